@@ -1,0 +1,36 @@
+# `make run` and `make test` do everything on a machine with Python 3.11, make and a C compiler.
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: help install run test check bench clean
+
+help:
+	@echo "make run     the main job: mutate the bigfish parent, select, play unseen levels"
+	@echo "make test    lint, types and tests"
+	@echo "make bench   the benchmarks that a CPU can run"
+	@echo "make clean   removes the virtual environment and caches, keeps runs/"
+
+install: .venv/installed
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	touch $@
+
+run: install
+	$(BIN)/python scripts/procgen_ensemble.py --env bigfish
+
+test: install check
+	$(BIN)/python -m pytest
+
+check: install
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: install
+	$(BIN)/python benchmarks/mutation.py
+
+clean:
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,237 @@
+"""PPO on Procgen through stable-baselines3, set as in Whitaker 2023, table 4.2.
+
+`docs/ppo.md` settles, one by one, where stable-baselines3 departs from the reference PPO.
+"""
+
+import ctypes
+import csv
+import os
+import re
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from stable_baselines3 import PPO
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import configure
+from stable_baselines3.common.vec_env import VecMonitor, VecNormalize
+from torch import nn
+from tqdm.auto import tqdm
+
+from agents.impala import PAPER_WIDTHS, ImpalaCNN
+from envs.procgen import TRAIN_LEVELS, Levels, Mode, ProcgenSimulator, ProcgenVecEnv
+
+
+@dataclass(frozen=True)
+class PPOSettings:
+    """The defaults are those of Whitaker 2023, table 4.2."""
+
+    total_timesteps: int = 10_000_000
+    """Environment steps in all."""
+    num_envs: int = 64
+    """Environments stepped together."""
+    rollout_steps: int = 256
+    """Steps of each environment between two updates."""
+    minibatches: int = 8
+    """Minibatches that a rollout is cut into."""
+    epochs: int = 3
+    """Passes over a rollout."""
+    learning_rate: float = 5e-4
+    """Adam's step size, constant."""
+    gamma: float = 0.999
+    """Discount, of the returns and of the reward normaliser."""
+    gae_lambda: float = 0.95
+    """Lambda of the generalised advantage estimate."""
+    clip_range: float = 0.2
+    """Clipping of the probability ratio and, as in the reference, of the value's change."""
+    entropy_coefficient: float = 0.01
+    """Weight of the entropy bonus."""
+    value_coefficient: float = 0.25
+    """Weight of the mean squared value error: the reference's 0.5 times its factor of one half."""
+    max_gradient_norm: float = 0.5
+    """Gradients are scaled down to this norm."""
+    target_kl: float | None = 0.01
+    """An update ends when the approximate KL passes 1.5 times this; None: never."""
+    widths: tuple[int, ...] = PAPER_WIDTHS
+    """Channels of the Impala blocks."""
+    frame_stack: int = 2
+    """Frames in an observation."""
+
+    def __post_init__(self) -> None:
+        positive = ("total_timesteps", "num_envs", "rollout_steps", "minibatches", "epochs")
+        for name in positive:
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.num_envs * self.rollout_steps % self.minibatches:
+            raise ValueError(
+                f"a rollout of {self.num_envs} x {self.rollout_steps} steps cannot be cut into "
+                f"{self.minibatches} equal minibatches"
+            )
+
+
+def make_training_env(
+    game: str, settings: PPOSettings, levels: Levels, mode: Mode, seed: int
+) -> VecNormalize:
+    """The game with episode statistics of the raw rewards, and normalised rewards on top."""
+    simulator = ProcgenSimulator(
+        game, settings.num_envs, levels, mode, settings.frame_stack, seed=seed
+    )
+    monitored = VecMonitor(ProcgenVecEnv(simulator))
+    return VecNormalize(monitored, norm_obs=False, norm_reward=True, gamma=settings.gamma)
+
+
+def make_ppo(env: VecNormalize, settings: PPOSettings, seed: int, device: str = "auto") -> PPO:
+    """An untrained agent with the reference's initialisation.
+
+    stable-baselines3's `ortho_init` would also re-initialise the convolutions; the reference
+    leaves them to the framework and makes only the two heads orthogonal (gain 0.01 and 1).
+    """
+    model = PPO(
+        "CnnPolicy",
+        env,
+        learning_rate=settings.learning_rate,
+        n_steps=settings.rollout_steps,
+        batch_size=settings.num_envs * settings.rollout_steps // settings.minibatches,
+        n_epochs=settings.epochs,
+        gamma=settings.gamma,
+        gae_lambda=settings.gae_lambda,
+        clip_range=settings.clip_range,
+        clip_range_vf=settings.clip_range,
+        ent_coef=settings.entropy_coefficient,
+        vf_coef=settings.value_coefficient,
+        max_grad_norm=settings.max_gradient_norm,
+        target_kl=settings.target_kl,
+        policy_kwargs={
+            "features_extractor_class": ImpalaCNN,
+            "features_extractor_kwargs": {"widths": settings.widths},
+            "net_arch": [],
+            "ortho_init": False,
+        },
+        seed=seed,
+        device=device,
+    )
+    for head, gain in ((model.policy.action_net, 0.01), (model.policy.value_net, 1.0)):
+        nn.init.orthogonal_(head.weight, gain)
+        nn.init.zeros_(head.bias)
+    return model
+
+
+def train(
+    game: str,
+    settings: PPOSettings,
+    out: Path,
+    levels: Levels = TRAIN_LEVELS,
+    mode: Mode = "easy",
+    seed: int = 0,
+    device: str = "auto",
+    checkpoint_every: int = 50_000,
+) -> PPO:
+    """The trained agent; goes on from the newest checkpoint in `out`, if there is one.
+
+    `out` gets `checkpoint-STEPS/` (the two newest), `curve.csv` (steps, mean return of the last
+    100 episodes) and TensorBoard logs.
+    """
+    keep_freed_memory()
+    out.mkdir(parents=True, exist_ok=True)
+    env = make_training_env(game, settings, levels, mode, seed)
+    try:
+        checkpoint = newest_checkpoint(out)
+        if checkpoint is None:
+            model = make_ppo(env, settings, seed, device)
+        else:
+            env = VecNormalize.load(str(checkpoint / "normalizer.pkl"), env.venv)
+            # other levels than those that the run began with: the steps done are part of the seed
+            done = int(checkpoint.name.removeprefix("checkpoint-"))
+            env.seed(seed + done)
+            model = PPO.load(checkpoint / "model.zip", env=env, device=device)
+        model.set_logger(configure(str(out), ["tensorboard"]))
+        remaining = settings.total_timesteps - model.num_timesteps
+        if remaining > 0:
+            progress = _Progress(out, settings.total_timesteps, checkpoint_every)
+            model.learn(remaining, progress, reset_num_timesteps=False)
+            save_checkpoint(model, out)
+        return model
+    finally:
+        env.close()
+
+
+def newest_checkpoint(out: Path) -> Path | None:
+    """The checkpoint folder with the most steps, None if `out` has none."""
+    found = [path for path in out.glob("checkpoint-*") if re.search(r"-\d+$", path.name)]
+    return max(found, key=lambda path: int(path.name.rsplit("-", 1)[1]), default=None)
+
+
+def save_checkpoint(model: PPO, out: Path, keep: int = 2) -> None:
+    """Writes `out/checkpoint-STEPS` whole or not at all, and keeps only the newest ones."""
+    target = out / f"checkpoint-{model.num_timesteps}"
+    if target.exists():
+        return
+    half_written = out / f".checkpoint-{os.getpid()}"
+    shutil.rmtree(half_written, ignore_errors=True)
+    half_written.mkdir()
+    try:
+        model.save(half_written / "model.zip")
+        normalizer = model.get_vec_normalize_env()
+        if normalizer is not None:
+            normalizer.save(str(half_written / "normalizer.pkl"))
+        half_written.rename(target)
+    finally:
+        shutil.rmtree(half_written, ignore_errors=True)
+    steps = sorted(int(path.name.rsplit("-", 1)[1]) for path in out.glob("checkpoint-*"))
+    for old in steps[:-keep]:
+        shutil.rmtree(out / f"checkpoint-{old}")
+
+
+class _Progress(BaseCallback):
+    """A progress bar, the training curve, and checkpoints between updates."""
+
+    def __init__(self, out: Path, total: int, checkpoint_every: int) -> None:
+        super().__init__()
+        self.out, self.total, self.checkpoint_every = out, total, checkpoint_every
+
+    def _on_training_start(self) -> None:
+        self.bar = tqdm(total=self.total, initial=self.model.num_timesteps, unit="step", desc="PPO")
+        self.saved_at = self.model.num_timesteps
+
+    def _on_rollout_start(self) -> None:  # the update is done: weights and optimizer agree
+        self.bar.update(self.model.num_timesteps - self.bar.n)
+        if self.model.num_timesteps - self.saved_at >= self.checkpoint_every:
+            save_checkpoint(self.model, self.out)
+            self.saved_at = self.model.num_timesteps
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_end(self) -> None:
+        episodes = list(self.model.ep_info_buffer or [])
+        if episodes:
+            mean_return = sum(episode["r"] for episode in episodes) / len(episodes)
+            self.bar.set_postfix_str(f"return {mean_return:.2f}")
+            curve = self.out / "curve.csv"
+            new = not curve.exists()
+            with curve.open("a", newline="") as file:
+                writer = csv.writer(file)
+                if new:
+                    writer.writerow(["steps", "mean_return"])
+                writer.writerow([self.model.num_timesteps, f"{mean_return:.4f}"])
+
+    def _on_training_end(self) -> None:
+        self.bar.update(self.model.num_timesteps - self.bar.n)
+        self.bar.close()
+
+
+def keep_freed_memory() -> None:
+    """Makes glibc reuse large freed blocks instead of returning them to the system.
+
+    A training step on a CPU frees and takes hundreds of megabytes again and again; without this a
+    third of its time goes into page faults.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    with_mallopt: Callable[[int, int], int] | None = getattr(ctypes.CDLL(None), "mallopt", None)
+    if with_mallopt is not None:
+        no_mmap, never_trim = (-4, 0), (-1, 2**31 - 1)
+        with_mallopt(*no_mmap)
+        with_mallopt(*never_trim)

@@ -1,0 +1,154 @@
+"""Members' predictions combined into one (Whitaker 2023, section 3.2.5)."""
+
+import copy
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from evo_subnets import storage
+from evo_subnets.mutation import Mutation, materialize
+from evo_subnets.subnetworks import Include, included, parameters
+
+Combine = Literal["mean", "vote", "logits"]
+
+KIND = "evo_subnets.ensemble"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What an ensemble of mutations is made of."""
+
+    parent: dict[str, Tensor]
+    include: tuple[str, ...]
+    mutations: tuple[Mutation, ...]
+    include_parent: bool
+
+
+class Ensemble(nn.Module):
+    """Models as one model, in eval mode, that gives log-probabilities.
+
+    combine: "mean" averages the members' softmax probabilities, "logits" their logits, "vote"
+    counts their most likely classes (so that a class without a vote has log-probability -inf).
+    `weights`, one for each member, make any of these a weighted mean.
+    """
+
+    weights: Tensor
+
+    def __init__(
+        self,
+        members: Sequence[nn.Module],
+        combine: Combine = "mean",
+        weights: Sequence[float] | None = None,
+    ) -> None:
+        super().__init__()
+        if not members:
+            raise ValueError("an ensemble needs at least one member")
+        if combine not in get_args(Combine):
+            raise ValueError(f"combine must be one of {get_args(Combine)}, got {combine!r}")
+        given = [1.0] * len(members) if weights is None else [float(w) for w in weights]
+        if len(given) != len(members) or not sum(given) > 0 or not min(given) >= 0:
+            raise ValueError(
+                f"weights must be {len(members)} numbers, none negative and not all zero, got {weights}"
+            )
+        self.members = nn.ModuleList(members)
+        self.combine: Combine = combine
+        self.register_buffer("weights", torch.tensor(given) / math.fsum(given), persistent=False)
+        self.recipe: Recipe | None = None
+        self.eval()
+
+    @classmethod
+    def from_mutations(
+        cls,
+        module: nn.Module,
+        mutations: Sequence[Mutation],
+        include_parent: bool = False,
+        combine: Combine = "mean",
+        weights: Sequence[float] | None = None,
+        include: Include = None,
+    ) -> "Ensemble":
+        """The children of `module`, each a module of its own; with `include_parent` it comes first.
+
+        BatchNorm keeps the parent's statistics, as in the paper: the noise within a trust region
+        moves them little. Re-estimate them (`torch.optim.swa_utils.update_bn`) for strong noise.
+        """
+        parent = parameters(module)
+        names = included(parent, include)
+        members = [copy.deepcopy(module)] if include_parent else []
+        for mutation in mutations:
+            member = copy.deepcopy(module)
+            materialize(parent, mutation, parameters(member), names)
+            members.append(member)
+        ensemble = cls(members, combine, weights)
+        state = {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
+        ensemble.recipe = Recipe(state, tuple(names), tuple(mutations), include_parent)
+        return ensemble
+
+    def member_logits(self, *inputs: Tensor) -> Tensor:
+        """(members, batch, classes): what each member says."""
+        return torch.stack([member(*inputs) for member in self.members])
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """(batch, classes) log-probabilities."""
+        logits = self.member_logits(*inputs)
+        weights = self.weights.to(logits.dtype).view(-1, *[1] * (logits.ndim - 1))
+        if self.combine == "logits":
+            return (logits * weights).sum(dim=0).log_softmax(dim=-1)
+        if self.combine == "vote":
+            votes = nn.functional.one_hot(logits.argmax(dim=-1), logits.shape[-1])
+            return (votes * weights).sum(dim=0).log()
+        return (logits.log_softmax(dim=-1) + weights.log()).logsumexp(dim=0)
+
+    def save(self, path: str | Path, parent_weights: bool = True) -> None:
+        """Writes the parent's weights once and four numbers a member, whole or not at all.
+
+        `parent_weights=False` leaves the weights out: what remains is some hundred bytes, among
+        them the parent's fingerprint.
+        """
+        if self.recipe is None:
+            raise ValueError("only an ensemble made by Ensemble.from_mutations can be saved")
+        recipe = self.recipe
+        description = {
+            "fingerprint": storage.fingerprint(recipe.parent),
+            "include": recipe.include,
+            "mutations": [dataclasses.astuple(mutation) for mutation in recipe.mutations],
+            "include_parent": recipe.include_parent,
+            "combine": self.combine,
+            "weights": self.weights.tolist(),
+        }
+        storage.save_tensors(path, recipe.parent if parent_weights else {}, KIND, description)
+
+    @classmethod
+    def load(cls, path: str | Path, module: nn.Module, restore: bool = False) -> "Ensemble":
+        """The ensemble of a file that `save` wrote, on `module`'s device.
+
+        `module` must be the parent: a ValueError says so if its weights are others. With `restore`
+        it gives only the architecture, and the parent's weights come from the file.
+        """
+        tensors, description = storage.load_tensors(path, KIND)
+        parent = module
+        if restore:
+            if not tensors:
+                raise ValueError(f"{path} holds no weights of the parent to restore")
+            parent = copy.deepcopy(module)
+            parent.load_state_dict(tensors)
+        found = storage.fingerprint(parent.state_dict())
+        if found != description["fingerprint"]:
+            raise ValueError(
+                f"{path} was made of another parent (fingerprint {description['fingerprint'][:12]}, "
+                f"this module has {found[:12]}): load it onto that one, or pass restore=True"
+            )
+        mutations = [Mutation(*numbers) for numbers in description["mutations"]]
+        return cls.from_mutations(
+            parent,
+            mutations,
+            description["include_parent"],
+            description["combine"],
+            description["weights"],
+            description["include"],
+        )

@@ -1,0 +1,160 @@
+"""`kernel.c`, compiled on first need for this machine and kept for later processes.
+
+A cold start must not cost what it saves. Networks are small at first: until a process has drawn
+some millions of elements, and while no compiled library is on disk, the plain torch code of
+`streams.py` serves, which gives the same bits. Then the C compiler runs once, for about a second.
+Without a C compiler everything stays right, and slow.
+"""
+
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+import warnings
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from evo_subnets.streams import NORMAL, UNIFORM, name_hash
+
+COMPILE_AFTER = 4_000_000
+"""Elements drawn by plain torch before a library that is not on disk is compiled."""
+CHUNK = 2**18
+"""Elements that one thread takes at a time; a multiple of streams.TILE."""
+SOURCE = Path(__file__).with_suffix(".c")
+FLAGS = ["-O3", "-march=native", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
+
+_drawn = 0
+
+
+class Key(ctypes.Structure):
+    """What a draw depends on, besides the element."""
+
+    _fields_ = (
+        ("seed", ctypes.c_uint64),
+        ("name", ctypes.c_uint64),
+        ("stream", ctypes.c_uint32),
+    )
+
+
+class Recipe(ctypes.Structure):
+    """An interval of u in units of 2**-24, and the factor of the noise."""
+
+    _fields_ = (
+        ("low", ctypes.c_uint32),
+        ("width", ctypes.c_uint32),
+        ("sigma", ctypes.c_float),
+        ("unused", ctypes.c_uint32),
+    )
+
+
+def available(elements: int) -> bool:
+    """Whether the compiled library shall draw the next `elements` elements."""
+    global _drawn
+    if os.environ.get("EVO_SUBNETS_EAGER"):
+        return False
+    _drawn += elements
+    if _drawn < COMPILE_AFTER and not library_path().exists():
+        return False
+    return library() is not None
+
+
+@cache
+def library() -> ctypes.CDLL | None:
+    """The compiled library, None where it cannot be had."""
+    path = library_path()
+    try:
+        if not path.exists():
+            _compile(path)
+        return ctypes.CDLL(str(path))
+    except (OSError, subprocess.CalledProcessError) as error:
+        reason = getattr(error, "stderr", None) or str(error)
+        warnings.warn(
+            "no compiled draws: children are built by plain torch, some 30 times slower; "
+            f"a C compiler on the path (or named in CC) mends this ({reason.strip()[:200]})",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return None
+
+
+@cache
+def library_path() -> Path:
+    """Where the library of this source, compiler and processor is kept."""
+    known = hashlib.sha256(SOURCE.read_bytes())
+    for part in (*FLAGS, _compiler(), platform.platform(), _processor()):
+        known.update(part.encode() + b"\0")
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    return Path(home) / "evo_subnets" / f"kernel-{known.hexdigest()[:16]}.so"
+
+
+def _compiler() -> str:
+    return os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or "cc"
+
+
+def _processor() -> str:
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return platform.processor()
+    return next((line for line in text.splitlines() if line.startswith(("flags", "Features"))), "")
+
+
+def _compile(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:  # renamed whole: others may race
+        built = Path(folder) / path.name
+        command = [_compiler(), *FLAGS, "-shared", "-fPIC", "-o", str(built), str(SOURCE), "-lm"]
+        subprocess.run(command, check=True, capture_output=True, text=True)
+        built.replace(path)
+
+
+def perturb(
+    name: str,
+    parent: Tensor,
+    outs: Sequence[Tensor],
+    seed: int,
+    recipes: Sequence[Recipe],
+    start: int = 0,
+) -> None:
+    """Writes the siblings of one seed, one for each recipe, into `outs`.
+
+    All tensors are contiguous float32 on the CPU and hold the parameter's elements from `start` on.
+    The work is shared by torch's number of threads.
+    """
+    compiled = library()
+    assert compiled is not None
+    array = (Recipe * len(recipes))(*recipes)
+    hashed = name_hash(name)
+    uniform_key, normal_key = Key(seed, hashed, UNIFORM), Key(seed, hashed, NORMAL)
+
+    def run(first: int) -> None:
+        offset = 4 * first
+        pointers = (ctypes.c_void_p * len(outs))(*(out.data_ptr() + offset for out in outs))
+        compiled.evo_perturb(
+            ctypes.c_void_p(parent.data_ptr() + offset),
+            pointers,
+            array,
+            ctypes.c_uint32(len(outs)),
+            ctypes.c_uint64(start + first),
+            ctypes.c_uint64(min(CHUNK, parent.numel() - first)),
+            uniform_key,
+            normal_key,
+        )
+
+    firsts = range(0, parent.numel(), CHUNK)
+    threads = min(torch.get_num_threads(), len(firsts))
+    if threads > 1:
+        with ThreadPoolExecutor(threads) as pool:
+            for _ in pool.map(run, firsts):
+                pass
+    else:
+        for first in firsts:
+            run(first)

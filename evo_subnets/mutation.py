@@ -1,0 +1,198 @@
+"""ξ as noise on a subnetwork: children as four numbers (Whitaker 2023, section 4.2)."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from evo_subnets import kernel
+from evo_subnets.streams import LEVELS, check_seed, derive_seed, normal, uniform_levels
+from evo_subnets.subnetworks import MASK_CHUNK, Include, Params, Subnetwork, complement, included
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """A child: θ + sigma N(seed) where low <= u < high, θ elsewhere (Whitaker 2023, eq. 4.3).
+
+    `sigma` is in the weights' unit; a negative one mirrors the noise.
+    """
+
+    seed: int
+    sigma: float
+    low: float
+    high: float
+
+    def __post_init__(self) -> None:
+        check_seed(self.seed)
+        if not abs(self.sigma) < float("inf"):
+            raise ValueError(f"sigma must be finite, got {self.sigma}")
+        _ = self.subnetwork  # checks the bounds
+
+    @property
+    def subnetwork(self) -> Subnetwork:
+        """The weights that are perturbed."""
+        return Subnetwork(self.seed, self.low, self.high)
+
+    @property
+    def density(self) -> float:
+        """The expected fraction of the weights that are perturbed."""
+        return self.subnetwork.density
+
+    def mirrored(self) -> "Mutation":
+        """The sibling with the opposite noise (Whitaker 2023, eq. 4.10)."""
+        return replace(self, sigma=-self.sigma)
+
+    def partner(self) -> "Mutation":
+        """The sibling that perturbs all other weights (Whitaker 2023, eq. 4.9)."""
+        low, high = complement(self.low, self.high)
+        return replace(self, low=low, high=high)
+
+
+def check_density(density: float) -> float:
+    """The density itself; a ValueError where it is outside (0, 1]."""
+    if not 0 < density <= 1:
+        raise ValueError(f"density must be in (0, 1], got {density}")
+    return density
+
+
+def quads(population_size: int, sigma: float, density: float, seed: int) -> list[Mutation]:
+    """Children in fours that share a seed: a mutation, its partner, and the mirrors of both.
+
+    Whitaker 2023, eq. 4.8 to 4.11. The partners perturb a fraction 1 - density. At density 1 there
+    is nothing left for them, and a four is two mirrored pairs of different seeds instead.
+    """
+    if population_size < 4 or population_size % 4:
+        raise ValueError(
+            f"quads come in fours: population_size must be a multiple of 4, got {population_size}"
+        )
+    check_density(density)
+    population = []
+    for index in range(population_size // 4):
+        child = Mutation(derive_seed(seed, index), sigma, 0.0, density)
+        if density < 1:
+            other = child.partner()
+        else:
+            other = replace(child, seed=derive_seed(seed, index, "dense"))
+        population += [child, other, child.mirrored(), other.mirrored()]
+    return population
+
+
+def independent(population_size: int, sigma: float, density: float, seed: int) -> list[Mutation]:
+    """Children that share nothing, each with noise on a fraction `density` (algorithm 1)."""
+    if population_size < 1:
+        raise ValueError(f"population_size must be at least 1, got {population_size}")
+    check_density(density)
+    return [
+        Mutation(derive_seed(seed, index), sigma, 0.0, density) for index in range(population_size)
+    ]
+
+
+def materialize(
+    parent: Mapping[str, Tensor],
+    mutation: Mutation,
+    out: Params | None = None,
+    include: Include = None,
+) -> Params:
+    """The child's parameters, in the dtype and on the device of the parent, which is untouched.
+
+    `out` is a work buffer, for example what an earlier call returned: its tensors are overwritten
+    and it is returned. Parameters that are not mutated are the parent's own tensors, copied only
+    where `out` already holds another tensor for them. `include`: see `subnetworks.Include`.
+    """
+    return materialize_siblings(parent, [mutation], [{} if out is None else out], include)[0]
+
+
+def materialize_siblings(
+    parent: Mapping[str, Tensor],
+    mutations: Sequence[Mutation],
+    outs: Sequence[Params] | None = None,
+    include: Include = None,
+) -> list[Params]:
+    """The children of mutations that share a seed, for hardly more than the price of one.
+
+    One draw of u and of the noise serves all of them. `outs`: a work buffer for each.
+    """
+    seeds = {mutation.seed for mutation in mutations}
+    if len(seeds) != 1:
+        raise ValueError(f"siblings share one seed, got {len(seeds)} seeds")
+    outs = [{} for _ in mutations] if outs is None else outs
+    if len(outs) != len(mutations):
+        raise ValueError(f"expected {len(mutations)} work buffers, got {len(outs)}")
+    names = set(included(parent, include))
+    compiled = kernel.available(sum(parent[name].numel() for name in names))
+    for name, weight in parent.items():
+        if name in names:
+            buffers = [_buffer(out, name, weight) for out in outs]
+            _perturb(name, weight, mutations, buffers, compiled)
+            continue
+        for out in outs:
+            held = out.get(name)
+            if held is None or _same_memory(held, weight):
+                out[name] = weight
+            else:
+                held.copy_(weight)
+    return list(outs)
+
+
+def _same_memory(a: Tensor, b: Tensor) -> bool:
+    return a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
+
+
+def _buffer(out: Params, name: str, weight: Tensor) -> Tensor:
+    held = out.get(name)
+    if held is None or _same_memory(held, weight):
+        out[name] = held = torch.empty_like(weight)
+    elif (held.shape, held.dtype, held.device) != (weight.shape, weight.dtype, weight.device):
+        raise ValueError(
+            f"the work buffer of {name} is {tuple(held.shape)} {held.dtype} on {held.device}, the "
+            f"parent is {tuple(weight.shape)} {weight.dtype} on {weight.device}: use another buffer"
+        )
+    return held
+
+
+@torch.no_grad()
+def _perturb(
+    name: str,
+    weight: Tensor,
+    mutations: Sequence[Mutation],
+    outs: Sequence[Tensor],
+    compiled: bool,
+) -> None:
+    seed = mutations[0].seed
+    intervals = [mutation.subnetwork.interval for mutation in mutations]
+    compiled = compiled and weight.device.type == "cpu" and weight.dtype in COMPILED_DTYPES
+    recipes = [
+        kernel.Recipe(interval.low % LEVELS, interval.width, mutation.sigma)
+        for interval, mutation in zip(intervals, mutations, strict=True)
+    ]
+    if compiled and all(_is_plain(tensor) for tensor in (weight, *outs)):
+        kernel.perturb(name, weight, outs, seed, recipes)
+        return
+    flat = weight.reshape(-1)  # elements are numbered row-major whatever the memory format
+    flat_outs = [out.view(-1) if out.is_contiguous() else torch.empty_like(flat) for out in outs]
+    wide = torch.promote_types(weight.dtype, torch.float32)
+    for start in range(0, flat.numel(), MASK_CHUNK):
+        part = flat[start : start + MASK_CHUNK].to(wide)
+        if compiled:
+            children = [torch.empty_like(part) for _ in mutations]
+            kernel.perturb(name, part, children, seed, recipes, start)
+        else:
+            levels = uniform_levels(seed, name, part.numel(), start, weight.device)
+            noise = normal(seed, name, part.numel(), start, weight.device)
+            children = [
+                torch.where(interval.contains(levels), part + noise * mutation.sigma, part)
+                for mutation, interval in zip(mutations, intervals, strict=True)
+            ]
+        for child, flat_out in zip(children, flat_outs, strict=True):
+            flat_out[start : start + MASK_CHUNK] = child
+    for out, flat_out in zip(outs, flat_outs, strict=True):
+        if not out.is_contiguous():
+            out.copy_(flat_out.view(out.shape))
+
+
+COMPILED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    return tensor.dtype == torch.float32 and tensor.is_contiguous()

@@ -1,0 +1,183 @@
+"""Counter-based random draws: the same on every device, in every process and for any chunking.
+
+A draw is a function of (seed, parameter name, element, stream) and of nothing else: Philox 4x32-10
+(Salmon et al. 2011) with the seed as its key and (block, stream, name's hash) as its counter. This
+file defines the bits with plain torch operations, on any device; `kernel.c` gives the same bits on
+CPUs, faster.
+
+Elements are numbered in the parameter's memory order (row-major). Tiles of 64 elements take 16
+blocks of four words: element 16 w + j of a tile is word w of its block j.
+"""
+
+import hashlib
+from typing import Final
+
+import torch
+from torch import Tensor
+
+UNIFORM: Final = 0
+"""The stream of u, which decides what is in a subnetwork."""
+NORMAL: Final = 1
+"""The stream of the noise."""
+
+LANES: Final = 16
+TILE: Final = 4 * LANES
+"""Draws begin at multiples of this many elements."""
+LEVELS: Final = 2**24
+"""u is a multiple of 1 / LEVELS, which float32 holds exactly."""
+
+_MASK = 0xFFFFFFFF
+
+
+def training_stream(step: int) -> int:
+    """The stream of training step `step` (0, 1, ...), for masks drawn anew at every step."""
+    if not 0 <= step < 2**32 - 2:
+        raise ValueError(f"a training step must be in 0..2**32 - 3, got {step}")
+    return step + 2
+
+
+def check_seed(seed: int) -> int:
+    """The seed itself; a ValueError where it does not fit 63 bits."""
+    if not 0 <= seed < 2**63:
+        raise ValueError(f"a seed must be in 0..2**63 - 1, got {seed}")
+    return seed
+
+
+def derive_seed(seed: int, *path: int | str) -> int:
+    """An independent seed below 2**53 for each path, which JSON and float64 hold exactly."""
+    text = "/".join(str(part) for part in (seed, *path))
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 11
+
+
+def name_hash(name: str) -> int:
+    """64 bits that stand for a parameter's name in the counter."""
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")
+
+
+def philox(
+    counter: tuple[Tensor, int, int, int], key: tuple[int, int]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Philox 4x32-10 of 32-bit words held in int64: four words for each first counter word."""
+    c0 = counter[0]
+    c1, c2, c3 = (torch.full_like(c0, word) for word in counter[1:])
+    k0, k1 = key
+    for _ in range(10):
+        # int64 products wrap around, but their bits are those of the unsigned product
+        low, high = c0 * 0xD2511F53, c2 * 0xCD9E8D57
+        c0 = ((high >> 32) & _MASK) ^ c1 ^ k0
+        c1 = high & _MASK
+        c2 = ((low >> 32) & _MASK) ^ c3 ^ k1
+        c3 = low & _MASK
+        k0, k1 = (k0 + 0x9E3779B9) & _MASK, (k1 + 0xBB67AE85) & _MASK
+    return c0, c1, c2, c3
+
+
+def words(
+    seed: int,
+    name: str,
+    stream: int,
+    count: int,
+    start: int = 0,
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """(tiles, 4, 16) int64: the words of the tiles that hold elements start .. start + count."""
+    if start % TILE:
+        raise ValueError(f"draws start at a multiple of {TILE} elements, got {start}")
+    tiles = -(-count // TILE)
+    first = start // 4
+    blocks = torch.arange(first, first + tiles * LANES, dtype=torch.int64, device=device) & _MASK
+    seed, hashed = check_seed(seed), name_hash(name)
+    counter = (blocks, stream, hashed & _MASK, hashed >> 32)
+    drawn = philox(counter, (seed & _MASK, seed >> 32))
+    return torch.stack(drawn).view(4, tiles, LANES).transpose(0, 1)
+
+
+def uniform_levels(
+    seed: int,
+    name: str,
+    count: int,
+    start: int = 0,
+    device: torch.device | str = "cpu",
+    stream: int = UNIFORM,
+) -> Tensor:
+    """(count,) int64 in 0 .. 2**24 - 1: `uniform` times 2**24."""
+    return (words(seed, name, stream, count, start, device) >> 8).reshape(-1)[:count]
+
+
+def uniform(
+    seed: int,
+    name: str,
+    count: int,
+    start: int = 0,
+    device: torch.device | str = "cpu",
+    stream: int = UNIFORM,
+) -> Tensor:
+    """(count,) float32 in [0, 1), for elements `start` .. `start + count - 1` of a parameter."""
+    return uniform_levels(seed, name, count, start, device, stream).float() * (1 / LEVELS)
+
+
+def normal(
+    seed: int,
+    name: str,
+    count: int,
+    start: int = 0,
+    device: torch.device | str = "cpu",
+    stream: int = NORMAL,
+) -> Tensor:
+    """(count,) float32 standard normal numbers, for elements `start` .. of a parameter."""
+    drawn = words(seed, name, stream, count, start, device)
+    first, second = box_muller(drawn[:, 0::2], drawn[:, 1::2])
+    return torch.stack((first, second), dim=2).reshape(-1)[:count]
+
+
+def box_muller(w0: Tensor, w1: Tensor) -> tuple[Tensor, Tensor]:
+    """Two independent standard normal numbers of two 32-bit words (Box and Muller 1958).
+
+    sqrt(-2 ln u) cos(2 pi v) and its sine, by series in float32 additions, multiplications,
+    divisions and square roots alone: every IEEE machine rounds these alike, while the logarithms
+    and cosines of mathematical libraries differ. The error is below 1e-6 for a given u and v.
+    """
+    u = (w0 >> 1).float() * 2.0**-31 + 2.0**-32
+    # torch's float32 square root is not always the nearest float; float64's, rounded once, is
+    radius = (_logarithm(u) * -2.0).double().sqrt().float()
+    quadrant = ((w1 + 0x20000000) >> 30) & 3
+    rest = w1 - (quadrant << 30)  # in quarters of a turn, -2**29 .. 2**29
+    rest = torch.where(rest >= 2**31, rest - 2**32, rest)
+    sine, cosine = _sine_cosine(rest.float() * 1.4629180792671596e-9)  # pi / 2 / 2**30
+    odd = (quadrant & 1) == 1
+    c, d = torch.where(odd, sine, cosine), torch.where(odd, cosine, sine)
+    c = torch.where((quadrant == 1) | (quadrant == 2), -c, c)
+    d = torch.where(quadrant >= 2, -d, d)
+    return radius * c, radius * d
+
+
+def _logarithm(u: Tensor) -> Tensor:
+    bits = u.view(torch.int32)
+    exponent = (bits >> 23) - 127
+    mantissa = (bits & 0x7FFFFF) | 0x3F800000
+    large = (mantissa > 0x3FB504F3).int()  # above the square root of two
+    m = (mantissa - (large << 23)).view(torch.float32)
+    s = (m - 1.0) / (m + 1.0)  # ln m = 2 atanh s
+    z = s * s
+    series = z * (1 / 9) + (1 / 7)
+    series = series * z + (1 / 5)
+    series = series * z + (1 / 3)
+    series = series * z
+    s2 = s + s
+    e = (exponent + large).float()
+    # ln 2 in two parts, of which the first has few bits: e times it is exact
+    return e * 0.693359375 + (e * -2.12194440e-4 + (s2 * series + s2))
+
+
+def _sine_cosine(x: Tensor) -> tuple[Tensor, Tensor]:
+    y = x * x  # |x| <= pi / 4
+    sine = y * (1 / 362880) + (-1 / 5040)
+    sine = sine * y + (1 / 120)
+    sine = sine * y + (-1 / 6)
+    sine = (sine * y) * x + x
+    cosine = y * (-1 / 3628800) + (1 / 40320)
+    cosine = cosine * y + (-1 / 720)
+    cosine = cosine * y + (1 / 24)
+    cosine = cosine * y + (-1 / 2)
+    cosine = cosine * y + 1.0
+    return sine, cosine

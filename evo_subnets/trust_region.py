@@ -1,0 +1,175 @@
+"""How strong a mutation may be: a bound on how far outputs move (Whitaker 2023, section 4.2.1)."""
+
+import copy
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from evo_subnets.mutation import check_density, materialize, quads
+from evo_subnets.subnetworks import Include, included, parameters
+
+Measure = Literal["kl", "mse"]
+
+TOLERANCE = 0.1
+"""The root search ends within this fraction of the target."""
+MAX_TRIALS = 8
+"""Divergence evaluations that the root search may spend on one density."""
+
+
+def divergence(parent_logits: Tensor, child_logits: Tensor, measure: Measure = "kl") -> float:
+    """How far the child's outputs are from the parent's, averaged over samples; not negative.
+
+    Both are (samples, classes). "kl" is KL(parent || child) of their softmax in nats (Whitaker
+    2023, eq. 4.5); "mse" is the squared difference of the outputs as they are, summed over classes
+    (eq. 4.4). NaN where outputs are not finite.
+    """
+    if parent_logits.shape != child_logits.shape or parent_logits.ndim != 2:
+        raise ValueError(
+            "expected two (samples, classes) tensors, got "
+            f"{tuple(parent_logits.shape)} and {tuple(child_logits.shape)}"
+        )
+    parent, child = parent_logits.double(), child_logits.double()
+    if measure == "mse":
+        return (parent - child).square().sum(dim=1).mean().item()
+    if measure != "kl":
+        raise ValueError(f"measure must be 'kl' or 'mse', got {measure!r}")
+    log_p, log_q = parent.log_softmax(dim=1), child.log_softmax(dim=1)
+    kl = (log_p.exp() * (log_p - log_q)).sum(dim=1).mean()
+    return kl.clamp(min=0.0).item()  # NaN stays NaN
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One measurement: the mean divergence of some children of this sigma and density."""
+
+    sigma: float
+    density: float
+    divergence: float
+
+
+@dataclass(frozen=True)
+class TrustRegion:
+    """The mutation strength that reaches the target, and every trial on the way."""
+
+    sigma: float
+    density: float
+    divergence: float
+    table: tuple[Trial, ...]
+
+
+def search_trust_region(
+    module: nn.Module,
+    inputs: Tensor,
+    target: float = 0.02,
+    densities: Sequence[float] = (0.5,),
+    sigmas: Sequence[float] | None = None,
+    children: int = 4,
+    seed: int = 0,
+    measure: Measure = "kl",
+    include: Include = None,
+    batch_size: int = 256,
+    on_trial: Callable[[Trial], None] | None = None,
+) -> TrustRegion:
+    """The sigma and density whose children diverge from the parent by `target` on `inputs`.
+
+    The divergence of a pair is the mean over `children` quads' members: the same noise for every
+    sigma, so that it is a smooth function of sigma. With `sigmas` every pair of the grid is tried
+    (the paper's search) and the pair closest to the target is returned. Without, a root search per
+    density (see `find_root`) finds sigma to within a tenth of the target, and the first density
+    that gets there is returned. `module` is left alone; it runs in eval mode, on `batch_size`
+    inputs at a time.
+    """
+    if target <= 0 or children < 1 or not len(inputs) or not densities:
+        raise ValueError(
+            "a trust region needs target > 0, children >= 1, inputs and densities, got "
+            f"target={target}, children={children}, {len(inputs)} inputs, densities={densities}"
+        )
+    for density in densities:
+        check_density(density)
+    work = copy.deepcopy(module).eval()
+    parent, child = parameters(module), parameters(work)
+    names = included(parent, include)
+    table: list[Trial] = []
+
+    @torch.no_grad()
+    def outputs() -> Tensor:
+        return torch.cat([work(batch) for batch in inputs.split(batch_size)])
+
+    parent_outputs = outputs()
+
+    def measured(sigma: float, density: float) -> float:
+        population = quads(-(-children // 4) * 4, sigma, density, seed)[:children]
+        total = 0.0
+        for mutation in population:
+            materialize(parent, mutation, child, names)
+            total += divergence(parent_outputs, outputs(), measure)
+        trial = Trial(sigma, density, total / children)
+        table.append(trial)
+        if on_trial is not None:
+            on_trial(trial)
+        return trial.divergence
+
+    if sigmas is not None:
+        for density in densities:
+            for sigma in sigmas:
+                measured(sigma, density)
+        best = min(table, key=lambda trial: _distance(trial.divergence, target))
+    else:
+        start = _weight_scale([parent[name] for name in names]) * 0.1
+        for density in densities:
+            first = len(table)
+            find_root(lambda sigma, density=density: measured(sigma, density), target, start)  # type: ignore[misc]
+            best = min(table[first:], key=lambda trial: _distance(trial.divergence, target))
+            if abs(best.divergence - target) <= TOLERANCE * target:
+                break
+        else:
+            best = min(table, key=lambda trial: _distance(trial.divergence, target))
+    return TrustRegion(best.sigma, best.density, best.divergence, tuple(table))
+
+
+def find_root(measured: Callable[[float], float], target: float, sigma: float) -> float:
+    """A sigma with `measured(sigma)` within TOLERANCE of `target`, from `sigma` on.
+
+    Divergence grows like a power of sigma, the square as long as sigma is small, so a secant on
+    the logarithms converges in a few steps. A bracket keeps it from running away: a step that
+    leaves it, or outputs that are not finite, bisect. After MAX_TRIALS the last sigma is returned.
+    """
+    low, high = 0.0, math.inf
+    previous: tuple[float, float] | None = None
+    for _ in range(MAX_TRIALS):
+        value = measured(sigma)
+        if abs(value - target) <= TOLERANCE * target:
+            return sigma
+        if math.isfinite(value) and value < target:
+            low = sigma
+        else:
+            high = sigma
+        step = sigma * 10.0 if value == 0 else sigma / 10.0
+        if math.isfinite(value) and value > 0:
+            slope = 2.0
+            here = (math.log(sigma), math.log(value))
+            if previous is not None and here[0] != previous[0]:
+                slope = (here[1] - previous[1]) / (here[0] - previous[0])
+                slope = min(max(slope, 0.5), 8.0)
+            previous = here
+            factor = (math.log(target) - here[1]) / slope
+            step = sigma * math.exp(min(max(factor, -math.log(100.0)), math.log(100.0)))
+        if not low < step < high:
+            step = math.sqrt(low * high) if low > 0 else high / 10.0
+        sigma = step
+    return sigma
+
+
+def _distance(value: float, target: float) -> float:
+    """On a logarithmic scale, and NaN last."""
+    return abs(math.log(value / target)) if value > 0 and math.isfinite(value) else math.inf
+
+
+def _weight_scale(weights: Sequence[Tensor]) -> float:
+    """Root mean square of the weights, of the layer where it is smallest."""
+    scales = [weight.double().square().mean().sqrt().item() for weight in weights]
+    return min((scale for scale in scales if scale > 0), default=1.0)

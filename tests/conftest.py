@@ -1,0 +1,23 @@
+"""One thread, and a guard: library calls must not move the global random generators."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def global_generators_stay(request):
+    """Fails a test whose library calls drew from a global generator; `moves_generators` opts out."""
+    torch.manual_seed(0)
+    np.random.seed(0)
+    random.seed(0)
+    before = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
+    yield
+    if "moves_generators" not in request.keywords:
+        assert torch.equal(before[0], torch.get_rng_state()), "torch's global generator moved"
+        assert (before[1] == np.random.get_state()[1]).all(), "numpy's global generator moved"
+        assert before[2] == random.getstate(), "random's global generator moved"
