@@ -53,6 +53,7 @@ class ImpalaCNN(BaseFeaturesExtractor):
     ) -> None:
         super().__init__(observation_space, features_dim)
         channels, height, width = observation_space.shape
+        self.widths = tuple(widths)
         inputs = [channels, *widths[:-1]]
         self.blocks = nn.Sequential(*map(ImpalaBlock, inputs, widths))
         with torch.no_grad():

@@ -3,8 +3,8 @@
 `docs/ppo.md` settles, one by one, where stable-baselines3 departs from the reference PPO.
 """
 
-import ctypes
 import csv
+import ctypes
 import os
 import re
 import shutil
@@ -28,8 +28,6 @@ from envs.procgen import TRAIN_LEVELS, Levels, Mode, ProcgenSimulator, ProcgenVe
 class PPOSettings:
     """The defaults are those of Whitaker 2023, table 4.2."""
 
-    total_timesteps: int = 10_000_000
-    """Environment steps in all."""
     num_envs: int = 64
     """Environments stepped together."""
     rollout_steps: int = 256
@@ -60,7 +58,7 @@ class PPOSettings:
     """Frames in an observation."""
 
     def __post_init__(self) -> None:
-        positive = ("total_timesteps", "num_envs", "rollout_steps", "minibatches", "epochs")
+        positive = ("num_envs", "rollout_steps", "minibatches", "epochs")
         for name in positive:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -121,6 +119,7 @@ def make_ppo(env: VecNormalize, settings: PPOSettings, seed: int, device: str = 
 def train(
     game: str,
     settings: PPOSettings,
+    total_timesteps: int,
     out: Path,
     levels: Levels = TRAIN_LEVELS,
     mode: Mode = "easy",
@@ -147,9 +146,9 @@ def train(
             env.seed(seed + done)
             model = PPO.load(checkpoint / "model.zip", env=env, device=device)
         model.set_logger(configure(str(out), ["tensorboard"]))
-        remaining = settings.total_timesteps - model.num_timesteps
+        remaining = total_timesteps - model.num_timesteps
         if remaining > 0:
-            progress = _Progress(out, settings.total_timesteps, checkpoint_every)
+            progress = _Progress(out, total_timesteps, checkpoint_every)
             model.learn(remaining, progress, reset_num_timesteps=False)
             save_checkpoint(model, out)
         return model

@@ -6,6 +6,6 @@ from agents.ppo import PPOSettings
 PAPER = PPOSettings()
 """Whitaker 2023, table 4.2."""
 
-CPU = PPOSettings(total_timesteps=1_000_000, rollout_steps=64, target_kl=0.02, widths=COBBE_WIDTHS)
+CPU = PPOSettings(rollout_steps=64, target_kl=0.02, widths=COBBE_WIDTHS)
 """A fifth of the paper's network, and an update every 4,096 steps instead of every 16,384: a short
 run has too few of the latter."""

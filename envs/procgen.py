@@ -13,8 +13,6 @@ What the simulator does that its interface does not say, and what is done about 
   the k-th level of a slot then depends on the seed alone, not on what the policies did.
 """
 
-import contextlib
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -23,11 +21,9 @@ import gymnasium
 import numpy as np
 import numpy.typing as npt
 from gymnasium.vector import AutoresetMode
+from procgen import ProcgenGym3Env
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices
-
-with contextlib.redirect_stderr(io.StringIO()):  # gym prints that it is no longer maintained
-    from procgen import ProcgenGym3Env
 
 Mode = Literal["easy", "hard"]
 Frames = npt.NDArray[np.uint8]
@@ -170,7 +166,7 @@ class ProcgenSimulator:
         self.reset(seed)
 
     def reset(self, seed: int | None = None) -> Frames:
-        """The first observations of new episodes; with a seed, those of that seed's first levels."""
+        """The first observations of new episodes; with a seed, of that seed's first levels."""
         if seed is None:
             self._simulator.act(np.full(self.num_envs, RESET_ACTION, dtype=np.int32))
         else:
@@ -188,7 +184,7 @@ class ProcgenSimulator:
         _, observation, _ = self._simulator.observe()
         self._push(observation["rgb"], np.ones(self.num_envs, dtype=np.bool_))
         self.elapsed[:] = 0
-        return self._stack.copy()
+        return self.observation
 
     def step(self, actions: npt.ArrayLike) -> Transition:
         """One step with an action in 0..14 for every environment; ended episodes start anew."""
@@ -197,7 +193,7 @@ class ProcgenSimulator:
             raise ValueError(f"expected {self.num_envs} actions, got shape {actions.shape}")
         self._simulator.act(actions)
         reward, observation, first = self._simulator.observe()
-        final_observation = self._stack.copy()
+        final_observation = self.observation
         self.elapsed += 1
         truncated = first & (self.elapsed >= self.time_limit)
         if truncated.any():  # a level completed on its very last step was not cut short
@@ -205,8 +201,13 @@ class ProcgenSimulator:
         self._push(observation["rgb"], first)
         self.elapsed[first] = 0
         return Transition(
-            self._stack.copy(), reward.copy(), first & ~truncated, truncated, final_observation
+            self.observation, reward.copy(), first & ~truncated, truncated, final_observation
         )
+
+    @property
+    def observation(self) -> Frames:
+        """(num_envs, 64, 64, 3 * frame_stack): what the environments show now."""
+        return self._stack.copy()
 
     def info(self, key: str) -> npt.NDArray[Any]:
         """`level_seed`, `prev_level_seed` or `prev_level_complete` of every environment."""
@@ -238,7 +239,7 @@ class ProcgenSimulator:
         self._simulator.callmethod("set_state", [state.simulator for state in states])
         self._stack[:] = np.stack([state.frames for state in states])
         self.elapsed[:] = [state.elapsed for state in states]
-        return self._stack.copy()
+        return self.observation
 
     def close(self) -> None:
         """Frees the simulator; a closed simulator raises on any use but `reset(seed)`."""

@@ -52,13 +52,15 @@ class Ensemble(nn.Module):
         if combine not in get_args(Combine):
             raise ValueError(f"combine must be one of {get_args(Combine)}, got {combine!r}")
         given = [1.0] * len(members) if weights is None else [float(w) for w in weights]
-        if len(given) != len(members) or not sum(given) > 0 or not min(given) >= 0:
+        if len(given) != len(members) or not 0 < sum(given) < math.inf or not min(given) >= 0:
             raise ValueError(
-                f"weights must be {len(members)} numbers, none negative and not all zero, got {weights}"
+                f"weights must be {len(members)} finite numbers, none negative and not all zero, "
+                f"got {weights}"
             )
         self.members = nn.ModuleList(members)
         self.combine: Combine = combine
         self.register_buffer("weights", torch.tensor(given) / math.fsum(given), persistent=False)
+        self.given_weights = given  # as given: normalising them twice moves them
         self.recipe: Recipe | None = None
         self.eval()
 
@@ -119,7 +121,7 @@ class Ensemble(nn.Module):
             "mutations": [dataclasses.astuple(mutation) for mutation in recipe.mutations],
             "include_parent": recipe.include_parent,
             "combine": self.combine,
-            "weights": self.weights.tolist(),
+            "weights": self.given_weights,
         }
         storage.save_tensors(path, recipe.parent if parent_weights else {}, KIND, description)
 
@@ -140,8 +142,9 @@ class Ensemble(nn.Module):
         found = storage.fingerprint(parent.state_dict())
         if found != description["fingerprint"]:
             raise ValueError(
-                f"{path} was made of another parent (fingerprint {description['fingerprint'][:12]}, "
-                f"this module has {found[:12]}): load it onto that one, or pass restore=True"
+                f"{path} was made of another parent: fingerprint "
+                f"{description['fingerprint'][:12]}, this module's is {found[:12]}; load it onto "
+                "that parent, or pass restore=True to take the weights of the file"
             )
         mutations = [Mutation(*numbers) for numbers in description["mutations"]]
         return cls.from_mutations(

@@ -129,6 +129,11 @@ class Evolution:
             raise ValueError(f"no child can be chosen: all {len(self.children)} failed ({reasons})")
         return select(alive, min(self.ensemble_size, len(alive)))
 
+    def model(self, child: Child) -> nn.Module:
+        """A child as a module of its own."""
+        only = Ensemble.from_mutations(self.module, [child.mutation], include=self.include)
+        return only.members[0]
+
     @property
     def ensemble(self) -> Ensemble:
         """The elites as one model."""
@@ -153,7 +158,8 @@ def evolve(
     """
     if ensemble_size > population_size:
         raise ValueError(
-            f"ensemble_size must not exceed population_size, got {ensemble_size} > {population_size}"
+            "ensemble_size must not exceed population_size, "
+            f"got {ensemble_size} > {population_size}"
         )
     evolution = Evolution(module, population_size, ensemble_size, sigma, density, seed, include)
     evolution.tell(evaluate(module, evolution.ask(), fitness, include, on_child))

@@ -10,6 +10,7 @@ import ctypes
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -111,7 +112,16 @@ def _compile(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:  # renamed whole: others may race
         built = Path(folder) / path.name
-        command = [_compiler(), *FLAGS, "-shared", "-fPIC", "-o", str(built), str(SOURCE), "-lm"]
+        command = [
+            *shlex.split(_compiler()),
+            *FLAGS,
+            "-shared",
+            "-fPIC",
+            "-o",
+            str(built),
+            str(SOURCE),
+            "-lm",
+        ]
         subprocess.run(command, check=True, capture_output=True, text=True)
         built.replace(path)
 

@@ -103,6 +103,7 @@ def materialize(
     return materialize_siblings(parent, [mutation], [{} if out is None else out], include)[0]
 
 
+@torch.no_grad()
 def materialize_siblings(
     parent: Mapping[str, Tensor],
     mutations: Sequence[Mutation],
@@ -151,7 +152,6 @@ def _buffer(out: Params, name: str, weight: Tensor) -> Tensor:
     return held
 
 
-@torch.no_grad()
 def _perturb(
     name: str,
     weight: Tensor,

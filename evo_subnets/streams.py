@@ -38,8 +38,8 @@ def training_stream(step: int) -> int:
 
 def check_seed(seed: int) -> int:
     """The seed itself; a ValueError where it does not fit 63 bits."""
-    if not 0 <= seed < 2**63:
-        raise ValueError(f"a seed must be in 0..2**63 - 1, got {seed}")
+    if not isinstance(seed, int) or not 0 <= seed < 2**63:
+        raise ValueError(f"a seed must be an int in 0..2**63 - 1, got {seed!r}")
     return seed
 
 

@@ -36,6 +36,11 @@ def included(params: Mapping[str, Tensor], include: Include = None) -> list[str]
         if unknown:
             raise ValueError(f"there are no parameters {unknown}; there are {list(params)}")
         names = [name for name in params if name in include]
+    for name in names:
+        if not params[name].is_floating_point():
+            raise ValueError(
+                f"{name} is {params[name].dtype}: only floating-point ones are mutated"
+            )
     if not names:
         raise ValueError(
             "no parameter is to be mutated: by default those with two or more dimensions are; "

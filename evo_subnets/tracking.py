@@ -1,19 +1,24 @@
 """What a run shows and leaves behind: progress bars, TensorBoard, tables."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
-
-T = TypeVar("T")
+from typing import Any
 
 
-def progress(items: Iterable[T], description: str, total: int | None = None) -> Iterable[T]:
-    """The same items, with a progress bar on standard error."""
+@contextmanager
+def bar(description: str, total: int) -> Iterator[Callable[[int, str], None]]:
+    """A progress bar on standard error; `advance(steps, note)` moves it."""
     from tqdm.auto import tqdm
 
-    bar: Iterable[T] = tqdm(items, desc=description, total=total, leave=True)
-    return bar
+    with tqdm(desc=description, total=total) as shown:
+
+        def advance(steps: int, note: str) -> None:
+            shown.set_postfix_str(note, refresh=False)
+            shown.update(steps)
+
+        yield advance
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -83,10 +83,12 @@ def search_trust_region(
     that gets there is returned. `module` is left alone; it runs in eval mode, on `batch_size`
     inputs at a time.
     """
-    if target <= 0 or children < 1 or not len(inputs) or not densities:
+    empty = not len(inputs) or not densities or (sigmas is not None and not sigmas)
+    if not 0 < target < math.inf or children < 1 or empty:
         raise ValueError(
-            "a trust region needs target > 0, children >= 1, inputs and densities, got "
-            f"target={target}, children={children}, {len(inputs)} inputs, densities={densities}"
+            "a trust region needs target > 0, children >= 1, inputs, densities and sigmas (or "
+            f"None), got target={target}, children={children}, {len(inputs)} inputs, "
+            f"densities={densities}, sigmas={sigmas}"
         )
     for density in densities:
         check_density(density)
@@ -128,6 +130,10 @@ def search_trust_region(
                 break
         else:
             best = min(table, key=lambda trial: _distance(trial.divergence, target))
+    if not math.isfinite(best.divergence):
+        raise ValueError(
+            "no trial gave a finite divergence: are the parent's outputs on these inputs finite?"
+        )
     return TrustRegion(best.sigma, best.density, best.divergence, tuple(table))
 
 

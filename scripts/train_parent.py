@@ -17,6 +17,8 @@ class Args:
 
     ppo: PPOSettings
     """PPO's hyper-parameters."""
+    total_timesteps: int
+    """Environment steps in all."""
     env: str = "bigfish"
     """Procgen game."""
     out: Path = Path("runs/train_parent")
@@ -35,8 +37,8 @@ class Args:
 
 
 PRESETS = {
-    "cpu": ("16-32-32 for 1 M steps, hours on two CPU cores", Args(CPU)),
-    "paper": ("32-64-128 for 10 M steps, as in table 4.2", Args(PAPER)),
+    "cpu": ("16-32-32 for 1 M steps, hours on two CPU cores", Args(CPU, 1_000_000)),
+    "paper": ("32-64-128 for 10 M steps, as in table 4.2", Args(PAPER, 10_000_000)),
 }
 
 
@@ -45,6 +47,7 @@ def main() -> None:
     train(
         args.env,
         args.ppo,
+        args.total_timesteps,
         args.out,
         mode=args.mode,
         seed=args.seed,

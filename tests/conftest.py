@@ -11,7 +11,7 @@ torch.set_num_threads(1)
 
 @pytest.fixture(autouse=True)
 def global_generators_stay(request):
-    """Fails a test whose library calls drew from a global generator; `moves_generators` opts out."""
+    """Fails a test that drew from a global generator, unless it is marked `moves_generators`."""
     torch.manual_seed(0)
     np.random.seed(0)
     random.seed(0)

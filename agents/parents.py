@@ -1,0 +1,92 @@
+"""Where a Procgen parent comes from: the repository, a file, or PPO."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from stable_baselines3 import PPO
+
+from agents.policies import Actor, load_actor, save_actor
+from agents.ppo import PPOSettings, train
+from envs.procgen import Mode
+from evo_subnets import storage
+
+SHIPPED = Path(__file__).parent.parent / "parents"
+
+
+def find_parent(
+    parent: str,
+    game: str,
+    out: Path,
+    settings: PPOSettings,
+    total_timesteps: int,
+    mode: Mode = "easy",
+    seed: int = 0,
+    device: str = "cpu",
+) -> tuple[Actor, str]:
+    """The parent and a line that says where it comes from.
+
+    `parent`: "auto", "train" or the path of a `policy.safetensors` or of a stable-baselines3 zip
+    (which is unpickled: only for files of one's own). Training goes to `out`, with checkpoints.
+    """
+    shipped = SHIPPED / game / "policy.safetensors"
+    if parent == "auto" and mode == "easy" and shipped.exists():
+        parent = str(shipped)
+    if parent not in ("auto", "train"):
+        path = Path(parent)
+        actor = load_zip(path) if path.suffix == ".zip" else load_actor(path)[0]
+        return check_actor(actor, parent).to(device), f"parent: {parent}"
+    remember_settings(out, game, settings, mode, seed)
+    agent = train(game, settings, total_timesteps, out, mode=mode, seed=seed, device=device)
+    actor = Actor.from_agent(agent)
+    about = {"game": game, "mode": mode, "seed": seed, "steps": agent.num_timesteps}
+    save_actor(out / "policy.safetensors", actor, about)
+    return actor.to(device), f"parent: trained for {agent.num_timesteps:,} steps in {out}"
+
+
+def load_zip(path: Path) -> Actor:
+    """The actor of a stable-baselines3 zip."""
+    if not path.is_file():
+        raise storage.StorageError(f"{path}: there is no such file")
+    try:
+        return Actor.from_agent(PPO.load(path, device="cpu"))
+    except Exception as error:  # a zip can be damaged in many ways; all mean the same to the user
+        line = " ".join(str(error).split())[:200]
+        raise storage.StorageError(
+            f"{path}: not a stable-baselines3 PPO agent that can be a parent: {line}"
+        ) from None
+
+
+def check_actor(actor: Actor, name: str) -> Actor:
+    """The actor itself; a ValueError where it is not one for Procgen."""
+    shape = actor.observation_space.shape
+    fits = shape is not None and len(shape) == 3 and shape[0] % 3 == 0 and shape[1:] == (64, 64)
+    if not fits or actor.head.out_features != 15:
+        raise ValueError(
+            f"{name}: a Procgen parent sees (3 * frame_stack, 64, 64) and has 15 actions, this one "
+            f"sees {shape} and has {actor.head.out_features}"
+        )
+    return actor
+
+
+def remember_settings(out: Path, game: str, settings: PPOSettings, mode: Mode, seed: int) -> None:
+    """Refuses to go on in a folder with a run of other settings."""
+    path = out / "settings.json"
+    asked = json.loads(json.dumps({"game": game, "mode": mode, "seed": seed, **asdict(settings)}))
+    if path.exists():
+        found = storage.read_json(path)
+        other = [name for name in asked if found.get(name) != asked[name]]
+        if other:
+            raise ValueError(
+                f"{out} holds a run with another {', '.join(other)}: "
+                "use another --out, or remove that folder"
+            )
+    storage.write_json(path, asked)
+
+
+def choose_device(device: str) -> str:
+    """ "auto" becomes "cuda" where there is a GPU, else "cpu"."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("there is no CUDA device here: use --device cpu")
+    return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device

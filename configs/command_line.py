@@ -1,0 +1,45 @@
+"""What all scripts share: options from dataclasses, errors in one line, a clean Ctrl-C."""
+
+import contextlib
+import io
+import re
+import sys
+from collections.abc import Callable
+from typing import TypeVar
+
+import tyro
+
+Args = TypeVar("Args")
+
+
+def run(kind: type[Args], job: Callable[[Args], None]) -> None:
+    """Parses the command line into `kind` and does the job; never returns from a failure.
+
+    Exit status: 0, 2 for bad options, 1 for what goes wrong later, 130 for Ctrl-C.
+    """
+    args = parse(lambda: tyro.cli(kind))
+    try:
+        job(args)
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {' '.join(str(error).split())}")
+    except KeyboardInterrupt:
+        print("\ninterrupted: nothing half-written is left behind", file=sys.stderr)
+        sys.exit(130)
+
+
+def parse(parser: Callable[[], Args]) -> Args:
+    """What the tyro parser returns; its boxed error messages become one line."""
+    caught = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(caught):
+            return parser()
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        words = " ".join(re.sub("[─│╭╮╰╯]", " ", caught.getvalue()).split())
+        words = re.sub(
+            r"^.*?(Error parsing [\w-]+: |Parsing error |Unrecognized options (?=U))", "", words
+        )
+        words = re.sub(r" For full helptext.*$", "", words)
+        print(f"error: {words} (--help lists the options)", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,329 @@
+"""evaluate, select, Evolution and evolve."""
+
+import math
+
+import pytest
+import torch
+from networks import all_same_bits, built, copied, mlp, noise, normalised, same_bits
+from torch import nn
+
+from evo_subnets import (
+    Child,
+    Ensemble,
+    Evolution,
+    Mutation,
+    evaluate,
+    evolve,
+    independent,
+    materialize,
+    parameters,
+    quads,
+    select,
+)
+
+
+def blobs(count, seed):
+    """Points around four centres, and the centre of each."""
+    centres = noise(4, 8, seed=100)
+    labels = torch.randint(4, (count,), generator=torch.Generator().manual_seed(seed))
+    return centres[labels] + noise(count, 8, seed=seed + 1), labels, centres
+
+
+def damaged():
+    """The best linear classifier of the blobs, after an accident."""
+    _, _, centres = blobs(1, 0)
+    module = built(lambda: nn.Linear(8, 4))
+    with torch.no_grad():
+        module.weight.copy_(centres + 0.8 * noise(4, 8, seed=7))
+        module.bias.copy_(-centres.square().sum(dim=1) / 2)
+    return module
+
+
+def accuracy_on(count, seed):
+    points, labels, _ = blobs(count, seed)
+
+    def accuracy(module):
+        with torch.no_grad():
+            return (module(points).argmax(dim=1) == labels).float().mean().item()
+
+    return accuracy
+
+
+def weight_sum(module):
+    return sum(parameter.double().sum().item() for parameter in module.parameters())
+
+
+def test_evaluate_gives_each_child_its_fitness_in_order():
+    module, mutations = mlp(), quads(8, 0.1, 0.5, 0)
+    children = evaluate(module, mutations, weight_sum)
+    assert [child.mutation for child in children] == mutations
+    for child in children:
+        params = materialize(parameters(module), child.mutation)
+        expected = sum(tensor.double().sum().item() for tensor in params.values())
+        assert child.fitness == expected
+        assert child.reason is None
+
+
+def test_evaluate_leaves_the_module_untouched():
+    module = normalised().train()
+    state = copied(module.state_dict())
+
+    def vandal(child):
+        assert child is not module
+        with torch.no_grad():
+            for tensor in child.state_dict().values():
+                tensor.fill_(3)
+        return 0.0
+
+    evaluate(module, quads(4, 0.1, 0.5, 0), vandal)
+    assert all(part.training for part in module.modules())
+    assert all_same_bits(copied(module.state_dict()), state)
+    assert all(parameter.requires_grad for parameter in module.parameters())
+
+
+def test_every_child_starts_from_the_parents_buffers_biases_and_mode():
+    module = normalised().train()
+    mutations = quads(4, 0.1, 0.5, 0)
+    expected = [materialize(parameters(module), mutation) for mutation in mutations]
+    seen = []
+
+    def fitness(child):
+        assert not any(part.training for part in child.modules())
+        seen.append(copied(child.state_dict()))
+        child.train()(noise(16, 5))  # moves BatchNorm's statistics
+        with torch.no_grad():
+            for parameter in child.parameters():
+                parameter.add_(1)
+        return 0.0
+
+    with torch.random.fork_rng(devices=[]):  # for Dropout
+        evaluate(module, mutations, fitness)
+    buffers = dict(module.named_buffers())
+    for state, params in zip(seen, expected, strict=True):
+        assert all_same_bits(state, {name: (params | buffers)[name] for name in state})
+
+
+def test_memory_does_not_grow_with_the_population():
+    seen = set()
+    evaluate(mlp(), quads(8, 0.1, 0.5, 0), lambda child: seen.add(id(child)) or 0.0)
+    assert len(seen) == 1
+
+
+def test_a_child_that_raises_fails_alone_with_its_reason():
+    mutations = quads(4, 0.1, 0.5, 0)
+    values = iter([1.0, ValueError("no more memory"), 3.0, None])
+
+    def fitness(child):
+        value = next(values)
+        if isinstance(value, Exception):
+            raise value
+        return value
+
+    children = evaluate(mlp(), mutations, fitness)
+    assert [child.fitness for child in children if child.reason is None] == [1.0, 3.0]
+    assert math.isnan(children[1].fitness)
+    assert children[1].reason == "ValueError: no more memory"
+    assert math.isnan(children[3].fitness)
+    assert children[3].reason.startswith("TypeError: ")
+
+
+def test_a_fitness_that_is_nan_fails_with_its_reason():
+    children = evaluate(mlp(), quads(4, 0.1, 0.5, 0), lambda child: math.nan)
+    assert {child.reason for child in children} == {"fitness is NaN"}
+
+
+@pytest.mark.parametrize("interrupt", [KeyboardInterrupt, SystemExit])
+def test_interrupts_pass_through(interrupt):
+    def fitness(child):
+        raise interrupt
+
+    with pytest.raises(interrupt):
+        evaluate(mlp(), quads(4, 0.1, 0.5, 0), fitness)
+
+
+def test_on_child_sees_every_child_at_once():
+    seen = []
+    counts = []
+
+    def fitness(child):
+        counts.append(len(seen))
+        return 0.0
+
+    children = evaluate(mlp(), quads(4, 0.1, 0.5, 0), fitness, on_child=seen.append)
+    assert seen == children
+    assert counts == [0, 1, 2, 3]
+
+
+def test_fitness_may_be_a_tensor_or_an_integer():
+    for value in (torch.tensor(2.0), 2, True):
+        (child,) = evaluate(mlp(), [Mutation(0, 0.1, 0, 1)], lambda _, value=value: value)
+        assert type(child.fitness) is float
+        assert child.fitness == float(value)
+
+
+def children_of(*fitnesses):
+    return [
+        Child(Mutation(seed, 0.1, 0.0, 0.5), fitness, "failed" if math.isnan(fitness) else None)
+        for seed, fitness in enumerate(fitnesses)
+    ]
+
+
+def chosen(children, k):
+    return [child.mutation.seed for child in select(children, k)]
+
+
+def test_select_takes_the_fittest_first_and_failures_last():
+    children = children_of(math.nan, 1.0, math.nan, 3.0, -math.inf, math.inf, 2.0)
+    assert chosen(children, 7) == [5, 3, 6, 1, 4, 0, 2]
+    assert chosen(children, 3) == [5, 3, 6]
+
+
+def test_select_counts_a_reason_as_failure_whatever_the_fitness():
+    children = [
+        Child(Mutation(0, 0.1, 0.0, 0.5), 9.0, "lied"),
+        Child(Mutation(1, 0.1, 0.0, 0.5), math.nan),
+        Child(Mutation(2, 0.1, 0.0, 0.5), -5.0),
+    ]
+    assert chosen(children, 1) == [2]
+
+
+def test_select_keeps_the_order_of_ties():
+    assert chosen(children_of(1.0, 2.0, 1.0, 2.0, 1.0), 5) == [1, 3, 0, 2, 4]
+
+
+def test_select_leaves_the_list_alone():
+    children = children_of(1.0, 2.0)
+    select(children, 1)
+    assert [child.fitness for child in children] == [1.0, 2.0]
+
+
+@pytest.mark.parametrize("k", [-1, 0, 4])
+def test_select_refuses_k_out_of_bounds(k):
+    with pytest.raises(ValueError, match=rf"k must be in 1\.\.3, .* got {k}"):
+        select(children_of(1.0, 2.0, 3.0), k)
+
+
+def test_generations_of_one_parent_differ_and_their_children_add_up():
+    module = damaged()
+    evolution = Evolution(module, 8, 4, 0.3, seed=5)
+    generations = [evolution.ask() for _ in range(3)]
+    assert len({mutation.seed for population in generations for mutation in population}) == 6
+    assert generations[0] == quads(8, 0.3, 0.5, 5)
+    fitness = accuracy_on(200, 1)
+    everyone = [evaluate(module, population, fitness) for population in generations]
+    for children in everyone:
+        evolution.tell(children)
+    assert evolution.children == [child for children in everyone for child in children]
+    assert evolution.elites == select(evolution.children, 4)
+    assert [child.mutation for child in evolution.elites] == list(
+        evolution.ensemble.recipe.mutations
+    )
+
+
+def test_asking_is_the_same_for_a_seed():
+    one, other = (Evolution(mlp(), 8, seed=5) for _ in range(2))
+    assert [one.ask(), one.ask()] == [other.ask(), other.ask()]
+    assert one.ask() != Evolution(mlp(), 8, seed=6).ask()
+
+
+def test_elites_are_never_failed_children():
+    evolution = Evolution(mlp(), ensemble_size=8)
+    evolution.tell(children_of(math.nan, 1.0, math.nan, 2.0))
+    assert [child.fitness for child in evolution.elites] == [2.0, 1.0]
+    assert len(evolution.ensemble.members) == 2
+
+
+def test_all_failed_is_an_error_that_gives_the_reasons():
+    def fitness(child):
+        raise RuntimeError("the simulator is gone")
+
+    evolution = evolve(mlp(), fitness, 4, 2)
+    with pytest.raises(ValueError, match=r"all 4 failed .*RuntimeError: the simulator is gone"):
+        _ = evolution.elites
+    with pytest.raises(ValueError, match="all 4 failed"):
+        _ = evolution.ensemble
+
+
+def test_evolving_mends_a_damaged_classifier():
+    module, fitness = damaged(), accuracy_on(500, 1)
+    evolution = evolve(module, fitness, population_size=64, ensemble_size=8, sigma=0.4)
+    before = fitness(module)
+    assert before < 0.9
+    assert min(child.fitness for child in evolution.elites) > before
+    assert fitness(evolution.ensemble) > before
+    unseen = accuracy_on(2000, 11)
+    assert unseen(evolution.ensemble) > unseen(module)
+
+
+def test_evolve_is_the_same_for_a_seed_and_leaves_the_module_alone():
+    module, fitness = damaged(), accuracy_on(200, 1)
+    state = copied(module.state_dict())
+    one, again, other = (evolve(module, fitness, 8, 4, 0.3, seed=seed) for seed in (3, 3, 4))
+    assert one.children == again.children
+    assert not {c.mutation for c in one.children} & {c.mutation for c in other.children}
+    x = noise(20, 8)
+    assert same_bits(one.ensemble(x), again.ensemble(x))
+    assert not torch.equal(one.ensemble(x), other.ensemble(x))
+    assert all_same_bits(copied(module.state_dict()), state)
+
+
+def test_an_ensemble_of_one_is_the_best_child():
+    module, fitness = damaged(), accuracy_on(200, 1)
+    evolution = evolve(module, fitness, 8, 1, 0.3)
+    (best,) = evolution.elites
+    assert best.fitness == max(child.fitness for child in evolution.children)
+    params = materialize(parameters(module), best.mutation)
+    x = noise(20, 8)
+    with torch.no_grad():
+        expected = torch.func.functional_call(module, params, (x,)).log_softmax(dim=-1)
+        assert same_bits(evolution.ensemble(x), expected)
+
+
+def test_members_behave_as_they_did_when_they_were_evaluated():
+    """Also with BatchNorm, whose statistics are the parent's in both."""
+    module, x = normalised().train(), noise(20, 5)
+    seen = {}
+
+    def fitness(child):
+        with torch.no_grad():
+            seen[weight_sum(child)] = child(x)
+        return weight_sum(child)
+
+    evolution = evolve(module, fitness, 8, 3, 0.3)
+    with torch.no_grad():
+        for member, child in zip(evolution.ensemble.members, evolution.elites, strict=True):
+            assert same_bits(member(x), seen[child.fitness])
+
+
+def test_include_holds_from_the_search_to_the_ensemble():
+    module = mlp()
+    evolution = evolve(module, weight_sum, 4, 2, 0.3, include=["2.bias"])
+    for member in evolution.ensemble.members:
+        assert same_bits(member[0].weight, module[0].weight)
+        assert same_bits(member[2].weight, module[2].weight)
+        assert not torch.equal(member[2].bias, module[2].bias)
+    assert evolution.ensemble.recipe.include == ("2.bias",)
+
+
+def test_independent_children_can_be_told_too():
+    module = mlp()
+    evolution = Evolution(module, ensemble_size=2)
+    evolution.tell(evaluate(module, independent(3, 0.1, 0.5, 0), weight_sum))
+    assert isinstance(evolution.ensemble, Ensemble)
+    assert len(evolution.ensemble.members) == 2
+
+
+def test_bad_arguments_are_refused_before_any_evaluation():
+    def fitness(child):
+        pytest.fail("evaluated")
+
+    for arguments, message in [
+        ({"population_size": 6, "ensemble_size": 2}, "multiple of 4, got 6"),
+        ({"population_size": 4, "ensemble_size": 8}, "must not exceed population_size, got 8 > 4"),
+        ({"ensemble_size": 0}, "ensemble_size must be at least 1, got 0"),
+        ({"density": 0.0}, r"density must be in \(0, 1\]"),
+        ({"sigma": math.nan}, "sigma must be finite"),
+        ({"include": ["nope"]}, r"no parameters \['nope'\]"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            evolve(mlp(), fitness, **arguments)

@@ -1,0 +1,363 @@
+"""The draws: known answers, independence, and the compiled kernel against plain torch."""
+
+import hashlib
+import os
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from networks import all_same_bits, noise, same_bits
+
+import evo_subnets
+from evo_subnets import Mutation, kernel, materialize, materialize_siblings, mutation, streams
+from evo_subnets.storage import fingerprint
+
+quick = settings(max_examples=30, deadline=None, derandomize=True, database=None)
+seeds = st.integers(0, 2**63 - 1)
+
+
+@pytest.fixture
+def compiled(monkeypatch):
+    """Makes the compiled kernel serve; skips where it cannot be had."""
+    monkeypatch.delenv("EVO_SUBNETS_EAGER", raising=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if kernel.library() is None:
+            pytest.skip("there is no C compiler here, and no compiled kernel in the cache")
+    assert kernel.available(0)
+
+
+@pytest.fixture
+def nothing_cached(monkeypatch, tmp_path):
+    """A process that has drawn nothing yet, on a machine whose cache is empty."""
+    monkeypatch.delenv("EVO_SUBNETS_EAGER", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(kernel, "_drawn", 0)
+    kernel.library.cache_clear()
+    kernel.library_path.cache_clear()
+    yield tmp_path
+    kernel.library.cache_clear()
+    kernel.library_path.cache_clear()
+
+
+@pytest.fixture
+def two_threads():
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(1)
+
+
+def reference_word(seed, name, stream, element):
+    """Philox 4x32-10 in Python's integers, for one element."""
+    tile, place = divmod(element, 64)
+    w, lane = divmod(place, 16)
+    hashed = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")
+    c = [(16 * tile + lane) % 2**32, stream, hashed % 2**32, hashed >> 32]
+    k = [seed % 2**32, seed >> 32]
+    for _ in range(10):
+        a, b = c[0] * 0xD2511F53, c[2] * 0xCD9E8D57
+        c = [b >> 32 ^ c[1] ^ k[0], b % 2**32, a >> 32 ^ c[3] ^ k[1], a % 2**32]
+        k = [(k[0] + 0x9E3779B9) % 2**32, (k[1] + 0xBB67AE85) % 2**32]
+    return c[w]
+
+
+ONES = 0xFFFFFFFF
+
+
+@pytest.mark.parametrize(
+    ("counter", "key", "expected"),
+    [
+        ((0, 0, 0, 0), (0, 0), (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
+        ((ONES,) * 4, (ONES,) * 2, (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD)),
+        (
+            (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344),
+            (0xA4093822, 0x299F31D0),
+            (0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1),
+        ),
+    ],
+)
+def test_philox_gives_the_published_answers(counter, key, expected):
+    first = torch.tensor([counter[0]], dtype=torch.int64)
+    drawn = streams.philox((first, *counter[1:]), key)
+    assert tuple(word.item() for word in drawn) == expected
+
+
+@pytest.mark.parametrize("start", [0, 64, 2**20, 2**34 - 64])
+def test_words_and_uniform_are_those_of_a_plain_reference(start):
+    seed, name, stream = 2**62 + 12345, "layer.weight", streams.training_stream(3)
+    expected = [reference_word(seed, name, stream, start + i) for i in range(130)]
+    words = streams.words(seed, name, stream, 130, start).reshape(-1)[:130]
+    assert words.tolist() == expected
+    uniform = streams.uniform(seed, name, 130, start, stream=stream)
+    assert uniform.dtype == torch.float32
+    assert uniform.tolist() == [(word >> 8) / 2**24 for word in expected]
+
+
+@quick
+@given(seed=seeds, tile=st.integers(0, 40), count=st.integers(1, 300))
+def test_draws_do_not_depend_on_the_chunking(seed, tile, count):
+    start = 64 * tile
+    for draw in (streams.uniform, streams.uniform_levels, streams.normal):
+        whole = draw(seed, "w", start + count)
+        assert torch.equal(draw(seed, "w", count, start), whole[start:])
+
+
+def test_draws_start_at_whole_tiles():
+    with pytest.raises(ValueError, match="multiple of 64 elements, got 63"):
+        streams.uniform(0, "w", 10, 63)
+
+
+def test_draws_differ_between_parameters_seeds_streams_and_places():
+    draws = [
+        streams.words(seed, name, stream, 4096, start).reshape(-1)
+        for seed in (0, 1, 2**32, 2**62)
+        for name in ("a.weight", "b.weight", "")
+        for stream in (streams.UNIFORM, streams.NORMAL, streams.training_stream(0))
+        for start in (0, 4096)
+    ]
+    for i, one in enumerate(draws):
+        for other in draws[:i]:
+            assert (one == other).float().mean() < 1e-3
+
+
+def test_uniform_is_in_zero_one_and_in_whole_levels():
+    u = streams.uniform(3, "w", 100_000)
+    assert u.min() >= 0
+    assert u.max() < 1
+    assert torch.equal(u * 2**24, (u * 2**24).round())
+    assert torch.equal(u, streams.uniform_levels(3, "w", 100_000).float() / 2**24)
+
+
+def test_normal_is_box_muller_of_the_same_words():
+    drawn = streams.words(5, "w", streams.NORMAL, 64 * 3000)
+    w0, w1 = drawn[:, 0::2].numpy(), drawn[:, 1::2].numpy()
+    u = (w0 >> 1).astype(np.float32) * np.float32(2**-31) + np.float32(2**-32)
+    radius = np.sqrt(-2 * np.log(u.astype(np.float64)))
+    turn = 2 * np.pi * w1 / 2**32
+    expected = np.stack([radius * np.cos(turn), radius * np.sin(turn)], axis=2).reshape(-1)
+    found = streams.normal(5, "w", 64 * 3000)
+    assert found.dtype == torch.float32
+    assert np.abs(found.numpy() - expected).max() < 1e-6
+
+
+def test_box_muller_is_finite_at_the_extremes():
+    extremes = torch.tensor([0, 1, 2, 2**29 - 1, 2**29, 2**30, 2**31, 3 << 29, 2**32 - 1])
+    w0, w1 = torch.cartesian_prod(extremes, extremes).T
+    first, second = streams.box_muller(w0, w1)
+    u = ((w0 >> 1).float() * 2.0**-31 + 2.0**-32).double()
+    turn = 2 * torch.pi * w1.double() / 2**32
+    radius = (-2 * u.log()).sqrt()
+    assert torch.allclose(first.double(), radius * turn.cos(), rtol=0, atol=1e-6)
+    assert torch.allclose(second.double(), radius * turn.sin(), rtol=0, atol=1e-6)
+
+
+def test_moments():
+    count = 2**20
+    u, n = streams.uniform(7, "w", count).double(), streams.normal(7, "w", count).double()
+    error = 5 / count**0.5
+    assert abs(u.mean() - 1 / 2) < error * 12**-0.5
+    assert abs(u.var() - 1 / 12) < error * 180**-0.5
+    assert abs(n.mean()) < error
+    assert abs(n.var() - 1) < error * 2**0.5
+    assert abs((n**3).mean()) < error * 15**0.5
+    assert abs((n**4).mean() - 3) < error * 96**0.5
+    assert abs((n.abs() > 3).double().mean() - 0.0026998) < error * 0.052
+    for lag in (1, 16, 32, 64):  # 16: the other number of a pair
+        assert abs((n[lag:] * n[:-lag]).mean()) < error
+        assert abs((n[lag:].square() * n[:-lag].square()).mean() - 1) < error * 8**0.5
+    assert abs((u * n).mean()) < error * 3**-0.5
+    normal = torch.distributions.Normal(0.0, 1.0)
+    ecdf = torch.arange(1, count + 1, dtype=torch.float64) / count
+    assert (normal.cdf(n.sort().values) - ecdf).abs().max() < 2.5 / count**0.5
+
+
+def test_the_bits_never_change():
+    """Saved ensembles of earlier releases are rebuilt from these draws."""
+    bits = [
+        streams.uniform(1, "w", 4096).numpy().tobytes(),
+        streams.normal(1, "w", 4096).numpy().tobytes(),
+        str(streams.derive_seed(1, 2, "three")).encode(),
+    ]
+    found = [hashlib.sha256(part).hexdigest()[:16] for part in bits]
+    assert found == ["e86402d4d0983845", "b35d30e416017bad", "0cd6c7f5a16b6b5e"]
+
+
+def test_training_streams_are_apart_from_the_others():
+    assert streams.training_stream(0) not in (streams.UNIFORM, streams.NORMAL)
+    assert streams.training_stream(2**32 - 3) == 2**32 - 1
+    for step in (-1, 2**32 - 2):
+        with pytest.raises(ValueError, match="a training step must be in"):
+            streams.training_stream(step)
+
+
+def test_derived_seeds_are_distinct_and_fit_float64():
+    derived = {streams.derive_seed(seed, index) for seed in range(50) for index in range(50)}
+    assert len(derived) == 2500
+    assert all(0 <= seed < 2**53 for seed in derived)
+    assert streams.derive_seed(1, 2) == streams.derive_seed(1, 2) != streams.derive_seed(12)
+
+
+def siblings(seed=11):
+    """A quad, and siblings whose intervals are inner, wrap around, empty or everything."""
+    child = Mutation(seed, 0.25, 0.0, 0.3)
+    return [
+        child,
+        child.partner(),
+        child.mirrored(),
+        child.partner().mirrored(),
+        Mutation(seed, 1e-3, 0.4, 0.6),
+        Mutation(seed, 3.0, 0.9, 0.2),
+        Mutation(seed, 1.0, 0.5, 0.5),
+        Mutation(seed, 1.0, 0.0, 1.0),
+        Mutation(seed, 1.0, 1.0, 0.25),
+    ]
+
+
+def compiled_and_eager(parent, mutations, monkeypatch, outs=None):
+    """The children of both, and how often the kernel was called."""
+    calls = []
+    perturb = kernel.perturb
+    monkeypatch.setattr(kernel, "perturb", lambda *args: (calls.append(args[0]), perturb(*args)))
+    fast = materialize_siblings(parent, mutations, outs)
+    count = len(calls)
+    monkeypatch.setenv("EVO_SUBNETS_EAGER", "1")
+    slow = materialize_siblings(parent, mutations)
+    assert len(calls) == count
+    return fast, slow, count
+
+
+SHAPES = [(1, 1), (1, 63), (64, 1), (5, 13), (33, 65), (8, 3, 3, 3), (17, 5, 1, 7), (129, 257)]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_kernel_gives_the_bits_of_plain_torch(shape, compiled, monkeypatch):
+    parent = {"a.weight": noise(*shape, seed=1), "b.weight": noise(*shape, seed=2)}
+    fast, slow, calls = compiled_and_eager(parent, siblings(), monkeypatch)
+    assert calls == 2
+    assert all(all_same_bits(a, b) for a, b in zip(fast, slow, strict=True))
+
+
+def test_kernel_keeps_negative_zeros_and_nan_of_the_parent(compiled, monkeypatch):
+    weight = torch.tensor([[-0.0, 0.0, float("nan"), float("inf"), -float("inf"), 1e-45]] * 64)
+    fast, slow, _ = compiled_and_eager({"w": weight}, siblings(), monkeypatch)
+    assert all(all_same_bits(a, b) for a, b in zip(fast, slow, strict=True))
+    empty = fast[6]["w"]
+    assert same_bits(empty, weight)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shape", [(6, 5, 3, 3), (16, 1, 5, 5), (3, 8, 1, 1)])
+def test_kernel_gives_the_bits_of_plain_torch_in_channels_last(shape, dtype, compiled, monkeypatch):
+    weight = noise(*shape).to(dtype).to(memory_format=torch.channels_last)
+    fast, slow, calls = compiled_and_eager({"w": weight}, siblings(), monkeypatch)
+    assert calls >= 1
+    assert all(all_same_bits(a, b) for a, b in zip(fast, slow, strict=True))
+
+
+def test_kernel_gives_the_bits_of_plain_torch_into_buffers_of_mixed_layouts(compiled, monkeypatch):
+    weight = noise(6, 5, 3, 3)
+    outs = [{"w": torch.empty_like(weight)} for _ in siblings()]
+    outs[1]["w"] = torch.empty_like(weight, memory_format=torch.channels_last)
+    fast, slow, _ = compiled_and_eager({"w": weight}, siblings(), monkeypatch, outs)
+    assert all(all_same_bits(a, b) for a, b in zip(fast, slow, strict=True))
+
+
+def test_chunks_continue_each_other(compiled, monkeypatch):
+    """Tiny chunks in every layer that cuts the work: 64-element starts, an odd rest."""
+    parent = {
+        "plain": noise(7, 45),
+        "last": noise(7, 5, 3, 3).to(memory_format=torch.channels_last),
+    }
+    whole = materialize_siblings(parent, siblings())
+    monkeypatch.setattr(kernel, "CHUNK", 128)
+    monkeypatch.setattr(mutation, "MASK_CHUNK", 64)
+    fast, slow, calls = compiled_and_eager(parent, siblings(), monkeypatch)
+    assert calls == 1 + 5
+    for a, b, c in zip(whole, fast, slow, strict=True):
+        assert all_same_bits(a, b)
+        assert all_same_bits(b, c)
+
+
+@pytest.mark.parametrize("start", [64, 640, 2**20, 2**34 - 64])
+def test_kernel_starts_anywhere(start, compiled):
+    parent, out = noise(150), torch.empty(150)
+    recipe = kernel.Recipe(2**22, 2**23, 0.5)
+    kernel.perturb("w", parent, [out], 2**63 - 1, [recipe], start)
+    levels = streams.uniform_levels(2**63 - 1, "w", 150, start)
+    changed = parent + streams.normal(2**63 - 1, "w", 150, start) * 0.5
+    inside = (levels >= 2**22) & (levels < 2**22 + 2**23)
+    assert same_bits(out, torch.where(inside, changed, parent))
+
+
+def test_kernel_gives_the_same_bits_on_two_threads(compiled, two_threads, monkeypatch):
+    monkeypatch.setattr(kernel, "CHUNK", 512)
+    parent = {"w": noise(123, 57)}
+    fast, slow, _ = compiled_and_eager(parent, siblings(), monkeypatch)
+    assert all(all_same_bits(a, b) for a, b in zip(fast, slow, strict=True))
+
+
+def test_kernel_writes_nothing_past_the_end(compiled):
+    for count in (1, 63, 64, 65, 127):
+        memory = torch.full((count + 64,), 9.0)
+        kernel.perturb("w", torch.zeros(count), [memory[:count]], 1, [kernel.Recipe(0, 2**24, 1.0)])
+        assert (memory[count:] == 9).all()
+        assert (memory[:count] != 9).all()
+
+
+CHILD = """
+import torch
+from evo_subnets import Mutation, materialize
+from evo_subnets.storage import fingerprint
+parent = {"w": torch.arange(1000.0).view(20, 50) / 7}
+print(fingerprint(materialize(parent, Mutation(123, 0.5, 0.25, 0.75))))
+"""
+
+
+def test_another_process_builds_the_same_child():
+    parent = {"w": torch.arange(1000.0).view(20, 50) / 7}
+    here = fingerprint(materialize(parent, Mutation(123, 0.5, 0.25, 0.75)))
+    run = subprocess.run(
+        [sys.executable, "-c", CHILD],
+        cwd=Path(evo_subnets.__file__).parents[1],
+        env={**os.environ, "EVO_SUBNETS_EAGER": "1", "PYTHONHASHSEED": "7"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert run.stdout.strip() == here
+
+
+def test_without_a_compiler_plain_torch_serves_with_one_warning(nothing_cached, monkeypatch):
+    monkeypatch.setenv("CC", str(nothing_cached / "no-such-compiler"))
+    monkeypatch.setattr(kernel, "COMPILE_AFTER", 1)
+    parent, child = {"w": noise(20, 30)}, Mutation(1, 0.1, 0.0, 0.5)
+    with pytest.warns(RuntimeWarning, match="no compiled draws.*a C compiler"):
+        found = materialize(parent, child)
+    again = materialize(parent, child)  # a second warning would be an error
+    monkeypatch.setenv("EVO_SUBNETS_EAGER", "1")
+    assert all_same_bits(found, materialize(parent, child))
+    assert all_same_bits(found, again)
+
+
+def test_small_networks_do_not_wait_for_a_compiler(nothing_cached, monkeypatch):
+    monkeypatch.setattr(
+        kernel, "_compile", lambda path: pytest.fail("compiled for a small network")
+    )
+    for _ in range(10):
+        materialize({"w": noise(20, 30)}, Mutation(1, 0.1, 0.0, 0.5))
+    assert not kernel.available(kernel.COMPILE_AFTER - 6001)
+    assert not kernel.library_path().exists()
+
+
+def test_the_kernel_is_compiled_when_enough_was_drawn(compiled, nothing_cached):
+    assert not kernel.available(kernel.COMPILE_AFTER - 1)
+    assert kernel.available(1)
+    assert kernel.library_path().is_relative_to(nothing_cached)
+    files = [path for path in nothing_cached.rglob("*") if path.is_file()]
+    assert files == [kernel.library_path()]
