@@ -23,7 +23,8 @@ class ResidualBlock(nn.Module):
         self.second = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.second(F.relu_(self.first(F.relu(x))))
+        change: Tensor = self.second(F.relu_(self.first(F.relu(x))))
+        return x + change
 
 
 class ImpalaBlock(nn.Sequential):
@@ -59,7 +60,7 @@ class ImpalaCNN(BaseFeaturesExtractor):
         with torch.no_grad():
             flat = self.blocks(torch.zeros(1, channels, height, width)).numel()
         self.hidden = nn.Linear(flat, features_dim)
-        self.to(memory_format=torch.channels_last)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, observations: Tensor) -> Tensor:
         x = self.blocks(observations.contiguous(memory_format=torch.channels_last))

@@ -60,12 +60,12 @@ def load_zip(path: Path) -> Actor:
 
 def check_actor(actor: Actor, name: str) -> Actor:
     """The actor itself; a ValueError where it is not one for Procgen."""
-    shape = actor.observation_space.shape
-    fits = shape is not None and len(shape) == 3 and shape[0] % 3 == 0 and shape[1:] == (64, 64)
-    if not fits or actor.head.out_features != 15:
+    shape = actor.observation_shape
+    fits = len(shape) == 3 and shape[0] % 3 == 0 and shape[1:] == (64, 64)
+    if not fits or actor.actions != 15:
         raise ValueError(
             f"{name}: a Procgen parent sees (3 * frame_stack, 64, 64) and has 15 actions, this one "
-            f"sees {shape} and has {actor.head.out_features}"
+            f"sees {shape} and has {actor.actions}"
         )
     return actor
 

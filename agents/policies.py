@@ -34,13 +34,16 @@ class Actor(nn.Module):
         self,
         features: nn.Module,
         body: nn.Module,
-        head: nn.Linear,
+        head: nn.Module,
         observation_space: Space,
         normalize_images: bool = True,
     ) -> None:
         super().__init__()
         self.features, self.body, self.head = features, body, head
+        if observation_space.shape is None:
+            raise ValueError(f"a parent needs observations of one shape, got {observation_space}")
         self.observation_space = observation_space
+        self.observation_shape: tuple[int, ...] = observation_space.shape
         self.normalize_images = normalize_images
         self.eval()
 
@@ -70,6 +73,12 @@ class Actor(nn.Module):
             policy.normalize_images,
         )
 
+    @property
+    def actions(self) -> int:
+        """The number of actions."""
+        assert isinstance(self.head, nn.Linear)
+        return self.head.out_features
+
     def forward(self, observations: Tensor) -> Tensor:
         x = preprocess_obs(observations, self.observation_space, self.normalize_images)
         assert isinstance(x, Tensor)
@@ -90,13 +99,11 @@ def save_actor(path: str | Path, actor: Actor, about: dict[str, Any]) -> None:
     """Writes an Impala actor; `about` is kept with it (game, mode, steps, ...)."""
     if not isinstance(actor.features, ImpalaCNN):
         raise ValueError(f"only Impala actors are saved, got {type(actor.features).__name__}")
-    shape = actor.observation_space.shape
-    assert shape is not None
     network = {
         "widths": actor.features.widths,
         "features_dim": actor.features.features_dim,
-        "frame_stack": shape[0] // 3,
-        "actions": actor.head.out_features,
+        "frame_stack": actor.observation_shape[0] // 3,
+        "actions": actor.actions,
     }
     storage.save_tensors(path, actor.state_dict(), KIND, {"network": network, "about": about})
 
@@ -154,7 +161,7 @@ class EnsemblePolicy:
     @torch.inference_mode()
     def log_probabilities(self, observations: npt.NDArray[Any]) -> Tensor:
         """(batch, actions) log-probabilities of the actions."""
-        batches = self.observations(observations).split(BATCH_SIZE)
+        batches = torch.split(self.observations(observations), BATCH_SIZE)
         outputs = torch.cat([self.model(batch) for batch in batches])
         return (outputs / self.temperature).log_softmax(dim=-1)
 

@@ -111,6 +111,7 @@ def make_ppo(env: VecNormalize, settings: PPOSettings, seed: int, device: str = 
         device=device,
     )
     for head, gain in ((model.policy.action_net, 0.01), (model.policy.value_net, 1.0)):
+        assert isinstance(head, nn.Linear)
         nn.init.orthogonal_(head.weight, gain)
         nn.init.zeros_(head.bias)
     return model
@@ -185,6 +186,8 @@ def save_checkpoint(model: PPO, out: Path, keep: int = 2) -> None:
 
 class _Progress(BaseCallback):
     """A progress bar, the training curve, and checkpoints between updates."""
+
+    model: PPO
 
     def __init__(self, out: Path, total: int, checkpoint_every: int) -> None:
         super().__init__()

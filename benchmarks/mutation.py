@@ -10,7 +10,6 @@ torch definition and that both sides perturb with the same statistics.
 import gc
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -115,9 +114,9 @@ def plain(
     generator: torch.Generator,
 ) -> None:
     for name, weight in parent.items():
-        mask = torch.rand(weight.shape, generator=generator) < density
         noise = torch.randn(weight.shape, generator=generator)
-        torch.add(weight, sigma * noise * mask, out=out[name])
+        uniform = torch.rand(weight.shape, generator=generator)
+        out[name].copy_(weight + sigma * noise * (uniform < density))
 
 
 def copy(parent: dict[str, Tensor], out: dict[str, Tensor]) -> None:
@@ -173,15 +172,15 @@ def measure_memory(population_size: int, weights: int) -> None:
     evaluate(warm, quads(8, 0.01, 0.2, 0), lambda _: 0.0)  # loads what is loaded once
     module = Layers(network(weights, 25))
     gc.collect()
-    before = resident()
+    before = status_bytes("VmRSS")
     evaluate(module, quads(population_size, 0.01, 0.2, 0), lambda _: 0.0)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    print((peak - before) / (4 * weights))
+    print((status_bytes("VmHWM") - before) / (4 * weights))
 
 
-def resident() -> int:
+def status_bytes(field: str) -> int:
+    """Of this process: VmRSS is what is resident, VmHWM its peak."""
     status = Path("/proc/self/status").read_text()
-    return int(next(line for line in status.splitlines() if "VmRSS" in line).split()[1]) * 1024
+    return int(next(line for line in status.splitlines() if field in line).split()[1]) * 1024
 
 
 def cold_start(args: Args) -> str:

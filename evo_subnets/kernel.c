@@ -19,13 +19,10 @@ typedef struct {
 
 typedef struct {
     uint64_t seed, name; /* name: hash of the parameter's name */
-    uint32_t stream;
 } Key;
 
-/* Philox 4x32-10 (Salmon et al. 2011) of the counters (block + lane, stream, name).
- *
- * A 32-bit word sits in a 64-bit lane whose upper half is ignored: vector units multiply just so,
- * and nothing has to be moved between lanes until the end. Two vectors at a time hide latency. */
+/* A 32-bit word sits in a 64-bit lane whose upper half is ignored: vector units multiply just so,
+ * and nothing has to be moved between lanes until the end. */
 typedef uint64_t Words __attribute__((vector_size(32)));
 
 #ifdef __AVX2__
@@ -37,114 +34,129 @@ static inline Words multiply(Words a, Words b) {
 static inline Words multiply(Words a, Words b) { return (a & 0xFFFFFFFFu) * (b & 0xFFFFFFFFu); }
 #endif
 
-static inline void philox(Key key, uint64_t block, uint32_t out[4][LANES]) {
+/* Philox 4x32-10 (Salmon et al. 2011) of the counters (block + lane, stream, name) for the streams
+ * 0 and 1 at once: they share their keys, and most of their first three rounds, in which the
+ * stream's number has not yet reached every word. */
+static inline void philox(Key key, uint64_t block, uint32_t uniform[4][LANES],
+                          uint32_t normal[4][LANES]) {
     const Words zero = {0}, m0 = zero + 0xD2511F53u, m1 = zero + 0xCD9E8D57u;
-    uint64_t words[4][LANES];
-    for (int j = 0; j < LANES; j += 8) {
-        Words k0 = zero + (uint32_t)key.seed, k1 = zero + (key.seed >> 32);
-        Words c0 = (Words){0, 1, 2, 3} + (block + (uint64_t)j), d0 = c0 + 4;
-        Words c1 = zero + key.stream, d1 = c1;
-        Words c2 = zero + key.name, d2 = c2;
-        Words c3 = zero + (key.name >> 32), d3 = c3;
-        for (int round = 0; round < 10; round++) {
-            Words a = multiply(m0, c0), b = multiply(m1, c2);
-            Words e = multiply(m0, d0), f = multiply(m1, d2);
-            c0 = (b >> 32) ^ (c1 ^ k0);
-            d0 = (f >> 32) ^ (d1 ^ k0);
-            c2 = (a >> 32) ^ (c3 ^ k1);
-            d2 = (e >> 32) ^ (d3 ^ k1);
-            c1 = b, d1 = f, c3 = a, d3 = e;
-            k0 += 0x9E3779B9u;
-            k1 += 0xBB67AE85u;
+    const Words first0 = zero + (uint32_t)key.seed, first1 = zero + (key.seed >> 32);
+    const Words name = zero + key.name, name_high = zero + (key.name >> 32);
+    const Words b = multiply(m1, name);
+    uint64_t words[2][4][LANES];
+    for (int j = 0; j < LANES; j += 4) {
+        Words k0 = first0, k1 = first1;
+        Words counter = (Words){0, 1, 2, 3} + (block + (uint64_t)j);
+        Words c[2][4];
+        Words a = multiply(m0, counter); /* round 1, in which only word 0 knows the stream */
+        Words word2 = (a >> 32) ^ name_high ^ k1;
+        Words word0[2] = {(b >> 32) ^ k0, (b >> 32) ^ k0 ^ 1};
+        k0 += 0x9E3779B9u, k1 += 0xBB67AE85u;
+        Words e = multiply(m1, word2); /* round 2, after which words 0 and 1 are still shared */
+        for (int s = 0; s < 2; s++) {
+            Words d = multiply(m0, word0[s]);
+            c[s][0] = (e >> 32) ^ b ^ k0;
+            c[s][1] = e;
+            c[s][2] = (d >> 32) ^ a ^ k1;
+            c[s][3] = d;
         }
-        memcpy(&words[0][j], &c0, 32), memcpy(&words[0][j + 4], &d0, 32);
-        memcpy(&words[1][j], &c1, 32), memcpy(&words[1][j + 4], &d1, 32);
-        memcpy(&words[2][j], &c2, 32), memcpy(&words[2][j + 4], &d2, 32);
-        memcpy(&words[3][j], &c3, 32), memcpy(&words[3][j + 4], &d3, 32);
+        for (int round = 2; round < 10; round++) {
+            k0 += 0x9E3779B9u, k1 += 0xBB67AE85u;
+            for (int s = 0; s < 2; s++) {
+                Words low = multiply(m0, c[s][0]), high = multiply(m1, c[s][2]);
+                c[s][0] = (high >> 32) ^ (c[s][1] ^ k0);
+                c[s][2] = (low >> 32) ^ (c[s][3] ^ k1);
+                c[s][1] = high;
+                c[s][3] = low;
+            }
+        }
+        for (int s = 0; s < 2; s++)
+            for (int w = 0; w < 4; w++) memcpy(&words[s][w][j], &c[s][w], sizeof(Words));
     }
     for (int w = 0; w < 4; w++)
-        for (int j = 0; j < LANES; j++) out[w][j] = (uint32_t)words[w][j];
+        for (int j = 0; j < LANES; j++) {
+            uniform[w][j] = (uint32_t)words[0][w][j] >> 8;
+            normal[w][j] = (uint32_t)words[1][w][j];
+        }
+}
+
+static inline float float_of(uint32_t bits) {
+    float value;
+    memcpy(&value, &bits, 4);
+    return value;
+}
+
+static inline uint32_t bits_of(float value) {
+    uint32_t bits;
+    memcpy(&bits, &value, 4);
+    return bits;
 }
 
 /* Box and Muller 1958: two words to two standard normal numbers. See streams.py, box_muller. */
 static inline void box_muller(const uint32_t *w0, const uint32_t *w1, float *n0, float *n1) {
     for (int j = 0; j < LANES; j++) {
         float u = (float)(int32_t)(w0[j] >> 1) * 0x1p-31f + 0x1p-32f;
-        uint32_t bits;
-        memcpy(&bits, &u, 4);
-        int32_t exponent = (int32_t)(bits >> 23) - 127;
-        uint32_t mantissa = (bits & 0x7FFFFFu) | 0x3F800000u;
-        int32_t large = mantissa > 0x3FB504F3u; /* above the square root of two */
-        mantissa -= (uint32_t)large << 23;
-        exponent += large;
-        float m;
-        memcpy(&m, &mantissa, 4);
+        uint32_t bits = bits_of(u);
+        int32_t exponent = (int32_t)(bits - 0x3F3504F3u) >> 23;
+        float m = float_of(bits - ((uint32_t)exponent << 23));
         float s = (m - 1.0f) / (m + 1.0f);
         float z = s * s;
-        float series = z * (1.0f / 9) + (1.0f / 7);
-        series = series * z + (1.0f / 5);
+        float series = z * (1.0f / 7) + (1.0f / 5);
         series = series * z + (1.0f / 3);
         series = series * z;
         float s2 = s + s;
-        float e = (float)exponent;
-        float logarithm = e * 0.693359375f + (e * -2.12194440e-4f + (s2 * series + s2));
+        float logarithm = (float)exponent * 0.6931471805599453f + (s2 * series + s2);
         float radius = sqrtf(logarithm * -2.0f);
 
-        uint32_t quadrant = (w1[j] + 0x20000000u) >> 30;
-        int32_t rest = (int32_t)(w1[j] - (quadrant << 30));
+        uint32_t turn = w1[j] + 0x20000000u; /* the two highest bits are the quadrant */
+        int32_t rest = (int32_t)(turn & 0x3FFFFFFFu) - 0x20000000;
         float x = (float)rest * 1.4629180792671596e-9f; /* pi / 2 / 2^30 */
         float y = x * x;
-        float sine = y * (1.0f / 362880) + (-1.0f / 5040);
-        sine = sine * y + (1.0f / 120);
-        sine = sine * y + (-1.0f / 6);
+        float sine = y * -0.00019493497f + 0.008331958f;
+        sine = sine * y + -0.16666651f;
         sine = (sine * y) * x + x;
-        float cosine = y * (-1.0f / 3628800) + (1.0f / 40320);
-        cosine = cosine * y + (-1.0f / 720);
-        cosine = cosine * y + (1.0f / 24);
+        float cosine = y * 2.4435853e-05f + -0.0013887342f;
+        cosine = cosine * y + 0.041666646f;
         cosine = cosine * y + (-1.0f / 2);
         cosine = cosine * y + 1.0f;
-        uint32_t odd = quadrant & 1u;
-        float c = odd ? sine : cosine;
-        float d = odd ? cosine : sine;
-        c = (quadrant == 1u || quadrant == 2u) ? -c : c;
-        d = quadrant >= 2u ? -d : d;
-        n0[j] = radius * c;
-        n1[j] = radius * d;
+        int32_t odd = (int32_t)(turn << 1);
+        float c = odd < 0 ? sine : cosine;
+        float d = odd < 0 ? cosine : sine;
+        n0[j] = radius * float_of(bits_of(c) ^ ((turn ^ (turn << 1)) & 0x80000000u));
+        n1[j] = radius * float_of(bits_of(d) ^ (turn & 0x80000000u));
     }
 }
 
-/* 2^24 u of the tile's elements. */
-static inline void tile_uniform(Key key, uint64_t tile, uint32_t *out) {
-    uint32_t words[4][LANES];
-    philox(key, tile * LANES, words);
-    for (int w = 0; w < 4; w++)
-        for (int j = 0; j < LANES; j++) out[w * LANES + j] = words[w][j] >> 8;
-}
-
-static inline void tile_normal(Key key, uint64_t tile, float *out) {
-    uint32_t words[4][LANES];
-    philox(key, tile * LANES, words);
-    box_muller(words[0], words[1], out, out + LANES);
-    box_muller(words[2], words[3], out + 2 * LANES, out + 3 * LANES);
+/* One whole tile for one recipe. Values of u are below 2^24, so signed comparison serves. */
+static inline void tile_child(const uint32_t *restrict u, const float *restrict noise,
+                              const float *restrict parent, float *restrict child, Recipe r) {
+    for (int j = 0; j < TILE; j++) {
+        float changed = parent[j] + noise[j] * r.sigma;
+        int32_t distance = (int32_t)((u[j] - r.low) & 0xFFFFFFu);
+        child[j] = distance < (int32_t)r.width ? changed : parent[j];
+    }
 }
 
 /* outs[k][i] = parent[i] + sigma_k * noise[i] inside recipe k's interval, parent[i] elsewhere, for
  * the `count` elements from `start` on, a multiple of TILE. */
 void evo_perturb(const float *parent, float *const *outs, const Recipe *recipes, uint32_t siblings,
-                 uint64_t start, uint64_t count, Key uniform_key, Key normal_key) {
+                 uint64_t start, uint64_t count, Key key) {
+    uint32_t u[4][LANES], words[4][LANES];
+    float noise[TILE], from[TILE], to[TILE];
     for (uint64_t i = 0; i < count; i += TILE) {
-        uint32_t u[TILE];
-        float noise[TILE], from[TILE], to[TILE];
-        uint64_t n = count - i < TILE ? count - i : TILE;
-        tile_uniform(uniform_key, (start + i) / TILE, u);
-        tile_normal(normal_key, (start + i) / TILE, noise);
+        uint64_t n = count - i;
+        philox(key, (start + i) / 4, u, words);
+        box_muller(words[0], words[1], noise, noise + LANES);
+        box_muller(words[2], words[3], noise + 2 * LANES, noise + 3 * LANES);
+        if (n >= TILE) {
+            for (uint32_t k = 0; k < siblings; k++)
+                tile_child(u[0], noise, parent + i, outs[k] + i, recipes[k]);
+            continue;
+        }
+        memset(from, 0, sizeof from);
         memcpy(from, parent + i, n * sizeof(float));
         for (uint32_t k = 0; k < siblings; k++) {
-            Recipe r = recipes[k];
-            for (int j = 0; j < TILE; j++) {
-                float changed = from[j] + noise[j] * r.sigma;
-                to[j] = ((u[j] - r.low) & 0xFFFFFFu) < r.width ? changed : from[j];
-            }
+            tile_child(u[0], noise, from, to, recipes[k]);
             memcpy(outs[k] + i, to, n * sizeof(float));
         }
     }

@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from evo_subnets.streams import NORMAL, UNIFORM, name_hash
+from evo_subnets.streams import name_hash
 
 COMPILE_AFTER = 4_000_000
 """Elements drawn by plain torch before a library that is not on disk is compiled."""
@@ -36,12 +36,11 @@ _drawn = 0
 
 
 class Key(ctypes.Structure):
-    """What a draw depends on, besides the element."""
+    """What a draw depends on, besides the element and the stream."""
 
     _fields_ = (
         ("seed", ctypes.c_uint64),
         ("name", ctypes.c_uint64),
-        ("stream", ctypes.c_uint32),
     )
 
 
@@ -142,8 +141,7 @@ def perturb(
     compiled = library()
     assert compiled is not None
     array = (Recipe * len(recipes))(*recipes)
-    hashed = name_hash(name)
-    uniform_key, normal_key = Key(seed, hashed, UNIFORM), Key(seed, hashed, NORMAL)
+    key = Key(seed, name_hash(name))
 
     def run(first: int) -> None:
         offset = 4 * first
@@ -155,8 +153,7 @@ def perturb(
             ctypes.c_uint32(len(outs)),
             ctypes.c_uint64(start + first),
             ctypes.c_uint64(min(CHUNK, parent.numel() - first)),
-            uniform_key,
-            normal_key,
+            key,
         )
 
     firsts = range(0, parent.numel(), CHUNK)

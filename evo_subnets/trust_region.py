@@ -99,7 +99,7 @@ def search_trust_region(
 
     @torch.no_grad()
     def outputs() -> Tensor:
-        return torch.cat([work(batch) for batch in inputs.split(batch_size)])
+        return torch.cat([work(batch) for batch in torch.split(inputs, batch_size)])
 
     parent_outputs = outputs()
 

@@ -77,7 +77,7 @@ def observations(agent: PPO, env_id: str, seed: int) -> torch.Tensor:
     observation, seen = env.reset(), []
     for _ in range(64):
         seen.append(torch.as_tensor(observation))
-        observation = env.step(agent.predict(observation)[0])[0]  # type: ignore[assignment,arg-type]
+        observation = env.step(agent.predict(observation)[0])[0]  # type: ignore[arg-type]
     env.close()
     return torch.cat(seen)
 

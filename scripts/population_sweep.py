@@ -30,9 +30,12 @@ def main(args: SweepArgs) -> None:
     )  # fmt: skip
     print(source)
     space = actor.observation_space
-    assert space.shape is not None
     course = Course(
-        args.env, TRAIN_LEVELS, derive_seed(args.seed, "validation"), args.mode, space.shape[0] // 3
+        args.env,
+        TRAIN_LEVELS,
+        derive_seed(args.seed, "validation"),
+        args.mode,
+        actor.observation_shape[0] // 3,
     )
 
     def validate(model: nn.Module) -> float:

@@ -51,7 +51,6 @@ def main(args: ProcgenArgs) -> None:
     )  # fmt: skip
     print(source)
     space = actor.observation_space
-    assert space.shape is not None
 
     def policy(model: nn.Module, temperature: float = 1.0) -> EnsemblePolicy:
         return EnsemblePolicy(model, space, temperature, device)
@@ -60,7 +59,7 @@ def main(args: ProcgenArgs) -> None:
         # one seed for all children and all temperatures, another for the observations and the test
         seed = derive_seed(args.seed, levels)
         chosen = TEST_LEVELS if levels == "test" else TRAIN_LEVELS
-        return Course(args.env, chosen, seed, args.mode, space.shape[0] // 3)
+        return Course(args.env, chosen, seed, args.mode, actor.observation_shape[0] // 3)
 
     def validate(model: nn.Module, temperature: float = 1.0) -> float:
         agent = policy(model, temperature)
@@ -137,7 +136,7 @@ def main(args: ProcgenArgs) -> None:
             tracker.scalar("test/mean_return", float(episodes.returns.mean()), number)
         tracker.hyper_parameters(
             {**asdict(args), "sigma": sigma},
-            {"test/ensemble_return": rows[-1]["mean"], "test/parent_return": rows[0]["mean"]},
+            {"test/ensemble": float(rows[-1]["mean"]), "test/parent": float(rows[0]["mean"])},
         )
         if args.video:
             record_clip(policy(ensemble), course("test"), out / "ensemble.gif")
@@ -164,7 +163,7 @@ def report(args: ProcgenArgs, played: dict[str, Episodes]) -> list[dict[str, flo
     """Prints the table, every row compared with the first, level by level; its rows come back."""
     parent = next(iter(played.values())).returns
     rows: list[dict[str, float | str]] = []
-    lines = []
+    lines: list[list[str]] = []
     for name, episodes in played.items():
         returns = episodes.returns
         low, high = bootstrap_interval(returns)
