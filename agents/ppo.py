@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
@@ -80,6 +81,24 @@ def make_training_env(
     return VecNormalize(monitored, norm_obs=False, norm_reward=True, gamma=settings.gamma)
 
 
+def hyper_parameters(settings: PPOSettings) -> dict[str, Any]:
+    """The settings that may change between the parts of a run, in stable-baselines3's words."""
+    return {
+        "learning_rate": settings.learning_rate,
+        "n_steps": settings.rollout_steps,
+        "batch_size": settings.num_envs * settings.rollout_steps // settings.minibatches,
+        "n_epochs": settings.epochs,
+        "gamma": settings.gamma,
+        "gae_lambda": settings.gae_lambda,
+        "clip_range": settings.clip_range,
+        "clip_range_vf": settings.clip_range,
+        "ent_coef": settings.entropy_coefficient,
+        "vf_coef": settings.value_coefficient,
+        "max_grad_norm": settings.max_gradient_norm,
+        "target_kl": settings.target_kl,
+    }
+
+
 def make_ppo(env: VecNormalize, settings: PPOSettings, seed: int, device: str = "auto") -> PPO:
     """An untrained agent with the reference's initialisation.
 
@@ -89,18 +108,7 @@ def make_ppo(env: VecNormalize, settings: PPOSettings, seed: int, device: str = 
     model = PPO(
         "CnnPolicy",
         env,
-        learning_rate=settings.learning_rate,
-        n_steps=settings.rollout_steps,
-        batch_size=settings.num_envs * settings.rollout_steps // settings.minibatches,
-        n_epochs=settings.epochs,
-        gamma=settings.gamma,
-        gae_lambda=settings.gae_lambda,
-        clip_range=settings.clip_range,
-        clip_range_vf=settings.clip_range,
-        ent_coef=settings.entropy_coefficient,
-        vf_coef=settings.value_coefficient,
-        max_grad_norm=settings.max_gradient_norm,
-        target_kl=settings.target_kl,
+        **hyper_parameters(settings),
         policy_kwargs={
             "features_extractor_class": ImpalaCNN,
             "features_extractor_kwargs": {"widths": settings.widths},
@@ -130,6 +138,8 @@ def train(
 ) -> PPO:
     """The trained agent; goes on from the newest checkpoint in `out`, if there is one.
 
+    The hyper-parameters are then those given now; network and frame stack are the checkpoint's.
+
     `out` gets `checkpoint-STEPS/` (the two newest), `curve.csv` (steps, mean return of the last
     100 episodes) and TensorBoard logs.
     """
@@ -145,7 +155,9 @@ def train(
             # other levels than those that the run began with: the steps done are part of the seed
             done = int(checkpoint.name.removeprefix("checkpoint-"))
             env.seed(seed + done)
-            model = PPO.load(checkpoint / "model.zip", env=env, device=device)
+            model = PPO.load(
+                checkpoint / "model.zip", env=env, device=device, **hyper_parameters(settings)
+            )
         model.set_logger(configure(str(out), ["tensorboard"]))
         remaining = total_timesteps - model.num_timesteps
         if remaining > 0:

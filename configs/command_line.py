@@ -7,17 +7,15 @@ import sys
 from collections.abc import Callable
 from typing import TypeVar
 
-import tyro
-
 Args = TypeVar("Args")
 
 
-def run(kind: type[Args], job: Callable[[Args], None]) -> None:
-    """Parses the command line into `kind` and does the job; never returns from a failure.
+def run(parser: Callable[[], Args], job: Callable[[Args], None]) -> None:
+    """Does the job with what the tyro parser returns; ends the process where either fails.
 
     Exit status: 0, 2 for bad options, 1 for what goes wrong later, 130 for Ctrl-C.
     """
-    args = parse(lambda: tyro.cli(kind))
+    args = parse(parser)
     try:
         job(args)
     except (ValueError, OSError) as error:

@@ -31,7 +31,7 @@ class ProcgenArgs:
     """Standard deviation of the noise, in the weights' unit. None: from the trust region."""
     target_kl: float = 0.02
     """Mean KL divergence of a quad from the parent, in nats, that the trust region aims at."""
-    validation_episodes: int = 64
+    validation_episodes: int = 32
     """Episodes on training levels that a child's fitness is the mean return of."""
     test_episodes: int = 256
     """Episodes on unseen levels for each row of the report."""

@@ -3,7 +3,8 @@
 A cold start must not cost what it saves. Networks are small at first: until a process has drawn
 some millions of elements, and while no compiled library is on disk, the plain torch code of
 `streams.py` serves, which gives the same bits. Then the C compiler runs once, for about a second.
-Without a C compiler everything stays right, and slow.
+Without a C compiler everything stays right, and slow. The environment variable
+`EVO_SUBNETS_EAGER` (set to anything) leaves the compiled library out, for comparisons.
 """
 
 import ctypes

@@ -9,6 +9,7 @@ from agents.policies import Actor, EnsemblePolicy  # isort: skip  # first: it si
 
 import gymnasium
 import torch
+import tyro
 from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
@@ -83,4 +84,4 @@ def observations(agent: PPO, env_id: str, seed: int) -> torch.Tensor:
 
 
 if __name__ == "__main__":
-    run(Args, main)
+    run(lambda: tyro.cli(Args), main)

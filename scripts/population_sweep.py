@@ -5,6 +5,7 @@ tensorboard --logdir runs/population_sweep
 """
 
 import numpy as np
+import tyro
 from torch import nn
 
 from agents.evaluation import Course, collect_observations, play
@@ -91,4 +92,4 @@ def main(args: SweepArgs) -> None:
 
 
 if __name__ == "__main__":
-    run(SweepArgs, main)
+    run(lambda: tyro.cli(SweepArgs), main)

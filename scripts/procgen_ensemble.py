@@ -11,6 +11,7 @@ import time
 from dataclasses import asdict
 
 import numpy as np
+import tyro
 from torch import nn
 
 from agents.evaluation import (
@@ -210,4 +211,4 @@ def write_episodes(args: ProcgenArgs, played: dict[str, Episodes]) -> None:
 
 
 if __name__ == "__main__":
-    run(ProcgenArgs, main)
+    run(lambda: tyro.cli(ProcgenArgs), main)

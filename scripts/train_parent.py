@@ -1,14 +1,27 @@
-"""Trains a Procgen parent with PPO, and goes on where an earlier run was stopped."""
+"""Trains a Procgen parent with PPO, and goes on where an earlier run was stopped.
 
-from dataclasses import dataclass
+    python scripts/train_parent.py cpu --env bigfish --out runs/bigfish
+
+`policy.safetensors`, `card.json` and `curve.csv` of the folder are what `parents/ENV` holds.
+"""
+
+import shlex
+import sys
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import tyro
 
+from agents.evaluation import Course, bootstrap_interval, play
+from agents.parents import choose_device
+from agents.policies import Actor, EnsemblePolicy, save_actor
 from agents.ppo import PPOSettings, train
+from configs import command_line
 from configs.ppo import CPU, PAPER
-from envs.procgen import check_game
+from envs.procgen import TEST_LEVELS, TRAIN_LEVELS, Levels, check_game, normalized_return
+from evo_subnets import storage
+from evo_subnets.streams import derive_seed
 
 
 @dataclass(frozen=True)
@@ -27,6 +40,8 @@ class Args:
     """Procgen's distribution mode."""
     checkpoint_every: int = 50_000
     """Environment steps between two checkpoints."""
+    card_episodes: int = 256
+    """Episodes on training and on unseen levels for the model card."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the network runs."""
     seed: int = 0
@@ -34,6 +49,9 @@ class Args:
 
     def __post_init__(self) -> None:
         check_game(self.env)
+        for name in ("total_timesteps", "checkpoint_every", "card_episodes"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
 
 
 PRESETS = {
@@ -42,19 +60,49 @@ PRESETS = {
 }
 
 
-def main() -> None:
-    args = tyro.extras.overridable_config_cli(PRESETS)
-    train(
+def main(args: Args) -> None:
+    device = choose_device(args.device)
+    agent = train(
         args.env,
         args.ppo,
         args.total_timesteps,
         args.out,
         mode=args.mode,
         seed=args.seed,
-        device=args.device,
+        device=device,
         checkpoint_every=args.checkpoint_every,
     )
+    actor = Actor.from_agent(agent)
+    policy = EnsemblePolicy(actor, actor.observation_space, device=device)
+
+    def returns(levels: Levels, name: str) -> dict[str, Any]:
+        print(f"playing {args.card_episodes} episodes on {name} levels")
+        seed = derive_seed(args.seed, "card", name)
+        course = Course(args.env, levels, seed, args.mode, actor.observation_shape[0] // 3)
+        played = play(policy, course, args.card_episodes).returns
+        low, high = bootstrap_interval(played)
+        print(f"  return {played.mean():.2f} [{low:.2f}, {high:.2f}]")
+        return {
+            "mean": float(played.mean()),
+            "sd": float(played.std(ddof=1)),
+            "interval": [low, high],
+            "normalized": float(normalized_return(played.mean(), args.env, args.mode)),
+        }
+
+    card = {
+        "game": args.env,
+        "mode": args.mode,
+        "seed": args.seed,
+        "steps": agent.num_timesteps,
+        "ppo": asdict(args.ppo),
+        "command": shlex.join(["python", *sys.argv]),
+        "episodes": args.card_episodes,
+        "train_levels": returns(TRAIN_LEVELS, "training"),
+        "test_levels": returns(TEST_LEVELS, "unseen"),
+    }
+    save_actor(args.out / "policy.safetensors", actor, card)
+    storage.write_json(args.out / "card.json", card)
 
 
 if __name__ == "__main__":
-    main()
+    command_line.run(lambda: tyro.extras.overridable_config_cli(PRESETS), main)
