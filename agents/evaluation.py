@@ -5,6 +5,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event
 
 import numpy as np
 import numpy.typing as npt
@@ -80,21 +81,27 @@ def play(
     slots = sum(simulator.num_envs for simulator in simulators)
     quota = episodes // slots + (np.arange(slots) < episodes % slots)
     quotas = np.split(quota, np.cumsum([simulator.num_envs for simulator in simulators])[:-1])
-    workers = torch.get_num_threads() if policy.device.type == "cpu" else 1
+    threads = torch.get_num_threads() if policy.device.type == "cpu" else 1
+    workers = min(threads, len(simulators))
+    stop = Event()
 
     def run(group: int) -> Episodes:
-        if workers > 1:
-            torch.set_num_threads(1)  # of this thread alone
         generator = np.random.default_rng([course.seed, group])
         uniforms = None if deterministic else generator
-        return _play_group(policy, simulators[group], quotas[group], uniforms, on_episode)
+        return _play_group(policy, simulators[group], quotas[group], uniforms, on_episode, stop)
 
     try:
-        if min(workers, len(simulators)) == 1:
+        if workers == 1:
             groups = [run(group) for group in range(len(simulators))]
-        else:
-            with ThreadPoolExecutor(min(workers, len(simulators))) as pool:
-                groups = list(pool.map(run, range(len(simulators))))
+        else:  # set_num_threads is for the calling thread alone
+            with ThreadPoolExecutor(
+                workers, initializer=torch.set_num_threads, initargs=(1,)
+            ) as pool:
+                try:
+                    groups = list(pool.map(run, range(len(simulators))))
+                except BaseException:  # Ctrl-C reaches this thread alone
+                    stop.set()
+                    raise
     finally:
         for simulator in simulators:
             simulator.close()
@@ -111,6 +118,7 @@ def _play_group(
     quota: npt.NDArray[np.int64],
     generator: np.random.Generator | None,
     on_episode: Callable[[float], None] | None,
+    stop: Event,
 ) -> Episodes:
     slots, episodes = simulator.num_envs, int(quota.sum())
     first = np.concatenate(([0], np.cumsum(quota)[:-1]))
@@ -121,7 +129,7 @@ def _play_group(
     running_return = np.zeros(slots)
     running_length = np.zeros(slots, dtype=np.int64)
     observation = simulator.observation
-    while (active := np.flatnonzero(played < quota)).size:
+    while not stop.is_set() and (active := np.flatnonzero(played < quota)).size:
         uniforms = None if generator is None else generator.random(slots)[active]
         actions = np.full(slots, NO_OPERATION)
         actions[active] = policy.act(observation[active], uniforms)

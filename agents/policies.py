@@ -113,12 +113,13 @@ def load_actor(path: str | Path) -> tuple[Actor, dict[str, Any]]:
     tensors, description = storage.load_tensors(path, KIND)
     try:
         network = description["network"]
-        actor = impala_actor(
-            tuple(network["widths"]),
-            network["frame_stack"],
-            network["actions"],
-            network["features_dim"],
-        )
+        with torch.random.fork_rng(devices=[]):  # initial weights are drawn, and thrown away
+            actor = impala_actor(
+                tuple(network["widths"]),
+                network["frame_stack"],
+                network["actions"],
+                network["features_dim"],
+            )
         actor.load_state_dict(tensors)
         return actor, dict(description["about"])
     except (KeyError, TypeError, RuntimeError) as error:
@@ -150,8 +151,10 @@ class EnsemblePolicy:
 
     def observations(self, observations: npt.NDArray[Any]) -> Tensor:
         """(batch, *network shape), from one of the environment's layouts for images."""
-        observations = maybe_transpose(np.asarray(observations), self.observation_space)
-        shape = self.observation_space.shape
+        observations, shape = np.asarray(observations), self.observation_space.shape
+        assert shape is not None
+        if observations.ndim == len(shape) + 1:
+            observations = maybe_transpose(observations, self.observation_space)
         if observations.shape[1:] != shape:
             raise ValueError(
                 f"expected observations of shape (batch, *{shape}), got {observations.shape}"

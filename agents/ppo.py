@@ -23,6 +23,7 @@ from tqdm.auto import tqdm
 
 from agents.impala import PAPER_WIDTHS, ImpalaCNN
 from envs.procgen import TRAIN_LEVELS, Levels, Mode, ProcgenSimulator, ProcgenVecEnv
+from evo_subnets.streams import derive_seed
 
 
 @dataclass(frozen=True)
@@ -152,12 +153,12 @@ def train(
             model = make_ppo(env, settings, seed, device)
         else:
             env = VecNormalize.load(str(checkpoint / "normalizer.pkl"), env.venv)
-            # other levels than those that the run began with: the steps done are part of the seed
-            done = int(checkpoint.name.removeprefix("checkpoint-"))
-            env.seed(seed + done)
+            env.gamma = settings.gamma
             model = PPO.load(
                 checkpoint / "model.zip", env=env, device=device, **hyper_parameters(settings)
             )
+            # other levels than those that the run began with: the steps done are part of the seed
+            env.seed(derive_seed(seed, model.num_timesteps) % 2**31)
         model.set_logger(configure(str(out), ["tensorboard"]))
         remaining = total_timesteps - model.num_timesteps
         if remaining > 0:
@@ -169,10 +170,19 @@ def train(
         env.close()
 
 
+def checkpoints(out: Path) -> list[Path]:
+    """The checkpoint folders in `out`, in the order of their steps."""
+    steps = {
+        int(found[1]): path
+        for path in out.glob("checkpoint-*")
+        if (found := re.fullmatch(r"checkpoint-(\d+)", path.name))
+    }
+    return [steps[key] for key in sorted(steps)]
+
+
 def newest_checkpoint(out: Path) -> Path | None:
     """The checkpoint folder with the most steps, None if `out` has none."""
-    found = [path for path in out.glob("checkpoint-*") if re.search(r"-\d+$", path.name)]
-    return max(found, key=lambda path: int(path.name.rsplit("-", 1)[1]), default=None)
+    return next(reversed(checkpoints(out)), None)
 
 
 def save_checkpoint(model: PPO, out: Path, keep: int = 2) -> None:
@@ -191,9 +201,8 @@ def save_checkpoint(model: PPO, out: Path, keep: int = 2) -> None:
         half_written.rename(target)
     finally:
         shutil.rmtree(half_written, ignore_errors=True)
-    steps = sorted(int(path.name.rsplit("-", 1)[1]) for path in out.glob("checkpoint-*"))
-    for old in steps[:-keep]:
-        shutil.rmtree(out / f"checkpoint-{old}")
+    for old in checkpoints(out)[:-keep]:
+        shutil.rmtree(old)
 
 
 class _Progress(BaseCallback):

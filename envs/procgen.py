@@ -289,6 +289,7 @@ class ProcgenVectorEnv(gymnasium.vector.VectorEnv[Frames, npt.NDArray[np.int64],
         if isinstance(seed, list):
             raise ValueError("Procgen takes one integer seed for all environments, got a list")
         observation = self.simulator.reset(seed)
+        self.closed = False
         return observation, {"level_seed": self.simulator.info("level_seed")}
 
     def step(
