@@ -22,7 +22,8 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from agents.impala import PAPER_WIDTHS, ImpalaCNN
-from envs.procgen import TRAIN_LEVELS, Levels, Mode, ProcgenSimulator, ProcgenVecEnv
+from envs.adapters import ProcgenVecEnv
+from envs.procgen import TRAIN_LEVELS, Levels, Mode, ProcgenSimulator
 from evo_subnets.streams import derive_seed
 
 

@@ -7,6 +7,7 @@ with contextlib.redirect_stderr(io.StringIO()):  # both import gym, which prints
     import procgen  # noqa: F401
     import stable_baselines3  # noqa: F401
 
+from envs.adapters import ProcgenVecEnv, ProcgenVectorEnv
 from envs.procgen import (
     GAMES,
     TEST_LEVELS,
@@ -14,8 +15,6 @@ from envs.procgen import (
     Game,
     Levels,
     ProcgenSimulator,
-    ProcgenVecEnv,
-    ProcgenVectorEnv,
     SlotState,
     Transition,
     normalized_return,
