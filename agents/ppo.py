@@ -24,6 +24,7 @@ from tqdm.auto import tqdm
 from agents.impala import PAPER_WIDTHS, ImpalaCNN
 from envs.adapters import ProcgenVecEnv
 from envs.procgen import TRAIN_LEVELS, Levels, Mode, ProcgenSimulator
+from evo_subnets.storage import write_atomically
 from evo_subnets.streams import derive_seed
 
 
@@ -160,6 +161,7 @@ def train(
             )
             # other levels than those that the run began with: the steps done are part of the seed
             env.seed(derive_seed(seed, model.num_timesteps) % 2**31)
+            _cut_curve(out / "curve.csv", model.num_timesteps)
         model.set_logger(configure(str(out), ["tensorboard"]))
         remaining = total_timesteps - model.num_timesteps
         if remaining > 0:
@@ -204,6 +206,14 @@ def save_checkpoint(model: PPO, out: Path, keep: int = 2) -> None:
         shutil.rmtree(half_written, ignore_errors=True)
     for old in checkpoints(out)[:-keep]:
         shutil.rmtree(old)
+
+
+def _cut_curve(curve: Path, steps: int) -> None:
+    """Drops what was written after a checkpoint, which is to be done again."""
+    if curve.exists():
+        heading, *rows = curve.read_text().splitlines()
+        kept = [row for row in rows if int(row.split(",")[0]) <= steps]
+        write_atomically(curve, "".join(f"{row}\n" for row in (heading, *kept)).encode())
 
 
 class _Progress(BaseCallback):

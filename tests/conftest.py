@@ -9,6 +9,12 @@ import torch
 torch.set_num_threads(1)
 
 
+def pytest_configure(config):
+    # procgen's import leaves the file open
+    ignored = "ignore:unclosed file .*procgen.version.txt:ResourceWarning"
+    config.addinivalue_line("filterwarnings", ignored)
+
+
 @pytest.fixture(autouse=True)
 def global_generators_stay(request):
     """Fails a test that drew from a global generator, unless it is marked `moves_generators`."""

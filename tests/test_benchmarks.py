@@ -1,0 +1,28 @@
+"""Every benchmark, tiny: it runs to its end and says what it promises to measure."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_the_mutation_benchmark_runs_to_its_end(tmp_path):
+    process = subprocess.run(
+        [sys.executable, "benchmarks/mutation.py", "--weights", "200000", "--layers", "2",
+         "--rounds", "2", "--threads", "1"],
+        cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert process.returncode == 0, process.stderr
+    assert process.stderr == ""
+    text = process.stdout
+    assert "200,000 weights in 2 matrices, 1 threads, 2 alternations." in text
+    for side in ("plain torch", "memory copy", "one child", "a quad"):
+        seconds = re.search(rf"^{side} +(\d+\.\d+) ", text, re.MULTILINE)
+        assert seconds, side
+        assert float(seconds[1]) >= 0
+    assert re.search(r"population of +16: +-?\d+\.\d\d", text)
+    assert re.search(r"population of +1024: +-?\d+\.\d\d", text)
+    assert len(re.findall(r"on disk +\d+\.\d{3}", text)) == 5
