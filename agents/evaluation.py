@@ -37,8 +37,9 @@ class Course:
     def simulators(self, episodes: int) -> list[ProcgenSimulator]:
         """The groups of environments for so many episodes, on their first levels."""
         num_envs = min(self.num_envs, episodes)
-        sizes = [min(GROUP, num_envs - start) for start in range(0, num_envs, GROUP)]
-        return [self.simulator(size, group) for group, size in enumerate(sizes)]
+        group = min(GROUP, -(-num_envs // 2))  # two groups at least: two threads, if there are
+        sizes = [min(group, num_envs - start) for start in range(0, num_envs, group)]
+        return [self.simulator(size, index) for index, size in enumerate(sizes)]
 
     def simulator(self, num_envs: int, group: int = 0) -> ProcgenSimulator:
         """One group of environments."""
@@ -47,7 +48,7 @@ class Course:
 
 
 GROUP = 32
-"""Environments that step together. What is played does not depend on the number of threads."""
+"""Environments that step together, at most. What is played does not depend on the number of threads."""
 
 
 @dataclass(frozen=True)

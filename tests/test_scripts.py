@@ -202,7 +202,6 @@ def test_episodes_come_with_their_levels_the_same_for_every_policy(request, name
         assert [line["episode"] for line in by_policy[row["policy"]]] == list("012")
 
 
-@pytest.mark.moves_generators  # loading initialises a network before it is filled
 @pytest.mark.parametrize("name", ["first_run", "second_run"])
 def test_the_ensemble_loads_onto_its_parent(request, name, parent):
     out, _ = request.getfixturevalue(name)
@@ -583,7 +582,6 @@ def test_any_agent_of_stable_baselines3_can_be_the_parent(server):
         assert float(line.split()[1]) > 9
 
 
-@pytest.mark.moves_generators  # loading initialises a network before it is filled
 def test_a_parent_is_trained_in_parts_and_has_a_card(server, tmp_path):
     out = tmp_path / "parent"
     options = ["cpu", "--env", GAME, "--out", out, "--card-episodes", 3, *TINY_PPO]
