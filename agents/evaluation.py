@@ -48,7 +48,7 @@ class Course:
 
 
 GROUP = 32
-"""Environments that step together, at most. What is played does not depend on the number of threads."""
+"""Environments that step together, at most. What is played does not depend on threads."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +104,8 @@ def play(
                     stop.set()
                     raise
     finally:
+        if workers > 1:  # for threads to come, which take the last number set
+            torch.set_num_threads(threads)
         for simulator in simulators:
             simulator.close()
     return Episodes(

@@ -32,6 +32,7 @@ from stable_baselines3 import A2C, DQN, PPO  # isort: skip  # after agents, whic
 from stable_baselines3.common.buffers import RolloutBuffer  # isort: skip
 from stable_baselines3.common.env_util import make_vec_env  # isort: skip
 from stable_baselines3.common.evaluation import evaluate_policy  # isort: skip
+from stable_baselines3.common.logger import Logger  # isort: skip
 
 TINY = PPOSettings(num_envs=4, rollout_steps=16, minibatches=2, epochs=2, widths=(2, 2, 2))
 GAME = "bossfight"
@@ -75,6 +76,7 @@ def cartpole_agent():
     def make():
         env = make_vec_env("CartPole-v1", 2, seed=0)
         agent = PPO("MlpPolicy", env, n_steps=32, batch_size=32, seed=0, device="cpu")
+        agent.set_logger(Logger(None, []))  # else it makes a folder in /tmp
         return agent.learn(64)
 
     agent = unseeded(make)

@@ -122,8 +122,8 @@ def expected_episodes(made, episodes):
 
 @pytest.mark.parametrize(
     ("episodes", "num_envs", "groups"),
-    [(1, 64, [1]), (7, 64, [7]), (64, 64, [32, 32]), (65, 64, [32, 32]), (100, 33, [32, 1]),
-     (50, 8, [8])],
+    [(1, 64, [1]), (7, 64, [4, 3]), (64, 64, [32, 32]), (65, 64, [32, 32]), (100, 33, [17, 16]),
+     (50, 8, [4, 4]), (80, 70, [32, 32, 6])],
 )  # fmt: skip
 def test_every_environment_plays_its_quota(lottery, episodes, num_envs, groups):
     played = play(presses(), course(num_envs=num_envs), episodes)
@@ -235,14 +235,8 @@ def first_levels(each_course, episodes):
     return [level for slot, count in zip(levels, quota, strict=True) for level in slot[:count]]
 
 
-@pytest.fixture
-def small_groups(monkeypatch):
-    """Groups of three environments, so that four are two groups."""
-    monkeypatch.setattr(evaluation, "GROUP", 3)
-
-
 @pytest.mark.parametrize("levels", [TRAIN_LEVELS, TEST_LEVELS])
-def test_two_policies_face_the_same_levels_in_the_same_order(small_groups, levels):
+def test_two_policies_face_the_same_levels_in_the_same_order(levels):
     each_course = course(num_envs=4, levels=levels)
     one, two = play(presses(), each_course, 11), play(presses(2, 1.0), each_course, 11)
     assert one.level_seeds.tolist() == two.level_seeds.tolist()
@@ -288,7 +282,7 @@ def test_the_temperature_is_used():
     assert same(play(cold, each_course, 6), play(looks(), each_course, 6, deterministic=True))
 
 
-def test_episodes_do_not_depend_on_the_number_of_threads(small_groups, threads):
+def test_episodes_do_not_depend_on_the_number_of_threads(threads):
     played = []
     for count in (1, 2):
         threads(count)
@@ -297,26 +291,25 @@ def test_episodes_do_not_depend_on_the_number_of_threads(small_groups, threads):
 
 
 def test_returns_are_sums_of_raw_rewards():
-    """Against a loop over one environment at a time, with the key pressed that always is."""
+    """Against a loop over one slot at a time, with the key pressed that always is."""
     each_course = course("fruitbot", 3)
     played = play(presses(7, 1.0), each_course, 6, deterministic=True)
-    simulator = each_course.simulator(3)
-    returns, lengths, levels = ([[] for _ in range(3)] for _ in range(3))
-    running = [[] for _ in range(3)]
-    while min(map(len, returns)) < 2:
-        step = simulator.step(np.full(3, 7))
-        for slot in range(3):
-            running[slot].append(float(step.reward[slot]))
-            if step.terminated[slot] or step.truncated[slot]:
-                returns[slot].append(sum(running[slot]))
-                lengths[slot].append(len(running[slot]))
-                levels[slot].append(int(simulator.info("prev_level_seed")[slot]))
-                running[slot] = []
-    simulator.close()
-    for found, expected in (
-        (played.returns, returns), (played.lengths, lengths), (played.level_seeds, levels)
-    ):  # fmt: skip
-        assert found.tolist() == [value for slot in expected for value in slot[:2]]
+    expected = []
+    for simulator in each_course.simulators(6):
+        slots = simulator.num_envs
+        episodes, running = [[] for _ in range(slots)], [[] for _ in range(slots)]
+        while min(map(len, episodes)) < 2:
+            step = simulator.step(np.full(slots, 7))
+            for slot in range(slots):
+                running[slot].append(float(step.reward[slot]))
+                if step.terminated[slot] or step.truncated[slot]:
+                    level = int(simulator.info("prev_level_seed")[slot])
+                    episodes[slot].append((sum(running[slot]), len(running[slot]), level))
+                    running[slot] = []
+        simulator.close()
+        expected += [episode for slot in episodes for episode in slot[:2]]
+    found = zip(played.returns, played.lengths, played.level_seeds, strict=True)
+    assert list(found) == expected
 
 
 # --- intervals
