@@ -171,6 +171,11 @@ def collect_observations(policy: EnsemblePolicy, course: Course, count: int) -> 
     return policy.observations(np.concatenate(kept)[:count])
 
 
+def spread(values: npt.NDArray[np.float64]) -> float:
+    """The sample standard deviation, NaN for a single value."""
+    return float(values.std(ddof=1)) if len(values) > 1 else float("nan")
+
+
 def bootstrap_interval(
     values: npt.NDArray[np.float64], seed: int = 0, resamples: int = 10_000, level: float = 0.95
 ) -> tuple[float, float]:

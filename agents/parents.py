@@ -1,7 +1,5 @@
 """Where a Procgen parent comes from: the repository, a file, or PPO."""
 
-import json
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -73,7 +71,8 @@ def check_actor(actor: Actor, name: str) -> Actor:
 def remember_settings(out: Path, game: str, settings: PPOSettings, mode: Mode, seed: int) -> None:
     """Refuses to go on in a folder with a run of other settings."""
     path = out / "settings.json"
-    asked = json.loads(json.dumps({"game": game, "mode": mode, "seed": seed, **asdict(settings)}))
+    network = {"widths": list(settings.widths), "frame_stack": settings.frame_stack}
+    asked = {"game": game, "mode": mode, "seed": seed, **network}
     if path.exists():
         found = storage.read_json(path)
         other = [name for name in asked if found.get(name) != asked[name]]

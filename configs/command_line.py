@@ -4,6 +4,7 @@ import contextlib
 import io
 import re
 import sys
+import threading
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -16,6 +17,7 @@ def run(parser: Callable[[], Args], job: Callable[[Args], None]) -> None:
     Exit status: 0, 2 for bad options, 1 for what goes wrong later, 130 for Ctrl-C.
     """
     args = parse(parser)
+    threading.excepthook = _thread_error
     try:
         job(args)
     except (ValueError, OSError) as error:
@@ -23,6 +25,12 @@ def run(parser: Callable[[], Args], job: Callable[[Args], None]) -> None:
     except KeyboardInterrupt:
         print("\ninterrupted: nothing half-written is left behind", file=sys.stderr)
         sys.exit(130)
+
+
+def _thread_error(failure: threading.ExceptHookArgs) -> None:
+    """A full disk that a writing thread meets is met, and told, by the main thread as well."""
+    if not isinstance(failure.exc_value, OSError):
+        threading.__excepthook__(failure)
 
 
 def parse(parser: Callable[[], Args]) -> Args:

@@ -17,7 +17,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from torch import nn
 
 from configs.command_line import run
-from evo_subnets import evolve, search_trust_region
+from evo_subnets import evolve, quads, search_trust_region
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,16 @@ class Args:
     def __post_init__(self) -> None:
         if self.env not in gymnasium.registry:
             raise ValueError(f"gymnasium has no environment {self.env!r}")
+        quads(self.population_size, 1.0, 0.5, self.seed)  # refuses what it cannot make
+        if not 1 <= self.ensemble_size <= self.population_size:
+            raise ValueError(
+                f"ensemble_size must be in 1..{self.population_size}, got {self.ensemble_size}"
+            )
+        if self.episodes < 1 or self.total_timesteps < 1:
+            raise ValueError(
+                "episodes and total_timesteps must be at least 1, "
+                f"got {self.episodes} and {self.total_timesteps}"
+            )
 
 
 def main(args: Args) -> None:

@@ -9,7 +9,7 @@ import tyro
 from torch import nn
 
 from agents.evaluation import Course, collect_observations, play
-from agents.parents import choose_device, find_parent
+from agents.parents import SHIPPED, choose_device, find_parent
 from agents.policies import EnsemblePolicy
 from agents.ppo import PPOSettings, keep_freed_memory
 from configs.command_line import run
@@ -23,7 +23,10 @@ from evo_subnets.tracking import Tracker, bar, table
 def main(args: SweepArgs) -> None:
     keep_freed_memory()
     device = choose_device(args.device)
-    if args.parent == "train":
+    args.out.mkdir(parents=True, exist_ok=True)
+    (args.out / "results.json").unlink(missing_ok=True)
+    shipped = SHIPPED / args.env / "policy.safetensors"
+    if args.parent == "train" or (args.parent == "auto" and not shipped.exists()):
         raise ValueError("a sweep needs a parent: train one with scripts/procgen_ensemble.py")
     actor, source = find_parent(
         args.parent, args.env, args.out / "parent", PPOSettings(), 10_000_000, args.mode,

@@ -10,7 +10,6 @@ import io
 import time
 from dataclasses import asdict
 
-import numpy as np
 import tyro
 from torch import nn
 
@@ -21,6 +20,7 @@ from agents.evaluation import (
     collect_observations,
     play,
     record_clip,
+    spread,
 )
 from agents.parents import choose_device, find_parent
 from agents.policies import EnsemblePolicy
@@ -172,7 +172,7 @@ def report(args: ProcgenArgs, played: dict[str, Episodes]) -> list[dict[str, flo
         below, above = bootstrap_interval(difference)
         normalized = float(normalized_return(returns.mean(), args.env, args.mode))
         row: dict[str, float | str] = {
-            "policy": name, "mean": float(returns.mean()), "sd": float(returns.std(ddof=1)),
+            "policy": name, "mean": float(returns.mean()), "sd": spread(returns),
             "n": len(returns), "low": low, "high": high, "normalized": normalized,
             "difference": float(difference.mean()), "difference_low": below,
             "difference_high": above,
@@ -203,10 +203,10 @@ def write_episodes(args: ProcgenArgs, played: dict[str, Episodes]) -> None:
     writer = csv.writer(text)
     writer.writerow(["policy", "episode", "level_seed", "return", "length"])
     for name, episodes in played.items():
-        for number, values in enumerate(
+        for number, (level, value, length) in enumerate(
             zip(episodes.level_seeds, episodes.returns, episodes.lengths, strict=True)
         ):
-            writer.writerow([name, number, *np.asarray(values).tolist()])
+            writer.writerow([name, number, int(level), float(value), int(length)])
     storage.write_atomically(args.folder / "episodes.csv", text.getvalue().encode())
 
 

@@ -13,8 +13,8 @@ from typing import Any, Literal
 
 import tyro
 
-from agents.evaluation import Course, bootstrap_interval, play
-from agents.parents import choose_device
+from agents.evaluation import Course, bootstrap_interval, play, spread
+from agents.parents import choose_device, remember_settings
 from agents.policies import Actor, EnsemblePolicy, save_actor
 from agents.ppo import PPOSettings, train
 from configs import command_line
@@ -62,6 +62,7 @@ PRESETS = {
 
 def main(args: Args) -> None:
     device = choose_device(args.device)
+    remember_settings(args.out, args.env, args.ppo, args.mode, args.seed)
     agent = train(
         args.env,
         args.ppo,
@@ -84,7 +85,7 @@ def main(args: Args) -> None:
         print(f"  return {played.mean():.2f} [{low:.2f}, {high:.2f}]")
         return {
             "mean": float(played.mean()),
-            "sd": float(played.std(ddof=1)),
+            "sd": spread(played),
             "interval": [low, high],
             "normalized": float(normalized_return(played.mean(), args.env, args.mode)),
         }
