@@ -45,11 +45,9 @@ class Args:
             raise ValueError(
                 f"ensemble_size must be in 1..{self.population_size}, got {self.ensemble_size}"
             )
-        if self.episodes < 1 or self.total_timesteps < 1:
-            raise ValueError(
-                "episodes and total_timesteps must be at least 1, "
-                f"got {self.episodes} and {self.total_timesteps}"
-            )
+        for name in ("episodes", "total_timesteps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
 
 
 def main(args: Args) -> None:
