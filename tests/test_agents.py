@@ -795,7 +795,7 @@ def test_a_folder_with_a_run_of_other_settings_is_refused(tmp_path):
     find("train", tmp_path, steps=32)
     before = json.loads((tmp_path / "settings.json").read_text())
     other = PPOSettings(num_envs=4, rollout_steps=16, minibatches=2, epochs=1, widths=(2, 2, 3))
-    with pytest.raises(ValueError, match="holds a run with another rollout_steps, widths: use"):
+    with pytest.raises(ValueError, match="holds a run with another widths: use"):
         find("train", tmp_path, other)
     for options, name in (({"seed": 1}, "seed"), ({"mode": "hard"}, "mode")):
         with pytest.raises(ValueError, match=f"another {name}"):
