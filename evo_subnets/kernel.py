@@ -78,7 +78,7 @@ def library() -> ctypes.CDLL | None:
     except (OSError, subprocess.CalledProcessError) as error:
         reason = getattr(error, "stderr", None) or str(error)
         warnings.warn(
-            "no compiled draws: children are built by plain torch, some 30 times slower; "
+            "no compiled draws: children are built by plain torch, far more slowly; "
             f"a C compiler on the path (or named in CC) mends this ({reason.strip()[:200]})",
             RuntimeWarning,
             stacklevel=2,
