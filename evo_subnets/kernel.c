@@ -9,6 +9,10 @@
 #include <stdint.h>
 #include <string.h>
 
+#if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+#error "two 32-bit words are joined into one of 64 bits, low word first"
+#endif
+
 enum { LANES = 16, TILE = 4 * LANES };
 
 typedef struct {
@@ -34,50 +38,64 @@ static inline Words multiply(Words a, Words b) {
 static inline Words multiply(Words a, Words b) { return (a & 0xFFFFFFFFu) * (b & 0xFFFFFFFFu); }
 #endif
 
+/* What all blocks of a parameter share. */
+typedef struct {
+    Words round[10][2]; /* each round's key */
+    Words name_high, first; /* the counter's last word; the product of its third */
+} Schedule;
+
+static Schedule schedule(Key key) {
+    const Words zero = {0};
+    Schedule s = {.name_high = zero + (key.name >> 32),
+                  .first = multiply(zero + 0xCD9E8D57u, zero + key.name)};
+    for (uint64_t i = 0; i < 10; i++) {
+        s.round[i][0] = zero + ((uint32_t)key.seed + i * 0x9E3779B9u);
+        s.round[i][1] = zero + ((key.seed >> 32) + i * 0xBB67AE85u);
+    }
+    return s;
+}
+
 /* Philox 4x32-10 (Salmon et al. 2011) of the counters (block + lane, stream, name) for the streams
  * 0 and 1 at once: they share their keys, and most of their first three rounds, in which the
  * stream's number has not yet reached every word. */
-static inline void philox(Key key, uint64_t block, uint32_t uniform[4][LANES],
-                          uint32_t normal[4][LANES]) {
+static inline void philox_lanes(const Schedule *key, Words counter, Words c[2][4]) {
     const Words zero = {0}, m0 = zero + 0xD2511F53u, m1 = zero + 0xCD9E8D57u;
-    const Words first0 = zero + (uint32_t)key.seed, first1 = zero + (key.seed >> 32);
-    const Words name = zero + key.name, name_high = zero + (key.name >> 32);
-    const Words b = multiply(m1, name);
-    uint64_t words[2][4][LANES];
-    for (int j = 0; j < LANES; j += 4) {
-        Words k0 = first0, k1 = first1;
-        Words counter = (Words){0, 1, 2, 3} + (block + (uint64_t)j);
-        Words c[2][4];
-        Words a = multiply(m0, counter); /* round 1, in which only word 0 knows the stream */
-        Words word2 = (a >> 32) ^ name_high ^ k1;
-        Words word0[2] = {(b >> 32) ^ k0, (b >> 32) ^ k0 ^ 1};
-        k0 += 0x9E3779B9u, k1 += 0xBB67AE85u;
-        Words e = multiply(m1, word2); /* round 2, after which words 0 and 1 are still shared */
+    const Words a = multiply(m0, counter), b = key->first; /* only word 0 knows the stream yet */
+    const Words word2 = (a >> 32) ^ key->name_high ^ key->round[0][1];
+    const Words word0 = (b >> 32) ^ key->round[0][0];
+    const Words e = multiply(m1, word2); /* round 2, after which words 0 and 1 are still shared */
+    for (uint64_t s = 0; s < 2; s++) {
+        Words d = multiply(m0, word0 ^ s);
+        c[s][0] = (e >> 32) ^ b ^ key->round[1][0];
+        c[s][1] = e;
+        c[s][2] = (d >> 32) ^ a ^ key->round[1][1];
+        c[s][3] = d;
+    }
+    for (int round = 2; round < 10; round++)
         for (int s = 0; s < 2; s++) {
-            Words d = multiply(m0, word0[s]);
-            c[s][0] = (e >> 32) ^ b ^ k0;
-            c[s][1] = e;
-            c[s][2] = (d >> 32) ^ a ^ k1;
-            c[s][3] = d;
+            Words low = multiply(m0, c[s][0]), high = multiply(m1, c[s][2]);
+            c[s][0] = (high >> 32) ^ (c[s][1] ^ key->round[round][0]);
+            c[s][2] = (low >> 32) ^ (c[s][3] ^ key->round[round][1]);
+            c[s][1] = high;
+            c[s][3] = low;
         }
-        for (int round = 2; round < 10; round++) {
-            k0 += 0x9E3779B9u, k1 += 0xBB67AE85u;
-            for (int s = 0; s < 2; s++) {
-                Words low = multiply(m0, c[s][0]), high = multiply(m1, c[s][2]);
-                c[s][0] = (high >> 32) ^ (c[s][1] ^ k0);
-                c[s][2] = (low >> 32) ^ (c[s][3] ^ k1);
-                c[s][1] = high;
-                c[s][3] = low;
-            }
+}
+
+static inline void philox(const Schedule *key, uint64_t block, uint32_t uniform[4][LANES],
+                          uint32_t normal[4][LANES]) {
+    for (int j = 0; j < LANES; j += 8) { /* even lanes and odd ones, joined without shuffling */
+        Words even[2][4], odd[2][4];
+        philox_lanes(key, (Words){0, 2, 4, 6} + (block + (uint64_t)j), even);
+        philox_lanes(key, (Words){1, 3, 5, 7} + (block + (uint64_t)j), odd);
+        for (int w = 0; w < 4; w++) {
+            Words u = (even[0][w] & 0xFFFFFFFFu) | (odd[0][w] << 32);
+            Words n = (even[1][w] & 0xFFFFFFFFu) | (odd[1][w] << 32);
+            memcpy(&uniform[w][j], &u, sizeof u);
+            memcpy(&normal[w][j], &n, sizeof n);
         }
-        for (int s = 0; s < 2; s++)
-            for (int w = 0; w < 4; w++) memcpy(&words[s][w][j], &c[s][w], sizeof(Words));
     }
     for (int w = 0; w < 4; w++)
-        for (int j = 0; j < LANES; j++) {
-            uniform[w][j] = (uint32_t)words[0][w][j] >> 8;
-            normal[w][j] = (uint32_t)words[1][w][j];
-        }
+        for (int j = 0; j < LANES; j++) uniform[w][j] >>= 8;
 }
 
 static inline float float_of(uint32_t bits) {
@@ -143,9 +161,10 @@ void evo_perturb(const float *parent, float *const *outs, const Recipe *recipes,
                  uint64_t start, uint64_t count, Key key) {
     uint32_t u[4][LANES], words[4][LANES];
     float noise[TILE], from[TILE], to[TILE];
+    const Schedule rounds = schedule(key);
     for (uint64_t i = 0; i < count; i += TILE) {
         uint64_t n = count - i;
-        philox(key, (start + i) / 4, u, words);
+        philox(&rounds, (start + i) / 4, u, words);
         box_muller(words[0], words[1], noise, noise + LANES);
         box_muller(words[2], words[3], noise + 2 * LANES, noise + 3 * LANES);
         if (n >= TILE) {

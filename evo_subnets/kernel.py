@@ -16,9 +16,10 @@ import shutil
 import subprocess
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -126,43 +127,56 @@ def _compile(path: Path) -> None:
         built.replace(path)
 
 
-def perturb(
-    name: str,
-    parent: Tensor,
-    outs: Sequence[Tensor],
-    seed: int,
-    recipes: Sequence[Recipe],
-    start: int = 0,
-) -> None:
-    """Writes the siblings of one seed, one for each recipe, into `outs`.
+@dataclass(frozen=True)
+class Draw:
+    """Siblings of one seed to be written into `outs`, one for each recipe.
 
-    All tensors are contiguous float32 on the CPU and hold the parameter's elements from `start` on.
-    The work is shared by torch's number of threads.
+    All tensors are contiguous float32 on the CPU and hold the elements of the parameter `name` from
+    `start` on.
     """
-    compiled = library()
-    assert compiled is not None
-    array = (Recipe * len(recipes))(*recipes)
-    key = Key(seed, name_hash(name))
 
-    def run(first: int) -> None:
-        offset = 4 * first
-        pointers = (ctypes.c_void_p * len(outs))(*(out.data_ptr() + offset for out in outs))
-        compiled.evo_perturb(
-            ctypes.c_void_p(parent.data_ptr() + offset),
-            pointers,
-            array,
-            ctypes.c_uint32(len(outs)),
-            ctypes.c_uint64(start + first),
-            ctypes.c_uint64(min(CHUNK, parent.numel() - first)),
-            key,
-        )
+    name: str
+    parent: Tensor
+    outs: Sequence[Tensor]
+    seed: int
+    recipes: Sequence[Recipe]
+    start: int = 0
 
-    firsts = range(0, parent.numel(), CHUNK)
-    threads = min(torch.get_num_threads(), len(firsts))
+
+def perturb(draws: Iterable[Draw]) -> None:
+    """Carries the draws out, shared by torch's number of threads.
+
+    Ask for all parameters at once: threads started anew for each mostly wait for each other.
+    """
+    pieces = [piece for draw in draws for piece in _pieces(draw)]
+    threads = min(torch.get_num_threads(), len(pieces))
     if threads > 1:
         with ThreadPoolExecutor(threads) as pool:
-            for _ in pool.map(run, firsts):
+            for _ in pool.map(lambda piece: piece(), pieces):
                 pass
     else:
-        for first in firsts:
-            run(first)
+        for piece in pieces:
+            piece()
+
+
+def _pieces(draw: Draw) -> Iterator[Callable[[], None]]:
+    """Calls of the library for at most CHUNK elements each."""
+    compiled = library()
+    assert compiled is not None
+    recipes = (Recipe * len(draw.recipes))(*draw.recipes)
+    key = Key(draw.seed, name_hash(draw.name))
+    for first in range(0, draw.parent.numel(), CHUNK):
+        offset = 4 * first
+        pointers = (ctypes.c_void_p * len(draw.outs))(
+            *(out.data_ptr() + offset for out in draw.outs)
+        )
+        yield partial(
+            compiled.evo_perturb,
+            ctypes.c_void_p(draw.parent.data_ptr() + offset),
+            pointers,
+            recipes,
+            ctypes.c_uint32(len(draw.outs)),
+            ctypes.c_uint64(draw.start + first),
+            ctypes.c_uint64(min(CHUNK, draw.parent.numel() - first)),
+            key,
+        )

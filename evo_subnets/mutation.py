@@ -122,10 +122,11 @@ def materialize_siblings(
         raise ValueError(f"expected {len(mutations)} work buffers, got {len(outs)}")
     names = set(included(parent, include))
     compiled = kernel.available(sum(parent[name].numel() for name in names))
+    draws: list[kernel.Draw] = []
     for name, weight in parent.items():
         if name in names:
             buffers = [_buffer(out, name, weight) for out in outs]
-            _perturb(name, weight, mutations, buffers, compiled)
+            draws += _perturb(name, weight, mutations, buffers, compiled)
             continue
         for out in outs:
             held = out.get(name)
@@ -133,6 +134,7 @@ def materialize_siblings(
                 out[name] = weight
             else:
                 held.copy_(weight)
+    kernel.perturb(draws)
     return list(outs)
 
 
@@ -158,7 +160,8 @@ def _perturb(
     mutations: Sequence[Mutation],
     outs: Sequence[Tensor],
     compiled: bool,
-) -> None:
+) -> list[kernel.Draw]:
+    """Writes the children of one parameter, or returns what is left for the compiled library."""
     seed = mutations[0].seed
     intervals = [mutation.subnetwork.interval for mutation in mutations]
     compiled = compiled and weight.device.type == "cpu" and weight.dtype in COMPILED_DTYPES
@@ -167,8 +170,7 @@ def _perturb(
         for interval, mutation in zip(intervals, mutations, strict=True)
     ]
     if compiled and all(_is_plain(tensor) for tensor in (weight, *outs)):
-        kernel.perturb(name, weight, outs, seed, recipes)
-        return
+        return [kernel.Draw(name, weight, outs, seed, recipes)]
     flat = weight.reshape(-1)  # elements are numbered row-major whatever the memory format
     flat_outs = [out.view(-1) if out.is_contiguous() else torch.empty_like(flat) for out in outs]
     wide = torch.promote_types(weight.dtype, torch.float32)
@@ -176,7 +178,7 @@ def _perturb(
         part = flat[start : start + MASK_CHUNK].to(wide)
         if compiled:
             children = [torch.empty_like(part) for _ in mutations]
-            kernel.perturb(name, part, children, seed, recipes, start)
+            kernel.perturb([kernel.Draw(name, part, children, seed, recipes, start)])
         else:
             levels = uniform_levels(seed, name, part.numel(), start, weight.device)
             noise = normal(seed, name, part.numel(), start, weight.device)
@@ -189,6 +191,7 @@ def _perturb(
     for out, flat_out in zip(outs, flat_outs, strict=True):
         if not out.is_contiguous():
             out.copy_(flat_out.view(out.shape))
+    return []
 
 
 COMPILED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)

@@ -223,7 +223,7 @@ def compiled_and_eager(parent, mutations, monkeypatch, outs=None):
     """The children of both, and how often the kernel was called."""
     calls = []
     perturb = kernel.perturb
-    monkeypatch.setattr(kernel, "perturb", lambda *args: (calls.append(args[0]), perturb(*args)))
+    monkeypatch.setattr(kernel, "perturb", lambda draws: (calls.extend(draws), perturb(draws)))
     fast = materialize_siblings(parent, mutations, outs)
     count = len(calls)
     monkeypatch.setenv("EVO_SUBNETS_EAGER", "1")
@@ -288,7 +288,7 @@ def test_chunks_continue_each_other(compiled, monkeypatch):
 def test_kernel_starts_anywhere(start, compiled):
     parent, out = noise(150), torch.empty(150)
     recipe = kernel.Recipe(2**22, 2**23, 0.5)
-    kernel.perturb("w", parent, [out], 2**63 - 1, [recipe], start)
+    kernel.perturb([kernel.Draw("w", parent, [out], 2**63 - 1, [recipe], start)])
     levels = streams.uniform_levels(2**63 - 1, "w", 150, start)
     changed = parent + streams.normal(2**63 - 1, "w", 150, start) * 0.5
     inside = (levels >= 2**22) & (levels < 2**22 + 2**23)
@@ -305,7 +305,8 @@ def test_kernel_gives_the_same_bits_on_two_threads(compiled, two_threads, monkey
 def test_kernel_writes_nothing_past_the_end(compiled):
     for count in (1, 63, 64, 65, 127):
         memory = torch.full((count + 64,), 9.0)
-        kernel.perturb("w", torch.zeros(count), [memory[:count]], 1, [kernel.Recipe(0, 2**24, 1.0)])
+        recipe = kernel.Recipe(0, 2**24, 1.0)
+        kernel.perturb([kernel.Draw("w", torch.zeros(count), [memory[:count]], 1, [recipe])])
         assert (memory[count:] == 9).all()
         assert (memory[:count] != 9).all()
 
