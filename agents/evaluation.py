@@ -89,7 +89,11 @@ def play(
     def run(group: int) -> Episodes:
         generator = np.random.default_rng([course.seed, group])
         uniforms = None if deterministic else generator
-        return _play_group(policy, simulators[group], quotas[group], uniforms, on_episode, stop)
+        try:
+            return _play_group(policy, simulators[group], quotas[group], uniforms, on_episode, stop)
+        except BaseException:  # the other groups need not play to their ends
+            stop.set()
+            raise
 
     try:
         if workers == 1:

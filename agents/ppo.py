@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
@@ -165,8 +165,10 @@ def train(
         model.set_logger(configure(str(out), ["tensorboard"]))
         remaining = total_timesteps - model.num_timesteps
         if remaining > 0:
-            progress = _Progress(out, total_timesteps, checkpoint_every)
-            model.learn(remaining, progress, reset_num_timesteps=False)
+            done = model.num_timesteps
+            with tqdm(total=total_timesteps, initial=done, unit="step", desc="PPO") as bar:
+                progress = _Progress(bar, out, checkpoint_every)
+                model.learn(remaining, progress, reset_num_timesteps=False)
             save_checkpoint(model, out)
         return model
     finally:
@@ -221,12 +223,11 @@ class _Progress(BaseCallback):
 
     model: PPO
 
-    def __init__(self, out: Path, total: int, checkpoint_every: int) -> None:
+    def __init__(self, bar: "tqdm[NoReturn]", out: Path, checkpoint_every: int) -> None:
         super().__init__()
-        self.out, self.total, self.checkpoint_every = out, total, checkpoint_every
+        self.bar, self.out, self.checkpoint_every = bar, out, checkpoint_every
 
     def _on_training_start(self) -> None:
-        self.bar = tqdm(total=self.total, initial=self.model.num_timesteps, unit="step", desc="PPO")
         self.saved_at = self.model.num_timesteps
 
     def _on_rollout_start(self) -> None:  # the update is done: weights and optimizer agree
@@ -253,7 +254,6 @@ class _Progress(BaseCallback):
 
     def _on_training_end(self) -> None:
         self.bar.update(self.model.num_timesteps - self.bar.n)
-        self.bar.close()
 
 
 def keep_freed_memory() -> None:

@@ -13,6 +13,7 @@ import tyro
 from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.vec_env import VecEnv
 from torch import nn
 
@@ -55,6 +56,7 @@ def main(args: Args) -> None:
         "MlpPolicy", make_vec_env(args.env, 8, seed=args.seed), n_steps=128, batch_size=256,
         seed=args.seed, device="cpu",
     )  # fmt: skip
+    parent.set_logger(Logger(None, []))  # the default one leaves a folder behind
     print(f"training a parent for {args.total_timesteps:,} steps")
     parent.learn(args.total_timesteps)
     actor = Actor.from_agent(parent)

@@ -140,7 +140,8 @@ def main(args: ProcgenArgs) -> None:
             {"test/ensemble": float(rows[-1]["mean"]), "test/parent": float(rows[0]["mean"])},
         )
         if args.video:
-            record_clip(policy(ensemble), course("test"), out / "ensemble.gif")
+            clip = out / "ensemble.gif"
+            record_clip(policy(ensemble), course("test"), clip, deterministic=args.deterministic)
 
     ensemble.save(out / "ensemble.safetensors")
     write_episodes(args, played)

@@ -336,7 +336,6 @@ def test_an_agent_whose_critic_has_its_own_features(procgen_agent):
         "features_extractor_kwargs": {"widths": (2, 2), "features_dim": 8},
         "share_features_extractor": False,
         "net_arch": {"pi": [6], "vf": [5]},
-        "ortho_init": False,  # it cannot view the channels-last weights
     }
     env = procgen_agent.get_env()
     agent = unseeded(lambda: A2C("CnnPolicy", env, seed=0, device="cpu", policy_kwargs=options))
