@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import torch
 from stable_baselines3 import PPO
 
 from agents.policies import Actor, load_actor, save_actor
@@ -82,10 +81,3 @@ def remember_settings(out: Path, game: str, settings: PPOSettings, mode: Mode, s
                 "use another --out, or remove that folder"
             )
     storage.write_json(path, asked)
-
-
-def choose_device(device: str) -> str:
-    """ "auto" becomes "cuda" where there is a GPU, else "cpu"."""
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("there is no CUDA device here: use --device cpu")
-    return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device

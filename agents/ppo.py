@@ -4,12 +4,9 @@
 """
 
 import csv
-import ctypes
 import os
 import re
 import shutil
-import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -24,6 +21,7 @@ from tqdm.auto import tqdm
 from agents.impala import PAPER_WIDTHS, ImpalaCNN
 from envs.adapters import ProcgenVecEnv
 from envs.procgen import TRAIN_LEVELS, Levels, Mode, ProcgenSimulator
+from evo_subnets.memory import keep_freed_memory
 from evo_subnets.storage import write_atomically
 from evo_subnets.streams import derive_seed
 
@@ -254,18 +252,3 @@ class _Progress(BaseCallback):
 
     def _on_training_end(self) -> None:
         self.bar.update(self.model.num_timesteps - self.bar.n)
-
-
-def keep_freed_memory() -> None:
-    """Makes glibc reuse large freed blocks instead of returning them to the system.
-
-    A training step on a CPU frees and takes hundreds of megabytes again and again; without this a
-    third of its time goes into page faults.
-    """
-    if not sys.platform.startswith("linux"):
-        return
-    with_mallopt: Callable[[int, int], int] | None = getattr(ctypes.CDLL(None), "mallopt", None)
-    if with_mallopt is not None:
-        no_mmap, never_trim = (-4, 0), (-1, 2**31 - 1)
-        with_mallopt(*no_mmap)
-        with_mallopt(*never_trim)

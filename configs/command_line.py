@@ -8,6 +8,8 @@ import threading
 from collections.abc import Callable
 from typing import TypeVar
 
+import torch
+
 Args = TypeVar("Args")
 
 
@@ -49,3 +51,10 @@ def parse(parser: Callable[[], Args]) -> Args:
         words = re.sub(r" For full helptext.*$", "", words)
         print(f"error: {words} (--help lists the options)", file=sys.stderr)
         sys.exit(2)
+
+
+def choose_device(device: str) -> str:
+    """ "auto" becomes "cuda" where there is a GPU, else "cpu"."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("there is no CUDA device here: use --device cpu")
+    return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device

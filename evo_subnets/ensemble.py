@@ -6,14 +6,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from evo_subnets import storage
 from evo_subnets.mutation import Mutation, materialize
-from evo_subnets.subnetworks import Include, included, parameters
+from evo_subnets.subnetworks import Include, Params, included, parameters
 
 Combine = Literal["mean", "vote", "logits"]
 
@@ -97,7 +97,10 @@ class Ensemble(nn.Module):
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """(batch, classes) log-probabilities."""
-        logits = self.member_logits(*inputs)
+        return self.combined(self.member_logits(*inputs))
+
+    def combined(self, logits: Tensor) -> Tensor:
+        """(batch, classes) log-probabilities of (members, batch, classes) member logits."""
         weights = self.weights.to(logits.dtype).view(-1, *[1] * (logits.ndim - 1))
         if self.combine == "logits":
             return (logits * weights).sum(dim=0).log_softmax(dim=-1)
@@ -110,10 +113,12 @@ class Ensemble(nn.Module):
         """Writes the parent's weights once and four numbers a member, whole or not at all.
 
         `parent_weights=False` leaves the weights out: what remains is some hundred bytes, among
-        them the parent's fingerprint.
+        them the parent's fingerprint. Members that are no mutations, as tuned children are, are
+        written with all their weights.
         """
         if self.recipe is None:
-            raise ValueError("only an ensemble made by Ensemble.from_mutations can be saved")
+            self._save_members(path)
+            return
         recipe = self.recipe
         description = {
             "fingerprint": storage.fingerprint(recipe.parent),
@@ -125,14 +130,52 @@ class Ensemble(nn.Module):
         }
         storage.save_tensors(path, recipe.parent if parent_weights else {}, KIND, description)
 
+    def _save_members(self, path: str | Path) -> None:
+        tensors = {
+            f"{index}.{name}": tensor
+            for index, member in enumerate(self.members)
+            for name, tensor in member.state_dict().items()
+        }
+        description = {
+            "members": len(self.members),
+            "combine": self.combine,
+            "weights": self.given_weights,
+        }
+        storage.save_tensors(path, tensors, KIND, description)
+
+    @classmethod
+    def _load_members(
+        cls, path: str | Path, module: nn.Module, tensors: Params, description: dict[str, Any]
+    ) -> "Ensemble":
+        members = []
+        for index in range(description["members"]):
+            member = copy.deepcopy(module)
+            start = f"{index}."
+            state = {
+                name.removeprefix(start): tensor
+                for name, tensor in tensors.items()
+                if name.startswith(start)
+            }
+            try:
+                member.load_state_dict(state)
+            except RuntimeError as error:
+                raise ValueError(
+                    f"{path} holds members of another architecture than this module's: {error}"
+                ) from None
+            members.append(member)
+        return cls(members, description["combine"], description["weights"])
+
     @classmethod
     def load(cls, path: str | Path, module: nn.Module, restore: bool = False) -> "Ensemble":
         """The ensemble of a file that `save` wrote, on `module`'s device.
 
         `module` must be the parent: a ValueError says so if its weights are others. With `restore`
-        it gives only the architecture, and the parent's weights come from the file.
+        it gives only the architecture, and the parent's weights come from the file. Members that
+        were written with all their weights need the architecture alone.
         """
         tensors, description = storage.load_tensors(path, KIND)
+        if "members" in description:
+            return cls._load_members(path, module, tensors, description)
         parent = module
         if restore:
             if not tensors:

@@ -9,13 +9,14 @@ import tyro
 from torch import nn
 
 from agents.evaluation import Course, collect_observations, play
-from agents.parents import SHIPPED, choose_device, find_parent
+from agents.parents import SHIPPED, find_parent
 from agents.policies import EnsemblePolicy
-from agents.ppo import PPOSettings, keep_freed_memory
-from configs.command_line import run
+from agents.ppo import PPOSettings
+from configs.command_line import choose_device, run
 from configs.sweep import SweepArgs
 from envs.procgen import TRAIN_LEVELS
 from evo_subnets import Child, Ensemble, evaluate, quads, search_trust_region, select, storage
+from evo_subnets.memory import keep_freed_memory
 from evo_subnets.streams import derive_seed
 from evo_subnets.tracking import Tracker, bar, table
 

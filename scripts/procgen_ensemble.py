@@ -22,13 +22,13 @@ from agents.evaluation import (
     record_clip,
     spread,
 )
-from agents.parents import choose_device, find_parent
+from agents.parents import find_parent
 from agents.policies import EnsemblePolicy
-from agents.ppo import keep_freed_memory
-from configs.command_line import run
+from configs.command_line import choose_device, run
 from configs.procgen import ProcgenArgs
 from envs.procgen import TEST_LEVELS, TRAIN_LEVELS, normalized_return
 from evo_subnets import Child, Evolution, evaluate, search_trust_region, storage
+from evo_subnets.memory import keep_freed_memory
 from evo_subnets.streams import derive_seed
 from evo_subnets.tracking import Tracker, bar, table
 from evo_subnets.trust_region import Trial

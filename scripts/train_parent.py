@@ -14,7 +14,7 @@ from typing import Any, Literal
 import tyro
 
 from agents.evaluation import Course, bootstrap_interval, play, spread
-from agents.parents import choose_device, remember_settings
+from agents.parents import remember_settings
 from agents.policies import Actor, EnsemblePolicy, save_actor
 from agents.ppo import PPOSettings, train
 from configs import command_line
@@ -61,7 +61,7 @@ PRESETS = {
 
 
 def main(args: Args) -> None:
-    device = choose_device(args.device)
+    device = command_line.choose_device(args.device)
     remember_settings(args.out, args.env, args.ppo, args.mode, args.seed)
     agent = train(
         args.env,

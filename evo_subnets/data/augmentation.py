@@ -1,0 +1,164 @@
+"""Pictures as uint8 on the training device; random crops, flips and normalisation in batches."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+
+@dataclass(frozen=True, eq=False)
+class Images:
+    """Labelled pictures: (n, channels, height, width) uint8 pixels and (n,) int64 labels."""
+
+    pixels: Tensor
+    labels: Tensor
+
+    def __post_init__(self) -> None:
+        pixels, labels = self.pixels, self.labels
+        if pixels.ndim != 4 or pixels.dtype != torch.uint8:
+            raise ValueError(
+                "pixels must be (n, channels, height, width) uint8, got "
+                f"{tuple(pixels.shape)} {pixels.dtype}"
+            )
+        if labels.shape != pixels.shape[:1] or labels.dtype != torch.int64:
+            raise ValueError(
+                f"labels must be ({len(pixels)},) int64, one for each picture, got "
+                f"{tuple(labels.shape)} {labels.dtype}"
+            )
+        if labels.device != pixels.device:
+            raise ValueError(
+                f"pixels and labels must be on one device, got {pixels.device} and {labels.device}"
+            )
+        if len(labels) and labels.min() < 0:
+            raise ValueError(f"labels must be at least 0, got {int(labels.min())}")
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: Tensor | slice) -> "Images":
+        """The pictures that a slice, an int64 or a bool tensor chooses."""
+        return Images(self.pixels[index], self.labels[index])
+
+    def to(self, device: torch.device | str) -> "Images":
+        """The same pictures on a device."""
+        return Images(self.pixels.to(device), self.labels.to(device))
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Random crops, flips and normalisation of uint8 batches, on the device where they are.
+
+    `mean` and `std` are per channel, of pixels in [0, 1]. `padding` is the number of black pixels
+    on every side from which crops of the old size are taken; with `flip`, half of the pictures are
+    mirrored left to right.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    padding: int = 4
+    flip: bool = True
+
+    def __post_init__(self) -> None:
+        if not self.mean or len(self.mean) != len(self.std):
+            raise ValueError(
+                f"a mean and a std for each channel are needed, got {self.mean} and {self.std}"
+            )
+        if not all(map(math.isfinite, self.mean)) or not all(0 < s < math.inf for s in self.std):
+            raise ValueError(
+                f"means must be finite and stds also above 0, got {self.mean} and {self.std}"
+            )
+        if self.padding < 0:
+            raise ValueError(f"padding must be at least 0 pixels, got {self.padding}")
+
+    def normalize(self, pixels: Tensor) -> Tensor:
+        """(n, channels, height, width) float32: (pixels / 255 - mean) / std."""
+        self._check(pixels)
+        mean = torch.tensor(self.mean, dtype=torch.float64)
+        std = torch.tensor(self.std, dtype=torch.float64)
+        # a multiplication and an addition instead of two divisions and a subtraction
+        scale_and_shift = torch.stack((1 / (255 * std), -mean / std)).float()
+        scale, shift = scale_and_shift.to(pixels.device)[:, :, None, None]
+        return pixels.float().mul_(scale).add_(shift)
+
+    def __call__(self, pixels: Tensor, generator: torch.Generator) -> Tensor:
+        """(n, channels, height, width) float32: cropped at random, flipped at random, normalised.
+
+        `generator` is one of the CPU, whatever the device of `pixels`: a seed means the same crops
+        on every device. As torchvision's RandomCrop(padding), RandomHorizontalFlip and Normalize.
+        """
+        self._check(pixels)
+        if not self.padding and not self.flip:
+            return self.normalize(pixels)
+        count, channels, height, width = pixels.shape
+        places = 2 * self.padding + 1
+        top, left = torch.randint(places, (2, count), generator=generator)
+        mirrored = torch.zeros(count, dtype=torch.int64)
+        if self.flip:
+            mirrored = torch.randint(2, (count,), generator=generator)
+            # a crop that is mirrored is a crop of the mirrored picture, as far from its other side
+            left = torch.where(mirrored == 1, 2 * self.padding - left, left)
+        padded = pad(pixels, (self.padding,) * 4)
+        if self.flip:
+            padded = torch.cat((padded, padded.flip(3)))
+        # each row of a crop is a run of bytes, so an index for each row is enough: where it starts
+        tall, wide = padded.shape[2:]
+        picture = torch.arange(count) + count * mirrored
+        corner = (picture * channels * tall + top) * wide + left
+        inside = torch.arange(channels)[:, None] * tall + torch.arange(height)
+        starts = corner.to(pixels.device)[:, None, None] + inside.to(pixels.device) * wide
+        runs = padded.reshape(-1).unfold(0, width, 1)  # (bytes - width + 1, width), overlapping
+        # not runs[starts], which copies byte by byte
+        return self.normalize(runs.index_select(0, starts.view(-1)).view(pixels.shape))
+
+    def _check(self, pixels: Tensor) -> None:
+        channels = len(self.mean)
+        if pixels.ndim != 4 or pixels.dtype != torch.uint8 or pixels.shape[1] != channels:
+            raise ValueError(
+                f"expected (n, {channels}, height, width) uint8 pixels, got "
+                f"{tuple(pixels.shape)} {pixels.dtype}"
+            )
+
+
+def batches(
+    images: Images,
+    size: int,
+    augmentation: Augmentation,
+    generator: torch.Generator | None = None,
+    drop_last: bool = False,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """One pass over the pictures: (inputs, labels) of `size` pictures, on the pictures' device.
+
+    With a generator (of the CPU) shuffled and augmented, for training; without, in order and only
+    normalised. `drop_last` leaves out a last batch of fewer than `size`.
+    """
+    if size < 1:
+        raise ValueError(f"a batch has at least one picture, got size={size}")
+    if drop_last and size > len(images):
+        raise ValueError(
+            f"no batch is left: drop_last with size={size} and {len(images)} pictures; "
+            "make batches smaller"
+        )
+    return _batches(images, size, augmentation, generator, drop_last)
+
+
+def _batches(
+    images: Images,
+    size: int,
+    augmentation: Augmentation,
+    generator: torch.Generator | None,
+    drop_last: bool,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    end = len(images) // size * size if drop_last else len(images)
+    if generator is None:
+        for start in range(0, end, size):
+            chosen = slice(start, min(start + size, end))
+            yield augmentation.normalize(images.pixels[chosen]), images.labels[chosen]
+        return
+    order = torch.randperm(len(images), generator=generator).to(images.pixels.device)
+    for start in range(0, end, size):
+        index = order[start : start + size]
+        pixels = images.pixels.index_select(0, index)  # much faster on a CPU than pixels[index]
+        yield augmentation(pixels, generator), images.labels[index]

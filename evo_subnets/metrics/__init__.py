@@ -1,0 +1,52 @@
+"""What an ensemble is worth: its predictions, its members' diversity, its cost.
+
+Predictions come as log-probabilities: `member_logits.log_softmax(dim=-1)` of one cached (members,
+samples, classes) tensor, or an Ensemble's output. On corrupted data the same functions apply.
+"""
+
+from evo_subnets.metrics.cost import (
+    count_parameters,
+    ensemble_parameters,
+    inference_flops,
+    multiply_adds,
+    relative_budget,
+    training_flops,
+)
+from evo_subnets.metrics.diversity import (
+    disagreement,
+    mean_pairwise,
+    oracle_accuracy,
+    output_correlation,
+    pairwise_kl,
+)
+from evo_subnets.metrics.predictive import (
+    Scores,
+    accuracy,
+    calibration_error,
+    difference_interval,
+    negative_log_likelihood,
+    scores,
+)
+from evo_subnets.metrics.report import Report, report
+
+__all__ = [
+    "Report",
+    "Scores",
+    "accuracy",
+    "calibration_error",
+    "count_parameters",
+    "difference_interval",
+    "disagreement",
+    "ensemble_parameters",
+    "inference_flops",
+    "mean_pairwise",
+    "multiply_adds",
+    "negative_log_likelihood",
+    "oracle_accuracy",
+    "output_correlation",
+    "pairwise_kl",
+    "relative_budget",
+    "report",
+    "scores",
+    "training_flops",
+]

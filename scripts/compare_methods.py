@@ -1,0 +1,320 @@
+"""A table or picture of the papers: several methods at one budget, over seeds.
+
+    python scripts/compare_methods.py --preset small-budget --model lenet-s --seeds 3
+
+Every finished line of every seed is kept in the output folder: a run that was killed goes on where
+it stopped when the same command is given again.
+"""
+
+import csv
+import hashlib
+import io
+import statistics
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+from torch import Tensor, nn
+
+from configs.command_line import choose_device, run
+from configs.experiments import PRESETS, Experiment, Preset, tiny
+from configs.images import CompareArgs
+from evo_subnets import divergence, metrics, storage
+from evo_subnets.data import Dataset, load
+from evo_subnets.ensemble import Ensemble
+from evo_subnets.memory import keep_freed_memory
+from evo_subnets.methods import Trained, bagging, independent, noisy, sparse, stochastic
+from evo_subnets.models import build
+from evo_subnets.streams import derive_seed
+from evo_subnets.tracking import Tracker, bar, table
+from evo_subnets.tuning import Tuning, predict, tune
+
+Row = dict[str, Any]
+KIND = "evo_subnets.parent"
+
+
+def main(args: CompareArgs) -> None:
+    keep_freed_memory()
+    preset = PRESETS[args.preset](*([args.model] if args.model else []))
+    if args.dataset:
+        preset = replace(preset, dataset=args.dataset)
+    if args.tiny:
+        preset = tiny(preset)
+    if args.only:
+        rows = tuple(row for row in preset.experiments if row.label in args.only)
+        preset = replace(preset, experiments=rows)
+    out = args.out or Path("runs/compare_methods") / f"{args.preset}-{preset.model}"
+    device = choose_device(args.device)
+    dataset = load(
+        preset.dataset, args.root, preset.validation, limit=300 if args.tiny else args.limit
+    ).to(device)
+    if not preset.augment:
+        dataset = replace(
+            dataset, augmentation=replace(dataset.augmentation, padding=0, flip=False)
+        )
+    print(f"{preset.title} ({preset.source}): {preset.model} on {dataset.name}")
+    bench = Bench(preset, dataset, out)
+    results = []
+    for seed in range(args.first_seed, args.first_seed + args.seeds):
+        for experiment in preset.experiments:
+            results += bench.measured(experiment, seed)
+    lines = summary(preset, results)
+    report(preset, dataset, lines, results, out)
+
+
+class Bench:
+    """Runs experiments, each at most once: parents and finished lines lie in the folder."""
+
+    def __init__(self, preset: Preset, dataset: Dataset, out: Path) -> None:
+        self.preset, self.dataset, self.out = preset, dataset, out
+        self.parents: dict[int, nn.Module] = {}
+
+    def key(self, *parts: object) -> str:
+        """A name that changes with everything that the result depends on."""
+        about = (self.dataset.name, len(self.dataset.train), self.preset.augment, *parts)
+        return hashlib.sha256(repr(about).encode()).hexdigest()[:12]
+
+    def measured(self, experiment: Experiment, seed: int) -> list[Row]:
+        """The lines of an experiment: several where it has prefixes."""
+        key = self.key(self.preset.model, self.preset.parent, experiment, seed)
+        kept = self.out / "lines" / f"{experiment.label.replace(' ', '-')}-{seed}-{key}.json"
+        if kept.exists():
+            rows: list[Row] = storage.read_json(kept)["rows"]
+            return rows
+        start = time.monotonic()
+        rows = self.run(experiment, seed)
+        minutes = (time.monotonic() - start) / 60
+        for row in rows:
+            row.update(label=experiment.label, seed=seed, minutes=minutes)
+            row.setdefault("x", experiment.x)
+        storage.write_json(kept, {"experiment": repr(experiment), "rows": rows})
+        last = rows[-1]
+        print(
+            f"seed {seed}  {experiment.label}"
+            + ("" if experiment.x is None else f" at {experiment.x:g}")
+            + f": accuracy {100 * last['accuracy']:.2f}, NLL {last['nll']:.3f}, "
+            f"ECE {last['ece']:.3f} ({minutes:.1f} min)",
+            flush=True,
+        )
+        return rows
+
+    def run(self, experiment: Experiment, seed: int) -> list[Row]:
+        """Trains and tests."""
+        if experiment.kind == "noisy":
+            return [self.run_noisy(experiment, seed)]
+        trained, parent_epochs = self.train(experiment, seed)
+        ensemble = trained.ensemble
+        logits = member_logits(ensemble, self.dataset)
+        total = parent_epochs + trained.epochs
+        costs = {
+            "epochs": total,
+            "flops": (parent_epochs + trained.dense_epochs) / total,
+            "parameters": trained.parameters,
+        }
+        rows = []
+        for size in experiment.prefixes or (len(logits),):
+            row = self.scored(ensemble, logits[:size]) | costs
+            rows.append(row | ({"x": size} if experiment.prefixes else {}))
+        return rows
+
+    def train(self, experiment: Experiment, seed: int) -> tuple[Trained, int]:
+        """The ensemble, and the epochs that its parent took."""
+        images, augmentation = self.dataset.train, self.dataset.augmentation
+        epochs = experiment.tuning.epochs
+        with bar(experiment.label, experiment.members * epochs) as advance:
+
+            def on_epoch(name: str, epoch: int, loss: float) -> None:
+                advance(1, f"{name}, loss {loss:.3f}")
+
+            def new(network_seed: int) -> nn.Module:
+                return self.build(network_seed, experiment.dropout)
+
+            seed_of_method = derive_seed(seed, experiment.label)
+            common = (images, augmentation, experiment.tuning)
+            if experiment.kind == "independent":
+                members = experiment.members
+                return independent(new, *common, members, seed_of_method, on_epoch), 0
+            if experiment.kind == "bagging":
+                fraction = 0.9
+                return bagging(
+                    new, *common, experiment.members, fraction, seed_of_method, on_epoch
+                ), 0
+            parent = self.parent(seed)
+            if experiment.kind == "sparse":
+                trained = sparse(
+                    parent, *common, experiment.pruning, experiment.members, seed_of_method,
+                    on_epoch,
+                )  # fmt: skip
+            else:
+                trained = stochastic(
+                    parent, *common, experiment.annealing, experiment.pruning,
+                    experiment.members, seed_of_method, on_epoch,
+                )  # fmt: skip
+            return trained, self.preset.parent.epochs
+
+    def run_noisy(self, experiment: Experiment, seed: int) -> Row:
+        """Mutates and selects; also the children's divergence and the vote (figure 4.3)."""
+        parent = self.parent(seed)
+        found = noisy(
+            parent, self.dataset.validation, self.dataset.augmentation, experiment.members,
+            experiment.elites, experiment.density, experiment.sigma,
+            seed=derive_seed(seed, "noisy"),
+        )  # fmt: skip
+        logits = member_logits(found.ensemble, self.dataset)
+        row = self.scored(found.ensemble, logits)
+        own = predict(parent, self.dataset.test, self.dataset.augmentation)
+        votes = Ensemble(list(found.ensemble.members), "vote").combined(logits)
+        row["divergence"] = statistics.fmean(divergence(own, child) for child in logits)
+        row["vote_accuracy"] = float((votes.argmax(1) == self.dataset.test.labels).double().mean())
+        row["epochs"], row["flops"] = self.preset.parent.epochs, 1.0
+        row["parameters"] = metrics.count_parameters(parent)
+        return row
+
+    def scored(self, ensemble: Ensemble, logits: Tensor) -> Row:
+        """What the test images say of (members, samples, classes) logits."""
+        whole = Ensemble(list(ensemble.members)[: len(logits)], ensemble.combine)
+        labels = self.dataset.test.labels
+        return asdict(metrics.report(logits, whole.combined(logits), labels))
+
+    def build(self, seed: int, dropout: float = 0.0) -> nn.Module:
+        """An untrained network of the preset's architecture."""
+        channels, height, width = self.dataset.train.pixels.shape[1:]
+        classes = len(self.dataset.classes)
+        return build(self.preset.model, (channels, height, width), classes, dropout, seed)
+
+    def parent(self, seed: int) -> nn.Module:
+        """The parent of a seed, trained once."""
+        if seed in self.parents:
+            return self.parents[seed]
+        network = self.build(derive_seed(seed, "parent")).to(self.dataset.train.pixels.device)
+        tuning: Tuning = self.preset.parent
+        kept = self.out / "parents" / f"{self.key(self.preset.model, tuning, seed)}.safetensors"
+        if kept.exists():
+            network.load_state_dict(storage.load_tensors(kept, KIND)[0])
+            network.eval()
+        else:
+            with bar("parent", tuning.epochs) as advance:
+                tune(
+                    network, self.dataset.train, self.dataset.augmentation, tuning,
+                    derive_seed(seed, "parent"),
+                    on_epoch=lambda epoch, loss: advance(1, f"loss {loss:.3f}"),
+                )  # fmt: skip
+            storage.save_tensors(kept, network.state_dict(), KIND, {"tuning": repr(tuning)})
+        self.parents = {seed: network}
+        return network
+
+
+def member_logits(ensemble: Ensemble, dataset: Dataset) -> Tensor:
+    """(members, samples, classes) of the test images."""
+    outputs = [predict(m, dataset.test, dataset.augmentation) for m in ensemble.members]
+    return torch.stack(outputs)
+
+
+def summary(preset: Preset, results: list[Row]) -> list[Row]:
+    """One line a method and point: means and standard errors over the seeds."""
+    groups: dict[tuple[str, float | None], list[Row]] = {}
+    for row in results:
+        groups.setdefault((row["label"], row["x"]), []).append(row)
+    published = {(row.label, row.x): row.published for row in preset.experiments}
+    lines = []
+    for (label, x), rows in groups.items():
+        line: Row = {
+            "label": label,
+            "x": x,
+            "n": len(rows),
+            "published": published.get((label, x), ""),
+        }
+        numbers = [key for key, value in rows[0].items() if isinstance(value, float | int)]
+        for key in numbers:
+            if key in ("x", "seed"):
+                continue
+            values = [float(row[key]) if row[key] is not None else float("nan") for row in rows]
+            line[key] = statistics.fmean(values)
+            if len(values) > 1:
+                line[f"{key}_error"] = statistics.stdev(values) / len(values) ** 0.5
+        lines.append(line)
+    return lines
+
+
+def report(
+    preset: Preset, dataset: Dataset, lines: list[Row], results: list[Row], out: Path
+) -> None:
+    """Prints the table, and writes text, CSV, picture and TensorBoard scalars."""
+
+    def cell(line: Row, key: str, scale: float = 1.0, digits: int = 2) -> str:
+        if line.get(key) is None or line[key] != line[key]:
+            return ""
+        text = f"{scale * line[key]:.{digits}f}"
+        error = line.get(f"{key}_error")
+        return text if error is None else f"{text} ± {scale * error:.{digits}f}"
+
+    headings = ["method", "accuracy", "NLL", "ECE", "members' accuracy", "disagreement", "oracle",
+                "epochs", "FLOPs", "parameters", "n", "printed"]  # fmt: skip
+    if preset.x_label:
+        headings.insert(1, preset.x_label)
+    cells = []
+    for line in lines:
+        row = [
+            line["label"], cell(line, "accuracy", 100), cell(line, "nll", 1, 3),
+            cell(line, "ece", 1, 3), cell(line, "member_accuracy", 100),
+            cell(line, "disagreement", 1, 3), cell(line, "oracle", 100), f"{line['epochs']:g}",
+            f"{line['flops']:.2f}x", f"{line['parameters'] / 1e6:.2f}M", str(line["n"]),
+            line["published"],
+        ]  # fmt: skip
+        if preset.x_label:
+            row.insert(1, f"{line['x']:g}")
+        cells.append(row)
+    text = (
+        f"{preset.title}. {preset.model} on {dataset.name}, {len(dataset.train)} training and "
+        f"{len(dataset.test)} test images; mean ± standard error over n seeds. {preset.source}.\n\n"
+        + table(headings, cells)
+    )
+    print(f"\n{text}")
+    storage.write_atomically(out / "table.txt", (text + "\n").encode())
+    columns = list(dict.fromkeys(key for row in results for key in row))
+    sheet = io.StringIO()
+    writer = csv.DictWriter(sheet, columns)
+    writer.writeheader()
+    writer.writerows(results)
+    storage.write_atomically(out / "lines.csv", sheet.getvalue().encode())
+    draw(preset, lines, out / "picture.png")
+    with Tracker(out / "tensorboard") as tracker:
+        for number, line in enumerate(lines):
+            step = number if line["x"] is None else round(line["x"] * 1e4)
+            tracker.scalar(f"accuracy/{line['label']}", line["accuracy"], step)
+    print(f"\ntable.txt, lines.csv and picture.png are in {out}")
+
+
+def draw(preset: Preset, lines: list[Row], path: Path) -> None:
+    """A curve a method, or a bar where there is no axis to draw along."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    axes = figure.subplots()
+    labels = list(dict.fromkeys(line["label"] for line in lines))
+    for label in labels:
+        mine = [line for line in lines if line["label"] == label]
+        values = [100 * line["accuracy"] for line in mine]
+        errors = [100 * line.get("accuracy_error", 0.0) for line in mine]
+        if preset.x_label:
+            axes.errorbar([line["x"] for line in mine], values, errors, marker="o", label=label)
+        else:
+            axes.barh(label, values, xerr=errors, color="tab:blue")
+    if preset.x_label:
+        axes.set(xlabel=preset.x_label, ylabel="test accuracy, %")
+        axes.legend(fontsize="small")
+    else:
+        low = min(100 * line["accuracy"] for line in lines)
+        axes.set(xlabel="test accuracy, %", xlim=(max(0.0, low - 5), None))
+        axes.invert_yaxis()
+    axes.set_title(preset.title, fontsize="medium")
+    data = io.BytesIO()
+    figure.savefig(data, format="png", dpi=150)
+    storage.write_atomically(path, data.getvalue())
+
+
+if __name__ == "__main__":
+    run(lambda: tyro.cli(CompareArgs), main)

@@ -1,0 +1,292 @@
+"""An image classifier and an ensemble made of it, on test images that neither has seen.
+
+    python scripts/image_ensemble.py --method sparse --model lenet-s --dataset digits
+
+Whitaker 2023, chapters 4 (noisy), 5 (sparse) and 6 (stochastic).
+"""
+
+import copy
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from typing import Any
+
+import torch
+import tyro
+from torch import Tensor, nn
+
+from configs.command_line import choose_device, run
+from configs.images import ImageArgs
+from evo_subnets import Ensemble, metrics, storage
+from evo_subnets.data import Dataset, Images, load
+from evo_subnets.memory import keep_freed_memory
+from evo_subnets.methods import Trained, bagging, independent, noisy, sparse, stochastic
+from evo_subnets.models import build
+from evo_subnets.streams import derive_seed
+from evo_subnets.tracking import Tracker, bar, table
+from evo_subnets.tuning import predict, tune
+
+KIND = "evo_subnets.parent"
+OnEpoch = Callable[[str, int, float], None]
+
+
+def main(args: ImageArgs) -> None:
+    started = time.monotonic()
+    keep_freed_memory()
+    device = choose_device(args.device)
+    out = args.folder
+    dataset = load(
+        args.dataset, args.root, args.validation, seed=args.seed, limit=args.limit
+    ).to(device)  # fmt: skip
+    if not args.augment:
+        plain = replace(dataset.augmentation, padding=0, flip=False)
+        dataset = replace(dataset, augmentation=plain)
+    print(
+        f"{dataset.name}: {len(dataset.train)} training, {len(dataset.validation)} validation and "
+        f"{len(dataset.test)} test images of {len(dataset.classes)} classes"
+    )
+    results_file = out / "results.json"
+    results_file.unlink(missing_ok=True)  # until this run is whole there are no results
+
+    with Tracker(out) as tracker:
+        rows: dict[str, dict[str, Any]] = {}
+        parent: nn.Module | None = None
+        parent_logits: Tensor | None = None
+        if args.method not in ("independent", "bagging"):
+            parent = find_parent(args, dataset, tracker)
+            parent_logits = member_logits(Ensemble([parent]), dataset.test, dataset)
+            rows["parent"] = scored(Ensemble([parent]), parent_logits, dataset.test.labels)
+            rows["parent"] |= costs(parent, args.parent_epochs)
+        extra: dict[str, Any] = {}
+        trained = None
+        if args.method == "noisy":
+            assert parent is not None
+            ensemble, best, extra = mutated(args, parent, dataset, tracker)
+            logits = member_logits(best, dataset.test, dataset)
+            rows["best child"] = scored(best, logits, dataset.test.labels)
+            rows["best child"] |= costs(parent, args.parent_epochs)
+        else:
+            trained = built(args, parent, dataset, tracker)
+            ensemble = trained.ensemble
+        logits = member_logits(ensemble, dataset.test, dataset)
+        name = args.method if len(logits) == 1 else f"{args.method} ensemble of {len(logits)}"
+        rows[name] = scored(ensemble, logits, dataset.test.labels)
+        if trained is None:
+            assert parent is not None
+            rows[name] |= costs(parent, args.parent_epochs, len(logits))
+        else:
+            before = 0 if parent is None else args.parent_epochs
+            total = before + trained.epochs
+            rows[name] |= {
+                "epochs": total,
+                "flops": (before + trained.dense_epochs) / total,
+                "parameters": trained.parameters,
+            }
+        if args.corruptions:
+            contestants = {name: ensemble} | (
+                {} if parent is None else {"parent": Ensemble([parent])}
+            )
+            for who, model in contestants.items():
+                rows[who] |= corrupted(model, dataset, args.seed)
+        for number, row in enumerate(rows.values()):
+            for key in ("accuracy", "nll", "ece"):
+                tracker.scalar(f"test/{key}", row[key], number)
+        tracker.hyper_parameters(
+            {key: str(value) for key, value in asdict(args).items()},
+            {"test/accuracy": rows[name]["accuracy"], "test/nll": rows[name]["nll"]},
+        )
+
+    print(f"\n{table(*printed(rows))}")
+    if parent_logits is not None:
+        intervals = compared(parent_logits[0], ensemble.combined(logits), dataset.test.labels)
+        extra["against_parent"] = intervals
+        print("\nThe ensemble against its parent, paired over test images, 95 % intervals:")
+        for key, (difference, low, high) in intervals.items():
+            print(f"  {key:8} {difference:+.4f} [{low:+.4f}, {high:+.4f}]")
+    ensemble.save(out / "ensemble.safetensors")
+    storage.write_json(
+        results_file,
+        {"arguments": {k: str(v) for k, v in asdict(args).items()}, "test": rows, **extra},
+    )
+    minutes = (time.monotonic() - started) / 60
+    print(f"\n{minutes:.1f} minutes; results, ensemble and TensorBoard logs are in {out}")
+
+
+def new_network(args: ImageArgs, dataset: Dataset, seed: int) -> nn.Module:
+    channels, height, width = dataset.train.pixels.shape[1:]
+    return build(args.model, (channels, height, width), len(dataset.classes), seed=seed)
+
+
+def find_parent(args: ImageArgs, dataset: Dataset, tracker: Tracker) -> nn.Module:
+    """The parent that is named, that lies in the output folder, or that is trained now."""
+    network = new_network(args, dataset, derive_seed(args.seed, "parent"))
+    network.to(dataset.train.pixels.device)
+    about = {
+        "model": args.model, "classes": list(dataset.classes), "dataset": dataset.name,
+        "training_images": len(dataset.train), "tuning": repr(args.tuning(args.parent_epochs)),
+        "augment": args.augment, "seed": args.seed,
+    }  # fmt: skip
+    path = args.parent or args.folder / "parent.safetensors"
+    if args.parent is not None or path.exists():
+        tensors, found = storage.load_tensors(path, KIND)
+        wanted = ("model", "classes") if args.parent is not None else tuple(about)
+        for key in wanted:
+            if found.get(key) != about[key]:
+                raise ValueError(
+                    f"{path} is a parent with {key} {found.get(key)}, this run asks for "
+                    f"{about[key]}: change the option or the output folder (--out)"
+                )
+        network.load_state_dict(tensors)
+        print(f"parent: {path}")
+        return network.eval()
+    with bar("parent", args.parent_epochs) as advance:
+
+        def on_epoch(epoch: int, loss: float) -> None:
+            tracker.scalar("parent/loss", loss, epoch)
+            advance(1, f"loss {loss:.3f}")
+
+        tune(
+            network, dataset.train, dataset.augmentation, args.tuning(args.parent_epochs),
+            derive_seed(args.seed, "parent"), on_epoch=on_epoch,
+        )  # fmt: skip
+    storage.save_tensors(path, network.state_dict(), KIND, about)
+    return network
+
+
+def built(args: ImageArgs, parent: nn.Module | None, dataset: Dataset, tracker: Tracker) -> Trained:
+    """The ensemble of a method that trains."""
+    whole = args.parent_epochs + args.members * args.child_epochs
+    share = max(1, whole // args.members)
+    total = {"independent": whole, "bagging": args.members * share}.get(
+        args.method, args.members * args.child_epochs
+    )
+    data = (dataset.train, dataset.augmentation)
+    with bar(args.method, total) as advance:
+
+        def on_epoch(name: str, epoch: int, loss: float) -> None:
+            tracker.scalar(f"loss/{name}", loss, epoch)
+            advance(1, f"{name}, loss {loss:.3f}")
+
+        def new(seed: int) -> nn.Module:
+            return new_network(args, dataset, seed)
+
+        seed = derive_seed(args.seed, args.method)
+        if args.method == "independent":
+            return independent(new, *data, args.tuning(whole), 1, seed, on_epoch)
+        if args.method == "bagging":
+            return bagging(new, *data, args.tuning(share), args.members, 0.9, seed, on_epoch)
+        assert parent is not None
+        tuning = args.tuning(args.child_epochs, child=True)
+        if args.method == "sparse":
+            return sparse(parent, *data, tuning, args.pruning, args.members, seed, on_epoch)
+        return stochastic(
+            parent, *data, tuning, args.annealing, args.pruning, args.members, seed, on_epoch
+        )
+
+
+def mutated(
+    args: ImageArgs, parent: nn.Module, dataset: Dataset, tracker: Tracker
+) -> tuple[Ensemble, Ensemble, dict[str, Any]]:
+    """The fittest mutations, the very fittest, and the population's story."""
+    with bar("children", args.population_size) as advance:
+        count = 0
+
+        def on_child(child: Any) -> None:
+            nonlocal count
+            tracker.scalar("children/fitness", child.fitness, count)
+            count += 1
+            advance(1, f"accuracy {100 * child.fitness:.2f}")
+
+        found = noisy(
+            parent, dataset.validation, dataset.augmentation, args.population_size, args.members,
+            args.density, args.sigma, args.target_kl, args.seed,
+            dataset.train if args.reestimate_norms else None, on_child,
+        )  # fmt: skip
+    region = found.region
+    reached = "" if region is None else f" moves the outputs by a KL of {region.divergence:.4f}"
+    print(f"sigma {found.sigma:.5f}{reached}")
+    tracker.histogram("children/fitness_histogram", [child.fitness for child in found.children])
+    story = {
+        "sigma": found.sigma,
+        "children": [asdict(child) for child in found.children],
+        "elites": [asdict(child) for child in found.elites],
+    }
+    return found.ensemble, Ensemble([copy.deepcopy(found.ensemble.members[0])]), story
+
+
+def member_logits(ensemble: Ensemble, images: Images, dataset: Dataset) -> Tensor:
+    """(members, samples, classes) logits."""
+    return torch.stack([predict(m, images, dataset.augmentation) for m in ensemble.members])
+
+
+def scored(ensemble: Ensemble, logits: Tensor, labels: Tensor) -> dict[str, Any]:
+    return asdict(metrics.report(logits, ensemble.combined(logits), labels))
+
+
+def costs(parent: nn.Module, epochs: int, members: int = 1) -> dict[str, Any]:
+    return {
+        "epochs": epochs,
+        "flops": 1.0,
+        "parameters": members * metrics.count_parameters(parent),
+    }
+
+
+def corrupted(ensemble: Ensemble, dataset: Dataset, seed: int) -> dict[str, float]:
+    """Means over all corruptions and severities (Hendrycks and Dietterich 2019)."""
+    from evo_subnets.data.corruptions import CORRUPTIONS, corrupt
+
+    found = []
+    clean = dataset.test.pixels.cpu()
+    with bar("corruptions", 5 * len(CORRUPTIONS)) as advance:
+        for name in CORRUPTIONS:
+            for severity in range(1, 6):
+                pixels = corrupt(clean, name, severity, seed).to(dataset.test.pixels.device)
+                images = Images(pixels, dataset.test.labels)
+                logits = member_logits(ensemble, images, dataset)
+                found.append(metrics.scores(ensemble.combined(logits), images.labels))
+                advance(1, f"{name} {severity}")
+    return {
+        f"corrupted_{key}": statistics.fmean(getattr(scores, key) for scores in found)
+        for key in ("accuracy", "nll", "ece")
+    }
+
+
+def compared(
+    parent_logits: Tensor, log_probabilities: Tensor, labels: Tensor
+) -> dict[str, tuple[float, float, float]]:
+    """Ensemble minus parent, with the bounds of paired bootstrap intervals."""
+    own = parent_logits.log_softmax(dim=1)
+    names: tuple[Any, ...] = ("accuracy", "nll", "ece")
+    return {
+        name: metrics.difference_interval(own, log_probabilities, labels, name) for name in names
+    }
+
+
+def printed(rows: dict[str, dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """Headings and cells of the table."""
+    headings = ["model", "accuracy", "NLL", "ECE", "members", "disagreement", "oracle", "epochs",
+                "FLOPs", "parameters"]  # fmt: skip
+    with_corruptions = any("corrupted_accuracy" in row for row in rows.values())
+    if with_corruptions:
+        headings += ["cAcc", "cNLL", "cECE"]
+    cells = []
+    for name, row in rows.items():
+        pair = row["disagreement"]
+        line = [
+            name, f"{100 * row['accuracy']:.2f}", f"{row['nll']:.3f}", f"{row['ece']:.3f}",
+            f"{100 * row['member_accuracy']:.2f}", f"{pair:.3f}" if pair == pair else "",
+            f"{100 * row['oracle']:.2f}", f"{row['epochs']:g}", f"{row['flops']:.2f}x",
+            f"{row['parameters'] / 1e6:.3f}M",
+        ]  # fmt: skip
+        if with_corruptions and "corrupted_accuracy" in row:
+            line += [f"{100 * row['corrupted_accuracy']:.2f}", f"{row['corrupted_nll']:.3f}",
+                     f"{row['corrupted_ece']:.3f}"]  # fmt: skip
+        elif with_corruptions:
+            line += ["", "", ""]
+        cells.append(line)
+    return headings, cells
+
+
+if __name__ == "__main__":
+    run(lambda: tyro.cli(ImageArgs), main)

@@ -1,0 +1,198 @@
+"""The training loop against a plain one, and the schedules against what the papers print."""
+
+import copy
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from evo_subnets.data import Augmentation, Images, batches
+from evo_subnets.streams import derive_seed
+from evo_subnets.tuning import (
+    Constant,
+    Cosine,
+    OneCycle,
+    StepLinear,
+    Tuning,
+    bag,
+    predict,
+    reestimate_norms,
+    tune,
+)
+
+PLAIN = Augmentation((0.5,), (0.25,), padding=0, flip=False)
+
+
+def pictures(count=96, classes=4, size=8, seed=0):
+    """Bright quarters: the class is where the light is."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(count) % classes
+    pixels = torch.randint(0, 100, (count, 1, size, size), generator=generator)
+    half = size // 2
+    for index, label in enumerate(labels.tolist()):
+        row, column = divmod(label % 4, 2)
+        pixels[index, 0, row * half : (row + 1) * half, column * half : (column + 1) * half] += 120
+    return Images(pixels.to(torch.uint8), labels)
+
+
+def network(seed=0, norm=True, dropout=0.0):
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return nn.Sequential(
+            nn.Conv2d(1, 6, 3, padding=1),
+            nn.BatchNorm2d(6) if norm else nn.Identity(),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Flatten(),
+            nn.Dropout(dropout),
+            nn.Linear(96, 12),
+            nn.ReLU(),
+            nn.Linear(12, 4),
+        )
+
+
+@pytest.mark.parametrize(
+    ("schedule", "points"),
+    [
+        (Constant(0.3), {0: 0.3, 0.5: 0.3, 1: 0.3}),
+        (StepLinear(), {0: 0.1, 0.5: 0.1, 0.7: 0.0505, 0.9: 0.001, 1: 0.001}),
+        (OneCycle(), {0: 0.001, 0.05: 0.0505, 0.1: 0.1, 0.55: 0.05000005, 1: 1e-7}),
+        (Cosine(0.2), {0: 0.2, 0.5: 0.1, 1: 0.0}),
+    ],
+)
+def test_schedules_pass_through_the_printed_rates(schedule, points):
+    for progress, rate in points.items():
+        assert schedule(progress) == pytest.approx(rate, abs=1e-12)
+
+
+def test_one_cycle_is_continuous_and_has_one_maximum():
+    rates = [OneCycle()(step / 1000) for step in range(1001)]
+    peak = rates.index(max(rates))
+    assert peak == 100
+    assert rates[:101] == sorted(rates[:101])
+    assert rates[100:] == sorted(rates[100:], reverse=True)
+
+
+def test_momentum_cycles_inversely():
+    tuning = Tuning(1, OneCycle(), momentum=0.95, cycled_momentum=0.85)
+    optimizer = tuning.make_optimizer(network())
+    seen = {}
+    for progress in (0.0, 0.1, 1.0):
+        tuning.set_rates(optimizer, progress)
+        seen[progress] = optimizer.param_groups[0]["momentum"]
+    assert seen == pytest.approx({0.0: 0.95, 0.1: 0.85, 1.0: 0.95})
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_tune_is_the_plain_loop(optimizer):
+    images, module = pictures(), network()
+    tuning = Tuning(3, StepLinear(0.05, 0.01), optimizer, batch_size=40)
+    reference = copy.deepcopy(module).train()
+    tune(module, images, PLAIN, tuning, seed=5)
+
+    if optimizer == "adam":
+        steps = torch.optim.Adam(reference.parameters())
+    else:
+        steps = torch.optim.SGD(
+            reference.parameters(), momentum=0.9, weight_decay=5e-4, nesterov=True
+        )
+    generator = torch.Generator().manual_seed(derive_seed(5, "images"))
+    for number in range(9):
+        if number % 3 == 0:
+            loader = iter(list(batches(images, 40, PLAIN, generator)))
+        for group in steps.param_groups:
+            group["lr"] = StepLinear(0.05, 0.01)(number / 9)
+        inputs, labels = next(loader)
+        loss = F.cross_entropy(reference(inputs), labels)
+        steps.zero_grad()
+        loss.backward()
+        steps.step()
+    for ours, plain in zip(
+        module.state_dict().values(), reference.state_dict().values(), strict=True
+    ):
+        torch.testing.assert_close(ours, plain)
+    assert not module.training
+
+
+def test_the_seed_decides_order_augmentation_and_dropout():
+    def tuned(seed):
+        module = network(dropout=0.5)
+        tune(module, pictures(), Augmentation((0.5,), (0.25,)), Tuning(1, batch_size=32), seed)
+        return module[0].weight
+
+    assert torch.equal(tuned(1), tuned(1))
+    assert not torch.equal(tuned(1), tuned(2))
+
+
+def test_tuning_learns():
+    module = network(1)
+    losses = []
+    tune(
+        module, pictures(), PLAIN, Tuning(6, OneCycle(), batch_size=16),
+        on_epoch=lambda epoch, loss: losses.append((epoch, loss)),
+    )  # fmt: skip
+    fresh = pictures(seed=9)
+    assert (predict(module, fresh, PLAIN).argmax(1) == fresh.labels).float().mean() > 0.95
+    assert [epoch for epoch, _ in losses] == [1, 2, 3, 4, 5, 6]
+    assert losses[-1][1] < losses[0][1] / 2
+
+
+def test_bagging_trains_on_the_bag_alone():
+    images = pictures(100)
+    chosen = bag(100, 0.9, seed=3)
+    assert len(chosen) == 90
+    assert len(set(chosen.tolist())) == 90
+    module, plain = network(), network()
+    tune(module, images, PLAIN, Tuning(1, bagging=0.9), seed=3)
+    tune(plain, images[chosen], PLAIN, Tuning(1), seed=3)
+    assert torch.equal(module[0].weight, plain[0].weight)
+    assert not torch.equal(bag(100, 0.9, seed=4), chosen)
+
+
+def test_bf16_trains_float32_weights():
+    module = network()
+    tune(module, pictures(), PLAIN, Tuning(2, OneCycle(), bf16=True, batch_size=16))
+    assert module[0].weight.dtype == torch.float32
+    assert predict(module, pictures(), PLAIN).isfinite().all()
+
+
+def test_a_diverging_run_says_so():
+    with pytest.raises(ValueError, match=r"training diverged.*lower the learning rate"):
+        tune(network(norm=False), pictures(), PLAIN, Tuning(3, Constant(1e6), batch_size=8))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"epochs": 0}, "at least one epoch"),
+        ({"epochs": 1, "batch_size": 0}, "at least one epoch and one image"),
+        ({"epochs": 1, "bagging": 0.0}, "bagging"),
+        ({"epochs": 1, "bagging": 1.5}, "bagging"),
+        ({"epochs": 1, "optimizer": "lion"}, "'sgd' or 'adam'"),
+        ({"epochs": 1, "cycled_momentum": 0.85}, "OneCycle"),
+    ],
+)
+def test_bad_options_are_refused(options, words):
+    with pytest.raises(ValueError, match=words):
+        Tuning(**options)
+
+
+def test_predict_leaves_the_mode_alone_and_cuts_batches():
+    module = network(dropout=0.5).train()
+    outputs = predict(module, pictures(50), PLAIN, batch_size=7)
+    assert module.training
+    assert outputs.shape == (50, 4)
+    torch.testing.assert_close(outputs, predict(module.eval(), pictures(50), PLAIN))
+
+
+def test_norms_are_the_means_over_the_pictures():
+    module, images = network(dropout=0.5).eval(), pictures(64)
+    reestimate_norms(module, images, PLAIN, batch_size=16)
+    outputs = module[0](PLAIN.normalize(images.pixels))
+    torch.testing.assert_close(
+        module[1].running_mean, outputs.mean((0, 2, 3)), atol=1e-5, rtol=1e-4
+    )
+    assert not module.training
+    assert math.isclose(module[1].momentum, 0.1)
