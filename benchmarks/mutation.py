@@ -87,11 +87,7 @@ def main(args: Args) -> None:
     text = "\n\n".join(sections)
     print(text)
     if args.save:
-        about = (
-            f"# benchmarks/mutation.py\n\n{platform.processor() or platform.machine()}, "
-            f"{os.cpu_count()} cores, Python {platform.python_version()}, torch "
-            f"{torch.__version__}, commit {commit()}.\n\n```\n{text}\n```\n"
-        )
+        about = f"# benchmarks/mutation.py\n\n{commit_and_machine()}\n\n```\n{text}\n```\n"
         write_atomically(RESULTS, about.encode())
 
 
@@ -207,9 +203,14 @@ def cold_start(args: Args) -> str:
     return "\n".join(lines)
 
 
-def commit() -> str:
-    command = ["git", "-C", str(RESULTS.parent.parent), "rev-parse", "--short", "HEAD"]
-    return subprocess.run(command, capture_output=True, text=True).stdout.strip() or "unknown"
+def commit_and_machine() -> str:
+    """What a number needs beside it."""
+    command = ["git", "-C", str(RESULTS.parent), "rev-parse", "--short", "HEAD"]
+    found = subprocess.run(command, capture_output=True, text=True).stdout.strip()
+    return (
+        f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, Python "
+        f"{platform.python_version()}, torch {torch.__version__}, commit {found or 'unknown'}."
+    )
 
 
 if __name__ == "__main__":

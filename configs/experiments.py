@@ -264,5 +264,5 @@ def tiny(preset: Preset) -> Preset:
         parent=replace(preset.parent, epochs=1),
         experiments=tuple(map(shrink, preset.experiments)),
         dataset="digits",
-        model="lenet-s",
+        model="mlp-32-16",
     )

@@ -23,7 +23,7 @@ from configs.command_line import choose_device, run
 from configs.experiments import PRESETS, Experiment, Preset, tiny
 from configs.images import CompareArgs
 from evo_subnets import divergence, metrics, storage
-from evo_subnets.data import Dataset, load
+from evo_subnets.data import Dataset, Images, load
 from evo_subnets.ensemble import Ensemble
 from evo_subnets.memory import keep_freed_memory
 from evo_subnets.methods import Trained, bagging, independent, noisy, sparse, stochastic
@@ -55,6 +55,11 @@ def main(args: CompareArgs) -> None:
         dataset = replace(
             dataset, augmentation=replace(dataset.augmentation, padding=0, flip=False)
         )
+    if all(experiment.kind != "noisy" for experiment in preset.experiments):
+        first, second = dataset.validation, dataset.test  # nothing is selected: all is the test
+        pixels = torch.cat((first.pixels, second.pixels))
+        whole = Images(pixels, torch.cat((first.labels, second.labels)))
+        dataset = replace(dataset, test=whole)
     print(f"{preset.title} ({preset.source}): {preset.model} on {dataset.name}")
     bench = Bench(preset, dataset, out)
     results = []

@@ -5,6 +5,7 @@ import random
 import numpy as np
 import pytest
 import torch
+from script_client import Server
 
 torch.set_num_threads(1)
 
@@ -27,3 +28,11 @@ def global_generators_stay(request):
         assert torch.equal(before[0], torch.get_rng_state()), "torch's global generator moved"
         assert (before[1] == np.random.get_state()[1]).all(), "numpy's global generator moved"
         assert before[2] == random.getstate(), "random's global generator moved"
+
+
+@pytest.fixture(scope="session")
+def server():
+    """Runs scripts, one after the other."""
+    server = Server()
+    yield server
+    server.close()

@@ -5,6 +5,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from evo_subnets.data import Augmentation, Images
+
+PLAIN = Augmentation((0.5,), (0.25,), padding=0, flip=False)
+"""Of `pictures`: normalised, else as they are."""
+
 
 def built(make: Callable[[], nn.Module], seed: int = 0) -> nn.Module:
     """What `make` returns, initialised from `seed`; the global generator is put back."""
@@ -118,3 +123,32 @@ def all_same_bits(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 
 def copied(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().clone() for name, tensor in tensors.items()}
+
+
+def pictures(count: int = 96, seed: int = 0) -> Images:
+    """(count, 1, 8, 8) pictures of four classes: one quarter is brighter, and says which."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(count) % 4
+    pixels = torch.randint(0, 100, (count, 1, 8, 8), generator=generator)
+    for index, label in enumerate(labels.tolist()):
+        row, column = divmod(label, 2)
+        pixels[index, 0, row * 4 : row * 4 + 4, column * 4 : column * 4 + 4] += 120
+    return Images(pixels.to(torch.uint8), labels)
+
+
+def small_classifier(seed: int = 0, norm: bool = True, dropout: float = 0.0) -> nn.Module:
+    """(batch, 1, 8, 8) to (batch, 4), with a batch norm."""
+    return built(
+        lambda: nn.Sequential(
+            nn.Conv2d(1, 6, 3, padding=1),
+            nn.BatchNorm2d(6) if norm else nn.Identity(),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Flatten(),
+            nn.Dropout(dropout),
+            nn.Linear(96, 12),
+            nn.ReLU(),
+            nn.Linear(12, 4),
+        ),
+        seed,
+    )

@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from networks import small_classifier as network
+from test_pruning import steps_of
 
 from evo_subnets.annealing import (
     Annealed,
@@ -12,8 +14,6 @@ from evo_subnets.annealing import (
 )
 from evo_subnets.subnetworks import Subnetwork, parameters
 from evo_subnets.tuning import Tuning
-from tests.test_pruning import steps_of
-from tests.test_tuning import network
 
 
 @pytest.mark.parametrize("decay", ["linear", "cosine", "exponential"])

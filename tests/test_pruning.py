@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
+from networks import PLAIN, built, pictures
+from networks import small_classifier as network
 from torch import nn
 
 from evo_subnets.methods import Pruning
@@ -22,8 +24,6 @@ from evo_subnets.pruning import (
 )
 from evo_subnets.subnetworks import Subnetwork, parameters
 from evo_subnets.tuning import OneCycle, Tuning, tune
-from tests.networks import built
-from tests.test_tuning import PLAIN, network, pictures
 
 
 @given(st.integers(1, 60), st.integers(1, 40), st.floats(0.01, 1))

@@ -3,20 +3,18 @@
 import csv
 import json
 import os
-import select
 import signal
 import subprocess
 import sys
 import time
 from dataclasses import asdict
-from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pytest
 import torch
 from networks import built
 from PIL import Image
+from script_client import ROOT, Result, check_late_failure, check_refusal, half_written
 
 from agents import parents
 from agents.evaluation import Episodes
@@ -26,8 +24,6 @@ from configs.sweep import SweepArgs
 from envs import GAMES, TEST_LEVELS
 from evo_subnets import Ensemble, Mutation, storage
 
-TESTS = Path(__file__).parent
-ROOT = TESTS.parent
 SCRIPTS = ["procgen_ensemble", "population_sweep", "cartpole_ensemble", "train_parent"]
 GAME = "fruitbot"
 """Its episodes are short whatever one does: a level ends after 200 steps or so."""
@@ -39,86 +35,6 @@ TINY = [
     "--population-size", "4", "--ensemble-size", "2", "--validation-episodes", "2",
     "--test-episodes", "3",
 ]  # fmt: skip
-
-
-class Result(NamedTuple):
-    status: int
-    stdout: str
-    stderr: str
-
-
-class Server:
-    """The scripts as forked processes of tests/script_server.py, one after the other."""
-
-    def __init__(self):
-        self.process = subprocess.Popen(
-            [sys.executable, str(TESTS / "script_server.py")],
-            cwd=ROOT,
-            env=os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "80"},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            bufsize=0,
-        )
-
-    def start(self, script, *arguments, threads=1, file_limit=None):
-        """The process id."""
-        command = [f"scripts/{script}.py", *map(str, arguments)]
-        request = {"command": command, "threads": threads, "file_limit": file_limit}
-        self.process.stdin.write(json.dumps(request).encode() + b"\n")
-        self.pid = self.answer(60)
-        return self.pid
-
-    def finish(self, seconds=60):
-        try:
-            return Result(*self.answer(seconds))
-        except TimeoutError:
-            os.kill(self.pid, signal.SIGKILL)
-            self.answer(10)
-            raise
-
-    def run(self, script, *arguments, **options):
-        self.start(script, *arguments, **options)
-        return self.finish()
-
-    def answer(self, seconds):
-        if not select.select([self.process.stdout], [], [], seconds)[0]:
-            raise TimeoutError(f"no answer in {seconds} s")
-        return json.loads(self.process.stdout.readline())
-
-    def close(self):
-        self.process.stdin.close()
-        self.process.wait(20)
-        self.process.stdout.close()
-
-
-@pytest.fixture(scope="module")
-def server():
-    server = Server()
-    yield server
-    server.close()
-
-
-def check_refusal(result, status, *words):
-    """One line on standard error that says what is wrong, and no traceback."""
-    assert result.status == status, result.stderr
-    lines = result.stderr.splitlines()
-    assert len(lines) == 1, result.stderr
-    assert lines[0].startswith("error: ")
-    for word in words:
-        assert word in lines[0]
-
-
-def check_late_failure(result, status, word, folder):
-    """The same after progress bars, with no results and nothing half-written."""
-    assert result.status == status, result.stderr
-    assert "Traceback" not in result.stderr
-    assert word in result.stderr.splitlines()[-1]
-    assert not (folder / "results.json").exists()
-    assert not half_written(folder)
-
-
-def half_written(folder):
-    return list(folder.rglob(".*"))
 
 
 # --- the main job

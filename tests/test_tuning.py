@@ -6,9 +6,10 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
+from networks import PLAIN, pictures
+from networks import small_classifier as network
 
-from evo_subnets.data import Augmentation, Images, batches
+from evo_subnets.data import Augmentation, batches
 from evo_subnets.streams import derive_seed
 from evo_subnets.tuning import (
     Constant,
@@ -21,36 +22,6 @@ from evo_subnets.tuning import (
     reestimate_norms,
     tune,
 )
-
-PLAIN = Augmentation((0.5,), (0.25,), padding=0, flip=False)
-
-
-def pictures(count=96, classes=4, size=8, seed=0):
-    """Bright quarters: the class is where the light is."""
-    generator = torch.Generator().manual_seed(seed)
-    labels = torch.arange(count) % classes
-    pixels = torch.randint(0, 100, (count, 1, size, size), generator=generator)
-    half = size // 2
-    for index, label in enumerate(labels.tolist()):
-        row, column = divmod(label % 4, 2)
-        pixels[index, 0, row * half : (row + 1) * half, column * half : (column + 1) * half] += 120
-    return Images(pixels.to(torch.uint8), labels)
-
-
-def network(seed=0, norm=True, dropout=0.0):
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return nn.Sequential(
-            nn.Conv2d(1, 6, 3, padding=1),
-            nn.BatchNorm2d(6) if norm else nn.Identity(),
-            nn.ReLU(),
-            nn.MaxPool2d(2),
-            nn.Flatten(),
-            nn.Dropout(dropout),
-            nn.Linear(96, 12),
-            nn.ReLU(),
-            nn.Linear(12, 4),
-        )
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,155 @@
+"""The scripts for image classifiers, tiny, as processes."""
+
+import csv
+import json
+
+import pytest
+import torch
+from PIL import Image
+from script_client import check_late_failure, check_refusal, half_written
+
+from configs.experiments import PRESETS
+from evo_subnets import Ensemble
+from evo_subnets.models import build
+
+TINY = ["--dataset", "digits", "--model", "mlp-32", "--limit", "150", "--parent-epochs", "2"]
+METHODS = {
+    "noisy": ["--population-size", "4", "--members", "2"],
+    "sparse": ["--members", "2"],
+    "stochastic": ["--members", "2", "--child-epochs", "2", "--annealing.epochs", "1"],
+    "independent": ["--members", "2"],
+    "bagging": ["--members", "2"],
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_leaves_whole_results(method, server, tmp_path):
+    out = tmp_path / "out"
+    result = server.run("image_ensemble", "--method", method, *TINY, *METHODS[method], "--out", out)
+    assert result.status == 0, result.stderr
+    report = json.loads((out / "results.json").read_text())
+    last = list(report["test"].values())[-1]
+    assert 0 <= last["accuracy"] <= 1
+    assert f"{100 * last['accuracy']:.2f}" in result.stdout
+    loaded = Ensemble.load(out / "ensemble.safetensors", build("mlp-32", (1, 32, 32), 10, seed=0),
+                           restore=method == "noisy")  # fmt: skip
+    assert len(loaded.members) == (1 if method == "independent" else 2)
+    assert loaded(torch.zeros(3, 1, 32, 32)).shape == (3, 10)
+    assert list(out.glob("events.out.tfevents*"))
+    if method in ("noisy", "sparse", "stochastic"):
+        assert "against its parent" in result.stdout
+        assert report["test"]["parent"]["epochs"] == 2
+    assert not half_written(out)
+
+
+def test_the_same_command_takes_the_trained_parent(server, tmp_path):
+    command = ["--method", "sparse", *TINY, "--members", "2", "--out", tmp_path]
+    first = server.run("image_ensemble", *command)
+    kept = (tmp_path / "parent.safetensors").read_bytes()
+    results = json.loads((tmp_path / "results.json").read_text())
+    second = server.run("image_ensemble", *command, "--corruptions")
+    assert first.status == second.status == 0, second.stderr
+    assert "parent: " in second.stdout
+    assert (tmp_path / "parent.safetensors").read_bytes() == kept
+    again = json.loads((tmp_path / "results.json").read_text())
+    assert again["test"]["parent"]["nll"] == results["test"]["parent"]["nll"]
+    assert again["test"]["sparse ensemble of 2"]["corrupted_nll"] > 0
+    assert "cNLL" in second.stdout
+
+    parent = tmp_path / "parent.safetensors"
+    other = server.run(
+        "image_ensemble", *command[:-1], tmp_path / "other", "--parent", parent,
+        "--model", "mlp-16",
+    )  # fmt: skip
+    check_late_failure(other, 1, "mlp-32, this run asks for mlp-16", tmp_path / "other")
+    longer = server.run("image_ensemble", *command, "--parent-epochs", "3")
+    assert longer.status == 1
+    assert "change the option or the output folder" in longer.stderr
+
+
+def picture_folder(folder, classes):
+    for split in ("train", "test"):
+        for name in classes:
+            for number in range(3):
+                path = folder / split / name / f"{number}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.new("RGB", (32, 32), (40 * number, 0, 0)).save(path)
+    return folder
+
+
+def test_bad_data_is_one_line(server, tmp_path):
+    def refused(folder, word):
+        result = server.run(
+            "image_ensemble", "--dataset", f"imagefolder:{folder}", "--root", tmp_path / "root",
+            "--out", tmp_path / "out",
+        )  # fmt: skip
+        assert result.status == 1, result.stderr
+        assert "Traceback" not in result.stderr
+        assert word in result.stderr.splitlines()[-1]
+        assert not (tmp_path / "out" / "results.json").exists()
+
+    refused(tmp_path / "nothing", "nothing")
+    refused(picture_folder(tmp_path / "one", ["cat"]), "class")
+    broken = picture_folder(tmp_path / "broken", ["cat", "dog"])
+    (broken / "train" / "dog" / "1.png").write_bytes(b"\x89PNG no more")
+    refused(broken, "1.png")
+    result = server.run("image_ensemble", "--dataset", "imagenet", "--out", tmp_path / "out")
+    check_refusal(result, 1, "cifar10", "digits", "imagefolder:PATH")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--members", "3"], ["multiple of 2", "3"]),
+        (["--pruning.sampling", "parts", "--pruning.sparsity", "0.6"], ["1 - 1/k"]),
+        (["--pruning.sparsity", "0.9"], ["0.5"]),
+        (["--parent-epochs", "0"], ["parent_epochs"]),
+        (["--child-epochs", "0"], ["child_epochs"]),
+        (["--method", "stochastic"], ["annealing must end", "--child-epochs"]),
+        (["--method", "noisy", "--population-size", "6"], ["multiple of 4"]),
+        (["--method", "noisy", "--density", "0"], ["density"]),
+        (["--method", "magic"], ["magic"]),
+        (["--sigma", "-1"], ["sigma"]),
+    ],
+)
+def test_bad_options_are_refused_at_once(options, words, server):
+    check_refusal(server.run("image_ensemble", *options), 2, *words)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_runs_to_its_table(preset, server, tmp_path):
+    command = ["compare_methods", "--preset", preset, "--tiny", "--out", tmp_path]
+    result = server.run(*command)
+    assert result.status == 0, result.stderr
+    text = (tmp_path / "table.txt").read_text()
+    assert text.strip() in result.stdout
+    with (tmp_path / "lines.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert rows
+    assert all(0 <= float(row["accuracy"]) <= 1 for row in rows)
+    assert Image.open(tmp_path / "picture.png").width > 500
+    assert not half_written(tmp_path)
+
+
+def test_a_comparison_goes_on_where_it_stopped(server, tmp_path):
+    command = ["compare_methods", "--preset", "small-budget", "--tiny", "--out", tmp_path]
+    assert server.run(*command).status == 0
+    text = (tmp_path / "table.txt").read_text()
+    kept = sorted((tmp_path / "lines").glob("*.json"))
+    assert len(kept) == 4
+    times = {path: path.stat().st_mtime_ns for path in kept}
+    kept[1].unlink()
+    again = server.run(*command)
+    assert (tmp_path / "table.txt").read_text() == text, "what was lost comes back the same"
+    assert again.stdout.count("min)") == 1, "and nothing else is done again"
+    for path in kept[:1] + kept[2:]:
+        assert path.stat().st_mtime_ns == times[path]
+    two = server.run(*command, "--seeds", "2")
+    assert " ± " in two.stdout
+
+
+def test_comparisons_refuse_what_they_do_not_know(server):
+    check_refusal(server.run("compare_methods", "--preset", "table-5.1"), 2, "table-5.1")
+    check_refusal(server.run("compare_methods"), 2, "preset")
+    result = server.run("compare_methods", "--preset", "sparsity", "--seeds", "0")
+    check_refusal(result, 2, "seeds must be at least 1")
