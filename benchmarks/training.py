@@ -17,9 +17,9 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 import tyro
-from benchmarks.mutation import commit_and_machine
 from torch import Tensor, nn
 
+from benchmarks.mutation import commit_and_machine
 from evo_subnets.data import Augmentation, Images, batches
 from evo_subnets.memory import keep_freed_memory
 from evo_subnets.methods import Pruning
