@@ -254,6 +254,7 @@ def tiny(preset: Preset) -> Preset:
             tuning=replace(row.tuning, epochs=1),
             annealing=replace(row.annealing, epochs=1),
             members=members,
+            dropout=0.0,  # the tiny model takes none
             elites=2,
             prefixes=(1, 2) if row.prefixes else (),
             published="",

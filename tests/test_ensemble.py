@@ -254,10 +254,14 @@ def test_restoring_leaves_the_given_module_alone(tmp_path):
     assert module.training
 
 
-def test_only_ensembles_of_mutations_are_saved(tmp_path):
-    with pytest.raises(ValueError, match=r"only an ensemble made by Ensemble\.from_mutations"):
-        Ensemble([mlp()]).save(tmp_path / "e.safetensors")
-    assert not list(tmp_path.iterdir())
+def test_members_that_are_no_mutations_are_saved_whole(tmp_path):
+    first, second = mlp(), mlp(seed=1)
+    ensemble = Ensemble([first, second], "vote", [1, 3])
+    ensemble.save(tmp_path / "e.safetensors")
+    loaded = Ensemble.load(tmp_path / "e.safetensors", mlp(seed=2))
+    assert torch.equal(loaded.members[1][0].weight, second[0].weight)
+    assert loaded.combine == "vote"
+    assert torch.equal(loaded(noise(4, 5)), ensemble(noise(4, 5)))
 
 
 @pytest.fixture
