@@ -28,7 +28,11 @@ def load_what_scripts_load() -> None:
     sys.path.insert(0, str(ROOT))
     for script in (ROOT / "scripts").glob("[!_]*.py"):
         importlib.import_module(f"scripts.{script.stem}")
-    importlib.import_module("torch.utils.tensorboard")
+    for module in (
+        "torch.utils.tensorboard", "torch._dynamo", "matplotlib.figure",
+        "matplotlib.backends.backend_agg", "sklearn.datasets",
+    ):  # fmt: skip  # what scripts load late
+        importlib.import_module(module)
     simulators = importlib.import_module("envs.procgen")
     simulators.ProcgenSimulator("bigfish", 1).close()  # pictures: two seconds, once a process
 
