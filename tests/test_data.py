@@ -18,8 +18,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from evo_subnets.data import NAMES, Augmentation, Dataset, Images, batches, datasets, load
-from evo_subnets.data.datasets import _stratified_order
+from evo_subnets.data import (
+    NAMES,
+    Augmentation,
+    Dataset,
+    Images,
+    batches,
+    datasets,
+    downloads,
+    folders,
+    load,
+)
+from evo_subnets.data.splits import stratified_order
 
 needs_sklearn = pytest.mark.skipif(
     importlib.util.find_spec("sklearn") is None, reason="scikit-learn is not installed"
@@ -241,7 +251,7 @@ def test_bad_batch_sizes_are_refused_at_once():
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=60), st.integers(0, 99), st.data())
 def test_every_stretch_of_a_stratified_order_is_in_proportion(labels, seed, data):
     labels = torch.tensor(labels)
-    order = _stratified_order(labels, seed, "train")
+    order = stratified_order(labels, seed, "train")
     assert sorted(order.tolist()) == list(range(len(labels)))
     start = data.draw(st.integers(0, len(labels)))
     end = data.draw(st.integers(start, len(labels)))
@@ -254,10 +264,10 @@ def test_every_stretch_of_a_stratified_order_is_in_proportion(labels, seed, data
 
 def test_a_stratified_order_depends_on_seed_and_purpose_alone():
     labels = torch.arange(100) % 7
-    order = _stratified_order(labels, 3, "train")
-    assert torch.equal(order, _stratified_order(labels, 3, "train"))
-    assert not torch.equal(order, _stratified_order(labels, 4, "train"))
-    assert not torch.equal(order, _stratified_order(labels, 3, "test"))
+    order = stratified_order(labels, 3, "train")
+    assert torch.equal(order, stratified_order(labels, 3, "train"))
+    assert not torch.equal(order, stratified_order(labels, 4, "train"))
+    assert not torch.equal(order, stratified_order(labels, 3, "test"))
     # a saved parent must not meet its training pictures again as validation pictures
     assert order[:8].tolist() == [92, 42, 65, 48, 17, 54, 67, 21]
 
@@ -536,13 +546,13 @@ def test_wrong_folders_are_refused_in_one_line(folder, tmp_path, case):
 @pytest.fixture
 def decodings(monkeypatch):
     """How many pictures each decoding had."""
-    done, decode = [], datasets._decoded
+    done, decode = [], folders._decoded
 
     def counted(files, size):
         done.append(len(files))
         return decode(files, size)
 
-    monkeypatch.setattr(datasets, "_decoded", counted)
+    monkeypatch.setattr(folders, "_decoded", counted)
     return done
 
 
@@ -657,7 +667,7 @@ def fake(monkeypatch):
         pass
 
     module = types.SimpleNamespace(datasets=types.SimpleNamespace(CIFAR10=Fresh))
-    monkeypatch.setattr(datasets, "import_torchvision", lambda: module)
+    monkeypatch.setattr(downloads, "import_torchvision", lambda: module)
     return Fresh
 
 
@@ -695,7 +705,7 @@ def test_an_interrupted_download_is_not_taken_for_a_whole_one(fake, tmp_path, mo
         load("cifar10", tmp_path)
     assert not list(tmp_path.iterdir())
     # as after a kill, which leaves no time to tidy up
-    monkeypatch.setattr(datasets.shutil, "rmtree", lambda *arguments, **options: None)
+    monkeypatch.setattr(downloads.shutil, "rmtree", lambda *arguments, **options: None)
     with pytest.raises(KeyboardInterrupt):
         load("cifar10", tmp_path)
     assert len(list(tmp_path.iterdir())) == 1
@@ -733,7 +743,7 @@ def test_files_that_were_damaged_later_are_named(fake, tmp_path):
 
 @pytest.fixture
 def torchvision():
-    return datasets.import_torchvision()
+    return downloads.import_torchvision()
 
 
 def idx(array):
@@ -749,7 +759,7 @@ def md5(path):
 @needs_torchvision
 @pytest.mark.parametrize("name", ["mnist", "fashion-mnist"])
 def test_mnist_files_are_read_and_padded(torchvision, tmp_path, name):
-    source = getattr(torchvision.datasets, datasets.TORCHVISION[name])
+    source = getattr(torchvision.datasets, downloads.TORCHVISION[name])
     raw = tmp_path / name / source.__name__ / "raw"
     raw.mkdir(parents=True)
     arrays = {}
@@ -774,7 +784,7 @@ def test_mnist_files_are_read_and_padded(torchvision, tmp_path, name):
 @needs_torchvision
 @pytest.mark.parametrize("name", ["cifar10", "cifar100"])
 def test_cifar_files_are_read(torchvision, tmp_path, name, monkeypatch):
-    source = getattr(torchvision.datasets, datasets.TORCHVISION[name])
+    source = getattr(torchvision.datasets, downloads.TORCHVISION[name])
     folder = tmp_path / name / source.base_folder
     folder.mkdir(parents=True)
     rows = numbers().integers(0, 256, (30, 3072), dtype=np.uint8)
@@ -817,7 +827,7 @@ def test_torchvision_that_is_missing_is_named(monkeypatch, tmp_path):
 
 
 def test_names_are_documented_and_importing_brings_nothing_heavy():
-    assert set(NAMES) == {*datasets.TORCHVISION, "digits", "imagefolder:PATH"}
+    assert set(NAMES) == {*downloads.TORCHVISION, "digits", "imagefolder:PATH"}
     code = "import sys, evo_subnets.data; print(*sys.modules, sep='\\n')"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     heavy = {"torchvision", "sklearn", "scipy", "PIL", "safetensors"}
