@@ -94,8 +94,9 @@ class ImageArgs:
     """KL divergence that the trust region aims at, in nats."""
     reestimate_norms: bool = False
     """Re-estimate the BatchNorm statistics of noisy children on training images."""
-    corruptions: bool = False
-    """Test on corrupted images as well: 18 kinds, five severities, generated."""
+    corruptions: str | None = None
+    """Test on corrupted images as well: 'generated' (18 kinds, five severities, made from the test
+    images), or a folder with the files of CIFAR-10-C or CIFAR-100-C."""
     limit: int | None = None
     """Use at most so many training images."""
     root: Path | None = None

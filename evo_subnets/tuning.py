@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from evo_subnets.data import Augmentation, Images, batches
+from evo_subnets.ensemble import Ensemble
 from evo_subnets.streams import derive_seed
 
 
@@ -97,7 +98,8 @@ class Tuning:
     bagging: float = 1.0
     """Fraction of the training images, drawn without replacement, that the network sees."""
     bf16: bool = False
-    """Forward passes in bfloat16 autocast; losses and weights stay float32."""
+    """Forward passes in bfloat16 autocast; losses and weights stay float32. For GPUs: on a CPU
+    without bfloat16 units it is many times slower."""
 
     def __post_init__(self) -> None:
         if self.epochs < 1 or self.batch_size < 1:
@@ -224,6 +226,14 @@ def predict(
     outputs = [module(inputs).float() for inputs, _ in batches(images, batch_size, augmentation)]
     module.train(was_training)
     return torch.cat(outputs)
+
+
+def predict_members(
+    ensemble: Ensemble, images: Images, augmentation: Augmentation, batch_size: int = 500
+) -> Tensor:
+    """(members, samples, outputs) of an ensemble: every metric can be computed from them."""
+    outputs = [predict(member, images, augmentation, batch_size) for member in ensemble.members]
+    return torch.stack(outputs)
 
 
 @torch.no_grad()

@@ -28,12 +28,12 @@ from evo_subnets.ensemble import Ensemble
 from evo_subnets.memory import keep_freed_memory
 from evo_subnets.methods import Trained, bagging, independent, noisy, sparse, stochastic
 from evo_subnets.models import build
+from evo_subnets.parents import load_parent, save_parent
 from evo_subnets.streams import derive_seed
 from evo_subnets.tracking import Tracker, bar, table
-from evo_subnets.tuning import Tuning, predict, tune
+from evo_subnets.tuning import Tuning, predict, predict_members, tune
 
 Row = dict[str, Any]
-KIND = "evo_subnets.parent"
 
 
 def main(args: CompareArgs) -> None:
@@ -75,6 +75,7 @@ class Bench:
 
     def __init__(self, preset: Preset, dataset: Dataset, out: Path) -> None:
         self.preset, self.dataset, self.out = preset, dataset, out
+        self.test = (dataset.test, dataset.augmentation)
         self.parents: dict[int, nn.Module] = {}
 
     def key(self, *parts: object) -> str:
@@ -112,7 +113,7 @@ class Bench:
             return [self.run_noisy(experiment, seed)]
         trained, parent_epochs = self.train(experiment, seed)
         ensemble = trained.ensemble
-        logits = member_logits(ensemble, self.dataset)
+        logits = predict_members(ensemble, *self.test)
         total = parent_epochs + trained.epochs
         costs = {
             "epochs": total,
@@ -168,9 +169,9 @@ class Bench:
             experiment.elites, experiment.density, experiment.sigma,
             seed=derive_seed(seed, "noisy"),
         )  # fmt: skip
-        logits = member_logits(found.ensemble, self.dataset)
+        logits = predict_members(found.ensemble, *self.test)
         row = self.scored(found.ensemble, logits)
-        own = predict(parent, self.dataset.test, self.dataset.augmentation)
+        own = predict(parent, *self.test)
         votes = Ensemble(list(found.ensemble.members), "vote").combined(logits)
         row["divergence"] = statistics.fmean(divergence(own, child) for child in logits)
         row["vote_accuracy"] = float((votes.argmax(1) == self.dataset.test.labels).double().mean())
@@ -197,9 +198,12 @@ class Bench:
         network = self.build(derive_seed(seed, "parent")).to(self.dataset.train.pixels.device)
         tuning: Tuning = self.preset.parent
         kept = self.out / "parents" / f"{self.key(self.preset.model, tuning, seed)}.safetensors"
+        about = {
+            "model": self.preset.model, "classes": list(self.dataset.classes),
+            "dataset": self.dataset.name, "tuning": repr(tuning), "seed": seed,
+        }  # fmt: skip
         if kept.exists():
-            network.load_state_dict(storage.load_tensors(kept, KIND)[0])
-            network.eval()
+            load_parent(kept, network, about, about)
         else:
             with bar("parent", tuning.epochs) as advance:
                 tune(
@@ -207,15 +211,9 @@ class Bench:
                     derive_seed(seed, "parent"),
                     on_epoch=lambda epoch, loss: advance(1, f"loss {loss:.3f}"),
                 )  # fmt: skip
-            storage.save_tensors(kept, network.state_dict(), KIND, {"tuning": repr(tuning)})
+            save_parent(kept, network, about)
         self.parents = {seed: network}
         return network
-
-
-def member_logits(ensemble: Ensemble, dataset: Dataset) -> Tensor:
-    """(members, samples, classes) of the test images."""
-    outputs = [predict(m, dataset.test, dataset.augmentation) for m in ensemble.members]
-    return torch.stack(outputs)
 
 
 def summary(preset: Preset, results: list[Row]) -> list[Row]:

@@ -10,9 +10,9 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
-import torch
 import tyro
 from torch import Tensor, nn
 
@@ -20,14 +20,15 @@ from configs.command_line import choose_device, run
 from configs.images import ImageArgs
 from evo_subnets import Ensemble, metrics, storage
 from evo_subnets.data import Dataset, Images, load
+from evo_subnets.data.corruptions import CORRUPTIONS, SEVERITIES, cifar_c, cifar_c_names, corrupt
 from evo_subnets.memory import keep_freed_memory
 from evo_subnets.methods import Trained, bagging, independent, noisy, sparse, stochastic
 from evo_subnets.models import build
+from evo_subnets.parents import load_parent, save_parent
 from evo_subnets.streams import derive_seed
 from evo_subnets.tracking import Tracker, bar, table
-from evo_subnets.tuning import predict, tune
+from evo_subnets.tuning import predict_members, tune
 
-KIND = "evo_subnets.parent"
 OnEpoch = Callable[[str, int, float], None]
 
 
@@ -49,13 +50,14 @@ def main(args: ImageArgs) -> None:
     results_file = out / "results.json"
     results_file.unlink(missing_ok=True)  # until this run is whole there are no results
 
+    test = (dataset.test, dataset.augmentation)
     with Tracker(out) as tracker:
         rows: dict[str, dict[str, Any]] = {}
         parent: nn.Module | None = None
         parent_logits: Tensor | None = None
         if args.method not in ("independent", "bagging"):
             parent = find_parent(args, dataset, tracker)
-            parent_logits = member_logits(Ensemble([parent]), dataset.test, dataset)
+            parent_logits = predict_members(Ensemble([parent]), *test)
             rows["parent"] = scored(Ensemble([parent]), parent_logits, dataset.test.labels)
             rows["parent"] |= costs(parent, args.parent_epochs)
         extra: dict[str, Any] = {}
@@ -63,13 +65,13 @@ def main(args: ImageArgs) -> None:
         if args.method == "noisy":
             assert parent is not None
             ensemble, best, extra = mutated(args, parent, dataset, tracker)
-            logits = member_logits(best, dataset.test, dataset)
+            logits = predict_members(best, *test)
             rows["best child"] = scored(best, logits, dataset.test.labels)
             rows["best child"] |= costs(parent, args.parent_epochs)
         else:
             trained = built(args, parent, dataset, tracker)
             ensemble = trained.ensemble
-        logits = member_logits(ensemble, dataset.test, dataset)
+        logits = predict_members(ensemble, *test)
         name = args.method if len(logits) == 1 else f"{args.method} ensemble of {len(logits)}"
         rows[name] = scored(ensemble, logits, dataset.test.labels)
         if trained is None:
@@ -88,7 +90,7 @@ def main(args: ImageArgs) -> None:
                 {} if parent is None else {"parent": Ensemble([parent])}
             )
             for who, model in contestants.items():
-                rows[who] |= corrupted(model, dataset, args.seed)
+                rows[who] |= corrupted(model, dataset, args.corruptions, args.seed)
         for number, row in enumerate(rows.values()):
             for key in ("accuracy", "nll", "ece"):
                 tracker.scalar(f"test/{key}", row[key], number)
@@ -129,17 +131,10 @@ def find_parent(args: ImageArgs, dataset: Dataset, tracker: Tracker) -> nn.Modul
     }  # fmt: skip
     path = args.parent or args.folder / "parent.safetensors"
     if args.parent is not None or path.exists():
-        tensors, found = storage.load_tensors(path, KIND)
-        wanted = ("model", "classes") if args.parent is not None else tuple(about)
-        for key in wanted:
-            if found.get(key) != about[key]:
-                raise ValueError(
-                    f"{path} is a parent with {key} {found.get(key)}, this run asks for "
-                    f"{about[key]}: change the option or the output folder (--out)"
-                )
-        network.load_state_dict(tensors)
+        must = about if args.parent is None else ("model", "classes")
+        load_parent(path, network, about, must)
         print(f"parent: {path}")
-        return network.eval()
+        return network
     with bar("parent", args.parent_epochs) as advance:
 
         def on_epoch(epoch: int, loss: float) -> None:
@@ -150,7 +145,7 @@ def find_parent(args: ImageArgs, dataset: Dataset, tracker: Tracker) -> nn.Modul
             network, dataset.train, dataset.augmentation, args.tuning(args.parent_epochs),
             derive_seed(args.seed, "parent"), on_epoch=on_epoch,
         )  # fmt: skip
-    storage.save_tensors(path, network.state_dict(), KIND, about)
+    save_parent(path, network, about)
     return network
 
 
@@ -215,11 +210,6 @@ def mutated(
     return found.ensemble, Ensemble([copy.deepcopy(found.ensemble.members[0])]), story
 
 
-def member_logits(ensemble: Ensemble, images: Images, dataset: Dataset) -> Tensor:
-    """(members, samples, classes) logits."""
-    return torch.stack([predict(m, images, dataset.augmentation) for m in ensemble.members])
-
-
 def scored(ensemble: Ensemble, logits: Tensor, labels: Tensor) -> dict[str, Any]:
     return asdict(metrics.report(logits, ensemble.combined(logits), labels))
 
@@ -232,18 +222,21 @@ def costs(parent: nn.Module, epochs: int, members: int = 1) -> dict[str, Any]:
     }
 
 
-def corrupted(ensemble: Ensemble, dataset: Dataset, seed: int) -> dict[str, float]:
+def corrupted(ensemble: Ensemble, dataset: Dataset, source: str, seed: int) -> dict[str, float]:
     """Means over all corruptions and severities (Hendrycks and Dietterich 2019)."""
-    from evo_subnets.data.corruptions import CORRUPTIONS, corrupt
-
+    device = dataset.test.pixels.device
+    clean = dataset.test.to("cpu")
+    names = CORRUPTIONS if source == "generated" else cifar_c_names(Path(source))
     found = []
-    clean = dataset.test.pixels.cpu()
-    with bar("corruptions", 5 * len(CORRUPTIONS)) as advance:
-        for name in CORRUPTIONS:
-            for severity in range(1, 6):
-                pixels = corrupt(clean, name, severity, seed).to(dataset.test.pixels.device)
-                images = Images(pixels, dataset.test.labels)
-                logits = member_logits(ensemble, images, dataset)
+    with bar("corruptions", len(SEVERITIES) * len(names)) as advance:
+        for name in names:
+            for severity in SEVERITIES:
+                if source == "generated":
+                    pixels, labels = corrupt(clean.pixels, name, severity, seed), clean.labels
+                else:
+                    pixels, labels = cifar_c(Path(source), name, severity)
+                images = Images(pixels, labels).to(device)
+                logits = predict_members(ensemble, images, dataset.augmentation)
                 found.append(metrics.scores(ensemble.combined(logits), images.labels))
                 advance(1, f"{name} {severity}")
     return {

@@ -13,7 +13,7 @@ from PIL import Image
 from scipy import ndimage
 from torch.nn.functional import interpolate
 
-from evo_subnets.data.corruptions import CORRUPTIONS, SEVERITIES, cifar_c, corrupt
+from evo_subnets.data.corruptions import CORRUPTIONS, SEVERITIES, cifar_c, cifar_c_names, corrupt
 from evo_subnets.data.digital import elastic_transform
 from evo_subnets.data.noise_and_blur import (
     defocus_blur,
@@ -468,6 +468,9 @@ def test_published_files_are_read_block_by_block(published):
             np.testing.assert_array_equal(images.numpy(), block.transpose(0, 3, 1, 2))
             assert labels.tolist() == [2 * severity - 2, 2 * severity - 1]
             assert labels.dtype == torch.int64
+    assert cifar_c_names(folder) == ("fog", "frost")
+    with pytest.raises(ValueError, match=r"expected the \.npy files of CIFAR-10-C"):
+        cifar_c_names(folder / "elsewhere")
     images.zero_()  # a copy: the file stays
     np.testing.assert_array_equal(np.load(folder / "frost.npy"), pixels)
 

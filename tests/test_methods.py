@@ -4,12 +4,13 @@ import dataclasses
 
 import pytest
 import torch
-from networks import PLAIN, pictures
+from networks import PLAIN, built, pictures
 from networks import small_classifier as network
 from torch import nn
 
 from evo_subnets import Ensemble, metrics
-from evo_subnets.data import load
+from evo_subnets.data import Augmentation, Images, load
+from evo_subnets.data.downloads import import_torchvision
 from evo_subnets.methods import (
     Annealing,
     Pruning,
@@ -162,6 +163,23 @@ def test_noisy_children_are_chosen_by_validation_accuracy():
     assert found.region is None
     searched = noisy(parent, validation, PLAIN, 4, 1, seed=1)
     assert searched.region.divergence == pytest.approx(0.02, rel=0.1)
+
+
+def test_torchvision_networks_are_parents():
+    models = import_torchvision().models
+    network = built(lambda: models.mobilenet_v3_small(num_classes=4))
+    grey = pictures(16)
+    images = Images(grey.pixels.repeat(1, 3, 4, 4), grey.labels)
+    augmentation = Augmentation((0.5,) * 3, (0.25,) * 3)
+    trained = sparse(network, images, augmentation, Tuning(1), Pruning("halves"), 2)
+    assert trained.dense_epochs == pytest.approx(1.0, rel=0.1)
+    first = dict(trained.ensemble.members[0].named_parameters())
+    assert (first["classifier.0.weight"] == 0).double().mean().item() == pytest.approx(
+        0.5, abs=0.01
+    )
+    assert (first["classifier.3.weight"] != 0).all(), "the classifier is left whole"
+    found = noisy(network, images, augmentation, 4, 2, sigma=0.001)
+    assert found.ensemble(augmentation.normalize(images.pixels)).shape == (16, 4)
 
 
 def test_any_module_is_a_parent():

@@ -156,6 +156,15 @@ def cifar_c(folder: Path, name: str, severity: int) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(pixels), torch.from_numpy(labels[block].astype(np.int64))
 
 
+def cifar_c_names(folder: Path) -> tuple[str, ...]:
+    """The corruptions that a folder of CIFAR-10-C or CIFAR-100-C has files of."""
+    names = (*CORRUPTIONS, "frost")
+    found = tuple(name for name in names if (Path(folder) / f"{name}.npy").is_file())
+    if not found:
+        raise StorageError(f"{folder}: expected the .npy files of CIFAR-10-C or CIFAR-100-C")
+    return found
+
+
 def _check(name: str, severity: int, names: tuple[str, ...]) -> None:
     if name not in names:
         why = " (frost needs photographs: read the published files)" if name == "frost" else ""
