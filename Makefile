@@ -31,6 +31,7 @@ check: install
 
 bench: install
 	$(BIN)/python benchmarks/mutation.py
+	$(BIN)/python benchmarks/training.py
 
 clean:
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -122,7 +122,7 @@ class Annealed:
         remaining = decayed(self.decay, epoch / self.epochs)
         if remaining == 0:
             self.pruned = Pruned(self.module, self.masks)
-            self.pruned._hold(self.masks, optimizer)
+            self.pruned.hold(self.masks, optimizer)
             return
         chances = torch._foreach_mul(self.distances, remaining)
         torch._foreach_add_(chances, self.targets)

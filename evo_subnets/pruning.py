@@ -68,7 +68,7 @@ class Pruned:
         named = dict(module.named_parameters())
         self.weights = [named[name] for name in masks]
         self.names = list(masks)
-        self._hold(masks, None)
+        self.hold(masks, None)
 
     def before_pass(self, epoch: float, optimizer: torch.optim.Optimizer) -> None:
         """Nothing: the weights are zero already."""
@@ -81,7 +81,7 @@ class Pruned:
             torch._foreach_mul_([grad for grad, _ in held], [factor for _, factor in held])
 
     @torch.no_grad()
-    def _hold(self, masks: Mapping[str, Tensor], optimizer: torch.optim.Optimizer | None) -> None:
+    def hold(self, masks: Mapping[str, Tensor], optimizer: torch.optim.Optimizer | None) -> None:
         """From now on these masks: zeroes the weights outside, and what an optimizer remembers."""
         self.factors = [
             masks[name].to(weight.device, weight.dtype)
@@ -123,4 +123,4 @@ class IterativelyPruned(Pruned):
         begun = min(int(epoch), self.epochs - 1)
         if begun > self.done:
             self.done = begun
-            self._hold(self._masks(begun + 1), optimizer)
+            self.hold(self._masks(begun + 1), optimizer)

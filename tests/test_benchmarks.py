@@ -9,6 +9,17 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 
 
+def test_the_training_benchmark_runs_to_its_end():
+    process = subprocess.run(
+        [sys.executable, "benchmarks/training.py", "--models", "lenet-s", "--steps", "1",
+         "--rounds", "1", "--threads", "1"],
+        cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert process.returncode == 0, process.stderr
+    for side in ("bare", "tune", "tune, pruned"):
+        assert re.search(rf"^lenet-s, {side} +\d+\.\d +\d+\.\d{{3}} ", process.stdout, re.MULTILINE)
+
+
 def test_the_mutation_benchmark_runs_to_its_end(tmp_path):
     process = subprocess.run(
         [sys.executable, "benchmarks/mutation.py", "--weights", "200000", "--layers", "2",

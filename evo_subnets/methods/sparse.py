@@ -139,7 +139,8 @@ def sparse(
 ) -> Trained:
     """Children that are pruned copies of `parent`, each tuned alone (algorithm 2).
 
-    `parent` stays as it is; it is not a member.
+    `parent` stays as it is and is no member: algorithm 2 averages its outputs as well, but the
+    tables count the children alone.
     """
     children, costs = [], []
     for index, (name, masks) in enumerate(child_masks(parent, pruning, members, seed)):
