@@ -58,7 +58,8 @@ def test_momentum_cycles_inversely():
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 def test_tune_is_the_plain_loop(optimizer):
-    images, module = pictures(), network()
+    # a bias before a batch norm has no gradient but rounding errors, which Adam makes large
+    images, module = pictures(), network(norm=optimizer == "sgd")
     tuning = Tuning(3, StepLinear(0.05, 0.01), optimizer, batch_size=40)
     reference = copy.deepcopy(module).train()
     tune(module, images, PLAIN, tuning, seed=5)
