@@ -35,6 +35,9 @@ class CompareArgs:
     """A quick rehearsal: 300 images of digits, one epoch of everything."""
     limit: int | None = None
     """Use at most so many training images."""
+    corruptions: str | None = None
+    """Test on corrupted images as well: 'generated', or a folder with the files of CIFAR-10-C or
+    CIFAR-100-C."""
     root: Path | None = None
     """Where data sets are kept; None: ~/.cache/evo_subnets/data."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

@@ -44,6 +44,10 @@ def main(args: CompareArgs) -> None:
     if args.tiny:
         preset = tiny(preset)
     if args.only:
+        labels = list(dict.fromkeys(row.label for row in preset.experiments))
+        unknown = [label for label in args.only if label not in labels]
+        if unknown:
+            raise ValueError(f"there are no experiments {unknown}; there are {labels}")
         rows = tuple(row for row in preset.experiments if row.label in args.only)
         preset = replace(preset, experiments=rows)
     out = args.out or Path("runs/compare_methods") / f"{args.preset}-{preset.model}"
@@ -61,7 +65,7 @@ def main(args: CompareArgs) -> None:
         whole = Images(pixels, torch.cat((first.labels, second.labels)))
         dataset = replace(dataset, test=whole)
     print(f"{preset.title} ({preset.source}): {preset.model} on {dataset.name}")
-    bench = Bench(preset, dataset, out)
+    bench = Bench(preset, dataset, out, args.corruptions)
     results = []
     for seed in range(args.first_seed, args.first_seed + args.seeds):
         for experiment in preset.experiments:
@@ -73,8 +77,11 @@ def main(args: CompareArgs) -> None:
 class Bench:
     """Runs experiments, each at most once: parents and finished lines lie in the folder."""
 
-    def __init__(self, preset: Preset, dataset: Dataset, out: Path) -> None:
+    def __init__(
+        self, preset: Preset, dataset: Dataset, out: Path, corruptions: str | None = None
+    ) -> None:
         self.preset, self.dataset, self.out = preset, dataset, out
+        self.corruptions = corruptions
         self.test = (dataset.test, dataset.augmentation)
         self.parents: dict[int, nn.Module] = {}
 
@@ -86,6 +93,8 @@ class Bench:
     def measured(self, experiment: Experiment, seed: int) -> list[Row]:
         """The lines of an experiment: several where it has prefixes."""
         key = self.key(self.preset.model, self.preset.parent, experiment, seed)
+        if self.corruptions is not None:
+            key = self.key(key, self.corruptions)
         kept = self.out / "lines" / f"{experiment.label.replace(' ', '-')}-{seed}-{key}.json"
         if kept.exists():
             rows: list[Row] = storage.read_json(kept)["rows"]
@@ -182,8 +191,15 @@ class Bench:
     def scored(self, ensemble: Ensemble, logits: Tensor) -> Row:
         """What the test images say of (members, samples, classes) logits."""
         whole = Ensemble(list(ensemble.members)[: len(logits)], ensemble.combine)
-        labels = self.dataset.test.labels
-        return asdict(metrics.report(logits, whole.combined(logits), labels))
+        row = asdict(metrics.report(logits, whole.combined(logits), self.dataset.test.labels))
+        if self.corruptions is None:
+            return row
+
+        def answers(images: Images) -> Tensor:
+            return whole.combined(predict_members(whole, images, self.dataset.augmentation))
+
+        found = metrics.corrupted_scores(answers, self.dataset.test, self.corruptions)
+        return row | {f"corrupted_{key}": value for key, value in asdict(found).items()}
 
     def build(self, seed: int, dropout: float = 0.0) -> nn.Module:
         """An untrained network of the preset's architecture."""
@@ -256,6 +272,9 @@ def report(
 
     headings = ["method", "accuracy", "NLL", "ECE", "members' accuracy", "disagreement", "oracle",
                 "epochs", "FLOPs", "parameters", "n", "printed"]  # fmt: skip
+    corrupted = any("corrupted_accuracy" in line for line in lines)
+    if corrupted:
+        headings[4:4] = ["cAcc", "cNLL", "cECE"]
     if preset.x_label:
         headings.insert(1, preset.x_label)
     cells = []
@@ -267,6 +286,11 @@ def report(
             f"{line['flops']:.2f}x", f"{line['parameters'] / 1e6:.2f}M", str(line["n"]),
             line["published"],
         ]  # fmt: skip
+        if corrupted:
+            row[4:4] = [
+                cell(line, "corrupted_accuracy", 100), cell(line, "corrupted_nll", 1, 3),
+                cell(line, "corrupted_ece", 1, 3),
+            ]  # fmt: skip
         if preset.x_label:
             row.insert(1, f"{line['x']:g}")
         cells.append(row)

@@ -6,11 +6,9 @@ Whitaker 2023, chapters 4 (noisy), 5 (sparse) and 6 (stochastic).
 """
 
 import copy
-import statistics
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 import tyro
@@ -20,7 +18,6 @@ from configs.command_line import choose_device, run
 from configs.images import ImageArgs
 from evo_subnets import Ensemble, metrics, storage
 from evo_subnets.data import Dataset, Images, load
-from evo_subnets.data.corruptions import CORRUPTIONS, SEVERITIES, cifar_c, cifar_c_names, corrupt
 from evo_subnets.memory import keep_freed_memory
 from evo_subnets.methods import Trained, bagging, independent, noisy, sparse, stochastic
 from evo_subnets.models import build
@@ -223,26 +220,16 @@ def costs(parent: nn.Module, epochs: int, members: int = 1) -> dict[str, Any]:
 
 
 def corrupted(ensemble: Ensemble, dataset: Dataset, source: str, seed: int) -> dict[str, float]:
-    """Means over all corruptions and severities (Hendrycks and Dietterich 2019)."""
-    device = dataset.test.pixels.device
-    clean = dataset.test.to("cpu")
-    names = CORRUPTIONS if source == "generated" else cifar_c_names(Path(source))
-    found = []
-    with bar("corruptions", len(SEVERITIES) * len(names)) as advance:
-        for name in names:
-            for severity in SEVERITIES:
-                if source == "generated":
-                    pixels, labels = corrupt(clean.pixels, name, severity, seed), clean.labels
-                else:
-                    pixels, labels = cifar_c(Path(source), name, severity)
-                images = Images(pixels, labels).to(device)
-                logits = predict_members(ensemble, images, dataset.augmentation)
-                found.append(metrics.scores(ensemble.combined(logits), images.labels))
-                advance(1, f"{name} {severity}")
-    return {
-        f"corrupted_{key}": statistics.fmean(getattr(scores, key) for scores in found)
-        for key in ("accuracy", "nll", "ece")
-    }
+    """Scores on corrupted test images."""
+
+    def answers(images: Images) -> Tensor:
+        return ensemble.combined(predict_members(ensemble, images, dataset.augmentation))
+
+    with bar("corruptions", metrics.count_corrupted_sets(source)) as advance:
+        found = metrics.corrupted_scores(
+            answers, dataset.test, source, seed, lambda name: advance(1, name)
+        )
+    return {f"corrupted_{key}": value for key, value in asdict(found).items()}
 
 
 def compared(

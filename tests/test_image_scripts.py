@@ -149,8 +149,20 @@ def test_a_comparison_goes_on_where_it_stopped(server, tmp_path):
     assert " ± " in two.stdout
 
 
+def test_a_comparison_on_corrupted_images(server, tmp_path):
+    command = ["compare_methods", "--preset", "large-budget", "--tiny", "--out", tmp_path]
+    result = server.run(*command, "--corruptions", "generated", "--only", "halves")
+    assert result.status == 0, result.stderr
+    assert "cNLL" in result.stdout
+    refused = server.run(*command, "--corruptions", tmp_path / "nothing")
+    assert refused.status == 1
+    assert "expected the .npy files of CIFAR-10-C" in refused.stderr.splitlines()[-1]
+
+
 def test_comparisons_refuse_what_they_do_not_know(server):
     check_refusal(server.run("compare_methods", "--preset", "table-5.1"), 2, "table-5.1")
     check_refusal(server.run("compare_methods"), 2, "preset")
+    result = server.run("compare_methods", "--preset", "small-budget", "--only", "thirds")
+    check_refusal(result, 1, "thirds", "halves")
     result = server.run("compare_methods", "--preset", "sparsity", "--seeds", "0")
     check_refusal(result, 2, "seeds must be at least 1")

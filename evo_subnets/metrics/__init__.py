@@ -28,12 +28,15 @@ from evo_subnets.metrics.predictive import (
     scores,
 )
 from evo_subnets.metrics.report import Report, report
+from evo_subnets.metrics.robustness import corrupted_scores, count_corrupted_sets
 
 __all__ = [
     "Report",
     "Scores",
     "accuracy",
     "calibration_error",
+    "corrupted_scores",
+    "count_corrupted_sets",
     "count_parameters",
     "difference_interval",
     "disagreement",
