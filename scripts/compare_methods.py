@@ -139,6 +139,8 @@ class Bench:
         """The ensemble, and the epochs that its parent took."""
         images, augmentation = self.dataset.train, self.dataset.augmentation
         epochs = experiment.tuning.epochs
+        has_parent = experiment.kind in ("sparse", "stochastic")
+        parent = self.parent(seed) if has_parent else None  # its bar ends before the next begins
         with bar(experiment.label, experiment.members * epochs) as advance:
 
             def on_epoch(name: str, epoch: int, loss: float) -> None:
@@ -157,7 +159,7 @@ class Bench:
                 return bagging(
                     new, *common, experiment.members, fraction, seed_of_method, on_epoch
                 ), 0
-            parent = self.parent(seed)
+            assert parent is not None
             if experiment.kind == "sparse":
                 trained = sparse(
                     parent, *common, experiment.pruning, experiment.members, seed_of_method,
