@@ -160,15 +160,16 @@ class Bench:
                     new, *common, experiment.members, fraction, seed_of_method, on_epoch
                 ), 0
             assert parent is not None
+            seed_of_children = derive_seed(seed, "children")  # what can be common to methods, is
             if experiment.kind == "sparse":
                 trained = sparse(
-                    parent, *common, experiment.pruning, experiment.members, seed_of_method,
+                    parent, *common, experiment.pruning, experiment.members, seed_of_children,
                     on_epoch,
                 )  # fmt: skip
             else:
                 trained = stochastic(
                     parent, *common, experiment.annealing, experiment.pruning,
-                    experiment.members, seed_of_method, on_epoch,
+                    experiment.members, seed_of_children, on_epoch,
                 )  # fmt: skip
             return trained, self.preset.parent.epochs
 
