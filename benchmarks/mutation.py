@@ -205,7 +205,7 @@ def cold_start(args: Args) -> str:
 
 def commit_and_machine() -> str:
     """What a number needs beside it."""
-    command = ["git", "-C", str(RESULTS.parent), "rev-parse", "--short", "HEAD"]
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
     found = subprocess.run(command, capture_output=True, text=True).stdout.strip()
     return (
         f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, Python "

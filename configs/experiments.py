@@ -50,7 +50,6 @@ class Preset:
     validation: Literal["train", "test"] = "test"
     x_label: str = ""
     """Of the picture; empty for a bar a method."""
-    score: Literal["accuracy", "divergence"] = "accuracy"
 
 
 def adam(epochs: int) -> Tuning:

@@ -34,6 +34,14 @@ from evo_subnets.tracking import Tracker, bar, table
 from evo_subnets.tuning import Tuning, predict, predict_members, tune
 
 Row = dict[str, Any]
+EXTRA_COLUMNS = (
+    ("cAcc", "corrupted_accuracy", 100, 2),
+    ("cNLL", "corrupted_nll", 1, 3),
+    ("cECE", "corrupted_ece", 1, 3),
+    ("vote", "vote_accuracy", 100, 2),
+    ("KL from parent", "divergence", 1, 4),
+)
+"""Heading, number, factor and digits of columns that only some tables have."""
 
 
 def main(args: CompareArgs) -> None:
@@ -275,9 +283,8 @@ def report(
 
     headings = ["method", "accuracy", "NLL", "ECE", "members' accuracy", "disagreement", "oracle",
                 "epochs", "FLOPs", "parameters", "n", "printed"]  # fmt: skip
-    corrupted = any("corrupted_accuracy" in line for line in lines)
-    if corrupted:
-        headings[4:4] = ["cAcc", "cNLL", "cECE"]
+    extra = [column for column in EXTRA_COLUMNS if any(column[1] in line for line in lines)]
+    headings[4:4] = [heading for heading, *_ in extra]
     if preset.x_label:
         headings.insert(1, preset.x_label)
     cells = []
@@ -289,11 +296,7 @@ def report(
             f"{line['flops']:.2f}x", f"{line['parameters'] / 1e6:.2f}M", str(line["n"]),
             line["published"],
         ]  # fmt: skip
-        if corrupted:
-            row[4:4] = [
-                cell(line, "corrupted_accuracy", 100), cell(line, "corrupted_nll", 1, 3),
-                cell(line, "corrupted_ece", 1, 3),
-            ]  # fmt: skip
+        row[4:4] = [cell(line, key, scale, digits) for _, key, scale, digits in extra]
         if preset.x_label:
             row.insert(1, f"{line['x']:g}")
         cells.append(row)

@@ -126,6 +126,7 @@ def test_every_preset_runs_to_its_table(preset, server, tmp_path):
     with (tmp_path / "lines.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert rows
+    assert ("KL from parent" in text) == (preset == "mutation")
     assert all(0 <= float(row["accuracy"]) <= 1 for row in rows)
     with Image.open(tmp_path / "picture.png") as picture:
         assert picture.width > 500
