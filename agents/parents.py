@@ -21,11 +21,13 @@ def find_parent(
     mode: Mode = "easy",
     seed: int = 0,
     device: str = "cpu",
+    checkpoint_every: int = 50_000,
 ) -> tuple[Actor, str]:
     """The parent and a line that says where it comes from.
 
     `parent`: "auto", "train" or the path of a `policy.safetensors` or of a stable-baselines3 zip
-    (which is unpickled: only for files of one's own). Training goes to `out`, with checkpoints.
+    (which is unpickled: only for files of one's own). Training goes to `out`, with a checkpoint
+    every `checkpoint_every` environment steps.
     """
     shipped = SHIPPED / game / "policy.safetensors"
     if parent == "auto" and mode == "easy" and shipped.exists():
@@ -35,11 +37,20 @@ def find_parent(
         actor = load_zip(path) if path.suffix == ".zip" else load_actor(path)[0]
         return check_actor(actor, parent).to(device), f"parent: {parent}"
     remember_settings(out, game, settings, mode, seed)
-    agent = train(game, settings, total_timesteps, out, mode=mode, seed=seed, device=device)
+    agent = train(
+        game,
+        settings,
+        total_timesteps,
+        out,
+        mode=mode,
+        seed=seed,
+        device=device,
+        checkpoint_every=checkpoint_every,
+    )
     actor = Actor.from_agent(agent)
     about = {"game": game, "mode": mode, "seed": seed, "steps": agent.num_timesteps}
     save_actor(out / "policy.safetensors", actor, about)
-    return actor.to(device), f"parent: trained for {agent.num_timesteps:,} steps in {out}"
+    return actor.to(device), f"parent: PPO, {agent.num_timesteps:,} steps"
 
 
 def load_zip(path: Path) -> Actor:

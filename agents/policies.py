@@ -112,19 +112,26 @@ def load_actor(path: str | Path) -> tuple[Actor, dict[str, Any]]:
     """The actor of a file that `save_actor` wrote, and what it says about itself."""
     tensors, description = storage.load_tensors(path, KIND)
     try:
-        network = description["network"]
-        with torch.random.fork_rng(devices=[]):  # initial weights are drawn, and thrown away
+        network, about = description["network"], dict(description["about"])
+        with torch.device("meta"):  # no memory for what does not fit the file, nothing drawn
             actor = impala_actor(
                 tuple(network["widths"]),
                 network["frame_stack"],
                 network["actions"],
                 network["features_dim"],
             )
-        actor.load_state_dict(tensors)
-        return actor, dict(description["about"])
-    except (KeyError, TypeError, RuntimeError) as error:
+    except (
+        ArithmeticError,
+        AssertionError,
+        KeyError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:
         line = " ".join(str(error).split())[:200]
-        raise storage.StorageError(f"{path}: its weights are of another network: {line}") from None
+        raise storage.StorageError(f"{path}: describes no Impala actor: {line}") from None
+    storage.load_state(path, actor, tensors, assign=True)
+    return actor, about
 
 
 class EnsemblePolicy:

@@ -3,10 +3,6 @@
 `docs/ppo.md` settles, one by one, where stable-baselines3 departs from the reference PPO.
 """
 
-import csv
-import os
-import re
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -18,12 +14,17 @@ from stable_baselines3.common.vec_env import VecMonitor, VecNormalize
 from torch import nn
 from tqdm.auto import tqdm
 
+from agents.checkpoints import (
+    load_checkpoint,
+    newest_checkpoint,
+    remove_half_written,
+    save_checkpoint,
+)
 from agents.impala import PAPER_WIDTHS, ImpalaCNN
 from envs.adapters import ProcgenVecEnv
 from envs.procgen import TRAIN_LEVELS, Levels, Mode, ProcgenSimulator
 from evo_subnets.memory import keep_freed_memory
 from evo_subnets.storage import write_atomically
-from evo_subnets.streams import derive_seed
 
 
 @dataclass(frozen=True)
@@ -137,29 +138,25 @@ def train(
     device: str = "auto",
     checkpoint_every: int = 50_000,
 ) -> PPO:
-    """The trained agent; goes on from the newest checkpoint in `out`, if there is one.
+    """The trained agent; a run that is found in `out` goes on from its newest checkpoint.
 
-    The hyper-parameters are then those given now; network and frame stack are the checkpoint's.
+    It ends with the same bits as a run that was never stopped, on the same machine and with the
+    same options; hyper-parameters may also be others now. A ValueError where the game, the levels,
+    the network, the seed or the number of environments are others.
 
-    `out` gets `checkpoint-STEPS/` (the two newest), `curve.csv` (steps, mean return of the last
-    100 episodes) and TensorBoard logs.
+    `out` gets `checkpoint-STEPS.safetensors` (the two newest, one at the end), `curve.csv` (steps,
+    mean return of the last 100 episodes) and TensorBoard logs.
     """
     keep_freed_memory()
     out.mkdir(parents=True, exist_ok=True)
+    remove_half_written(out)
+    checkpoint = newest_checkpoint(out)
     env = make_training_env(game, settings, levels, mode, seed)
     try:
-        checkpoint = newest_checkpoint(out)
-        if checkpoint is None:
-            model = make_ppo(env, settings, seed, device)
-        else:
-            env = VecNormalize.load(str(checkpoint / "normalizer.pkl"), env.venv)
-            env.gamma = settings.gamma
-            model = PPO.load(
-                checkpoint / "model.zip", env=env, device=device, **hyper_parameters(settings)
-            )
-            # other levels than those that the run began with: the steps done are part of the seed
-            env.seed(derive_seed(seed, model.num_timesteps) % 2**31)
-            _cut_curve(out / "curve.csv", model.num_timesteps)
+        model = make_ppo(env, settings, seed, device)
+        if checkpoint is not None:
+            load_checkpoint(model, checkpoint)
+        _cut_curve(out / "curve.csv", model.num_timesteps)
         model.set_logger(configure(str(out), ["tensorboard"]))
         remaining = total_timesteps - model.num_timesteps
         if remaining > 0:
@@ -171,41 +168,6 @@ def train(
         return model
     finally:
         env.close()
-
-
-def checkpoints(out: Path) -> list[Path]:
-    """The checkpoint folders in `out`, in the order of their steps."""
-    steps = {
-        int(found[1]): path
-        for path in out.glob("checkpoint-*")
-        if (found := re.fullmatch(r"checkpoint-(\d+)", path.name))
-    }
-    return [steps[key] for key in sorted(steps)]
-
-
-def newest_checkpoint(out: Path) -> Path | None:
-    """The checkpoint folder with the most steps, None if `out` has none."""
-    return next(reversed(checkpoints(out)), None)
-
-
-def save_checkpoint(model: PPO, out: Path, keep: int = 2) -> None:
-    """Writes `out/checkpoint-STEPS` whole or not at all, and keeps only the newest ones."""
-    target = out / f"checkpoint-{model.num_timesteps}"
-    if target.exists():
-        return
-    half_written = out / f".checkpoint-{os.getpid()}"
-    shutil.rmtree(half_written, ignore_errors=True)
-    half_written.mkdir()
-    try:
-        model.save(half_written / "model.zip")
-        normalizer = model.get_vec_normalize_env()
-        if normalizer is not None:
-            normalizer.save(str(half_written / "normalizer.pkl"))
-        half_written.rename(target)
-    finally:
-        shutil.rmtree(half_written, ignore_errors=True)
-    for old in checkpoints(out)[:-keep]:
-        shutil.rmtree(old)
 
 
 def _cut_curve(curve: Path, steps: int) -> None:
@@ -242,13 +204,10 @@ class _Progress(BaseCallback):
         if episodes:
             mean_return = sum(episode["r"] for episode in episodes) / len(episodes)
             self.bar.set_postfix_str(f"return {mean_return:.2f}")
+            row = f"{self.model.num_timesteps},{mean_return:.4f}\n"
             curve = self.out / "curve.csv"
-            new = not curve.exists()
-            with curve.open("a", newline="") as file:
-                writer = csv.writer(file)
-                if new:
-                    writer.writerow(["steps", "mean_return"])
-                writer.writerow([self.model.num_timesteps, f"{mean_return:.4f}"])
+            before = curve.read_text() if curve.exists() else "steps,mean_return\n"
+            write_atomically(curve, (before + row).encode())
 
     def _on_training_end(self) -> None:
         self.bar.update(self.model.num_timesteps - self.bar.n)

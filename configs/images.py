@@ -1,9 +1,10 @@
 """Options of the scripts for image classifiers, validated before anything is computed."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+from configs.workers import EVERY_RUN, WorkerOptions, Workers
 from evo_subnets import quads
 from evo_subnets.methods import Annealing, Pruning
 from evo_subnets.mutation import check_density
@@ -43,7 +44,11 @@ class CompareArgs:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where networks run."""
     out: Path | None = None
-    """Folder of the results; None: runs/compare_methods/PRESET-MODEL."""
+    """Folder of the results, where a run that was stopped goes on; None:
+    runs/compare_methods/PRESET-MODEL."""
+    overwrite: bool = False
+    """Start afresh in a folder that holds a run."""
+    workers: WorkerOptions = Workers()  # noqa: RUF009  # frozen
 
     def __post_init__(self) -> None:
         if self.seeds < 1 or self.first_seed < 0:
@@ -109,7 +114,11 @@ class ImageArgs:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where networks run."""
     out: Path | None = None
-    """Folder of the results; None: runs/image_ensemble/METHOD-MODEL-DATASET."""
+    """Folder of the results, where a run that was stopped goes on; None:
+    runs/image_ensemble/METHOD-MODEL-DATASET."""
+    overwrite: bool = False
+    """Start afresh in a folder that holds another run."""
+    workers: WorkerOptions = Workers()  # noqa: RUF009
 
     def __post_init__(self) -> None:
         for name in ("parent_epochs", "child_epochs", "members", "batch_size"):
@@ -140,6 +149,11 @@ class ImageArgs:
         """Where results go."""
         dataset = Path(self.dataset.removeprefix("imagefolder:")).name
         return self.out or Path("runs/image_ensemble") / f"{self.method}-{self.model}-{dataset}"
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """What the results depend on."""
+        return {key: value for key, value in asdict(self).items() if key not in EVERY_RUN}
 
     def tuning(self, epochs: int, child: bool = False) -> Tuning:
         """The recipe for so many epochs of a parent or a child."""

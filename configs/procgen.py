@@ -1,10 +1,11 @@
 """The main job's options: validated before anything is computed."""
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from agents.ppo import PPOSettings
+from configs.workers import EVERY_RUN, WorkerOptions, Workers
 from envs.procgen import check_game
 from evo_subnets.mutation import check_density
 
@@ -46,9 +47,15 @@ class ProcgenArgs:
     video: bool = False
     """Record the ensemble's play as OUT/ensemble.gif."""
     out: Path | None = None
-    """Folder of the results; None: runs/procgen_ensemble/ENV."""
+    """Folder of the results, where a run that was stopped goes on; None:
+    runs/procgen_ensemble/ENV."""
+    overwrite: bool = False
+    """Start afresh in a folder that holds another run."""
+    workers: WorkerOptions = Workers()  # noqa: RUF009  # frozen
     total_timesteps: int = 10_000_000
     """Environment steps that a parent is trained for, if one is."""
+    checkpoint_every: int = 50_000
+    """Environment steps between two checkpoints of that training."""
     ppo: PPOSettings = field(default_factory=PPOSettings)
     """PPO's hyper-parameters, if a parent is trained."""
 
@@ -65,7 +72,8 @@ class ProcgenArgs:
                 f"ensemble_size must be in 1..{self.population_size} (population_size), "
                 f"got {self.ensemble_size}"
             )
-        for name in ("validation_episodes", "test_episodes", "total_timesteps"):
+        counts = ("validation_episodes", "test_episodes", "total_timesteps", "checkpoint_every")
+        for name in counts:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.sigma is not None and not 0 < self.sigma < float("inf"):
@@ -74,6 +82,12 @@ class ProcgenArgs:
             raise ValueError(f"target_kl must be positive, got {self.target_kl}")
         if not 0 <= self.seed < 2**31:
             raise ValueError(f"seed must be in 0..2**31 - 1, got {self.seed}")
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """What the results depend on."""
+        others = (*EVERY_RUN, "video", "checkpoint_every")
+        return {key: value for key, value in asdict(self).items() if key not in others}
 
     @property
     def folder(self) -> Path:

@@ -1,10 +1,11 @@
 """The options of the population sweep."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+from configs.workers import EVERY_RUN, WorkerOptions, Workers
 from envs.procgen import check_game
 from evo_subnets.mutation import check_density
 
@@ -36,7 +37,10 @@ class SweepArgs:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where networks run."""
     out: Path = Path("runs/population_sweep")
-    """Folder of the group: `tensorboard --logdir OUT`."""
+    """Folder of the group: `tensorboard --logdir OUT`. A sweep that was stopped goes on there."""
+    overwrite: bool = False
+    """Start afresh in a folder that holds another sweep."""
+    workers: WorkerOptions = Workers()  # noqa: RUF009  # frozen
 
     def __post_init__(self) -> None:
         check_game(self.env)
@@ -52,6 +56,11 @@ class SweepArgs:
             raise ValueError("validation_episodes and ensemble_size must be at least 1")
         if not (self.sigmas and self.densities and self.population_sizes):
             raise ValueError("a sweep needs sigmas, densities and population sizes")
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """What the results depend on."""
+        return {key: value for key, value in asdict(self).items() if key not in EVERY_RUN}
 
     @property
     def grid(self) -> list[tuple[float, float]]:

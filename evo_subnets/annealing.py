@@ -109,7 +109,8 @@ class Annealed:
             probabilities[name] - target for name, target in zip(masks, self.targets, strict=True)
         ]
         device = self.weights[0].device
-        self.generator = torch.Generator(device).manual_seed(derive_seed(seed, "masks"))
+        self.generator: torch.Generator | None = torch.Generator(device)
+        self.generator.manual_seed(derive_seed(seed, "masks"))
         self.kept: list[Tensor] = []
         self.drawn: list[Tensor] = []
         self.pruned: Pruned | None = None

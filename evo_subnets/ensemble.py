@@ -156,12 +156,7 @@ class Ensemble(nn.Module):
                 for name, tensor in tensors.items()
                 if name.startswith(start)
             }
-            try:
-                member.load_state_dict(state)
-            except RuntimeError as error:
-                raise ValueError(
-                    f"{path} holds members of another architecture than this module's: {error}"
-                ) from None
+            storage.load_state(path, member, state)
             members.append(member)
         return cls(members, description["combine"], description["weights"])
 
@@ -174,17 +169,34 @@ class Ensemble(nn.Module):
         were written with all their weights need the architecture alone.
         """
         tensors, description = storage.load_tensors(path, KIND)
-        if "members" in description:
-            return cls._load_members(path, module, tensors, description)
+        try:
+            if "members" in description:
+                return cls._load_members(path, module, tensors, description)
+            return cls._load_mutations(path, module, tensors, description, restore)
+        except storage.StorageError:
+            raise
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            line = " ".join(str(error).split())[:300]
+            raise storage.StorageError(f"{path}: not a whole ensemble: {line}") from None
+
+    @classmethod
+    def _load_mutations(
+        cls,
+        path: str | Path,
+        module: nn.Module,
+        tensors: Params,
+        description: dict[str, Any],
+        restore: bool,
+    ) -> "Ensemble":
         parent = module
         if restore:
             if not tensors:
-                raise ValueError(f"{path} holds no weights of the parent to restore")
+                raise storage.StorageError(f"{path} holds no weights of the parent to restore")
             parent = copy.deepcopy(module)
-            parent.load_state_dict(tensors)
+            storage.load_state(path, parent, tensors)
         found = storage.fingerprint(parent.state_dict())
         if found != description["fingerprint"]:
-            raise ValueError(
+            raise storage.StorageError(
                 f"{path} was made of another parent: fingerprint "
                 f"{description['fingerprint'][:12]}, this module's is {found[:12]}; load it onto "
                 "that parent, or pass restore=True to take the weights of the file"

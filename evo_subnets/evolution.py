@@ -2,8 +2,12 @@
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain
+from typing import Any
 
 import torch
 from torch import nn
@@ -15,6 +19,15 @@ from evo_subnets.subnetworks import Include, included, parameters
 
 Fitness = Callable[[nn.Module], float]
 """A model to its fitness on validation data. Higher is better."""
+Mapper = Callable[[Callable[[Any], Any], Sequence[Any]], Iterator[tuple[int, Any]]]
+"""Work and items to (index of an item, its result) as they come, in any order.
+
+`in_turn` is one, `scaleout.over_actors` makes others.
+"""
+
+
+class PopulationError(ValueError):
+    """More than half of a generation failed."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +41,51 @@ class Child:
     fitness: float
     reason: str | None = None
 
+    @property
+    def failed(self) -> bool:
+        """Whether there is no fitness to compare."""
+        return self.reason is not None or math.isnan(self.fitness)
+
+
+class Evaluator:
+    """A mutation to its child, evaluated; it can be pickled where the fitness can.
+
+    Children are built one after the other into one copy of the module (in eval mode), which is
+    what `fitness` gets: memory does not grow with the population, and `module` is left alone. Its
+    buffers (BatchNorm's statistics) are the parent's; a fitness that re-estimates them is free to.
+    A child whose fitness raises or is NaN fails.
+    """
+
+    def __init__(self, module: nn.Module, fitness: Fitness, include: Include = None) -> None:
+        self.module, self.fitness = module, fitness
+        self.names = included(parameters(module), include)
+        self._work: nn.Module | None = None
+
+    def __call__(self, mutation: Mutation) -> Child:
+        work = self._built(mutation)
+        try:
+            value = float(self.fitness(work))
+            reason = "fitness is NaN" if math.isnan(value) else None
+        except Exception as error:  # a failing child must not cost the generation
+            value, reason = math.nan, f"{type(error).__name__}: {error}"
+        return Child(mutation, value, reason)
+
+    def _built(self, mutation: Mutation) -> nn.Module:
+        if self._work is None:
+            self._work = copy.deepcopy(self.module)
+        work = self._work
+        materialize(parameters(self.module), mutation, parameters(work), self.names)
+        buffers = dict(self.module.named_buffers())
+        with torch.no_grad():
+            for name, buffer in work.named_buffers():
+                buffer.copy_(buffers[name])
+        return work.eval()
+
+
+def in_turn(work: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[tuple[int, Any]]:
+    """(index, result) of each item, one after the other in this process."""
+    return enumerate(map(work, items))
+
 
 def evaluate(
     module: nn.Module,
@@ -35,35 +93,68 @@ def evaluate(
     fitness: Fitness,
     include: Include = None,
     on_child: Callable[[Child], None] | None = None,
+    done: Sequence[Child] = (),
+    actors: int = 0,
+    gpus_per_actor: float | None = None,
+    address: str | None = None,
 ) -> list[Child]:
     """The children of `module` with their fitness, in the order of `mutations`.
 
-    Children are built one after the other into one copy of the module (in eval mode), which is
-    what `fitness` gets: memory does not grow with the population, and `module` is left alone. Its
-    buffers (BatchNorm's statistics) are the parent's; a fitness that re-estimates them is free to.
-    A child whose fitness raises or is NaN fails, and the others go on.
+    What `fitness` gets: see `Evaluator`. A child that fails does not stop the others, until more
+    than half of them have failed: a PopulationError then says why. `on_child` sees each child as
+    it comes. `done`: children of an earlier, interrupted run, which are not evaluated again.
+
+    `actors`: 0 evaluates in this process, N in that many others, through EvoTorch on Ray: on this
+    machine, or on the Ray cluster at `address`, with the same results (they use one thread each,
+    and the number of threads can move a last digit). A worker that dies is replaced and its
+    children are evaluated again; a child that kills its workers fails. The fitness travels there
+    by cloudpickle, so it must hold no open files or environments, and its random numbers must come
+    from seeds of its own. An OSError says that no Ray answers.
     """
-    work = copy.deepcopy(module)
-    parent, child_parameters = parameters(module), parameters(work)
-    names = included(parent, include)
-    buffers = dict(module.named_buffers())
-    children = []
-    for mutation in mutations:
-        materialize(parent, mutation, child_parameters, names)
-        with torch.no_grad():
-            for name, buffer in work.named_buffers():
-                buffer.copy_(buffers[name])
-        work.eval()
-        try:
-            value = float(fitness(work))
-            reason = "fitness is NaN" if math.isnan(value) else None
-        except Exception as error:  # a failing child must not cost the generation
-            value, reason = math.nan, f"{type(error).__name__}: {error}"
-        child = Child(mutation, value, reason)
-        children.append(child)
+    evaluator = Evaluator(module, fitness, include)
+    if not actors:
+        return gather(mutations, partial(in_turn, evaluator), on_child, done)
+    from evo_subnets.crew import Crew  # this alone needs EvoTorch and Ray
+
+    actors = min(actors, max(len(mutations), 1))
+    with Crew(evaluator, actors, gpus_per_actor, address, lost=lost_child) as crew:
+        return gather(mutations, crew.results, on_child, done)
+
+
+def gather(
+    mutations: Sequence[Mutation],
+    evaluated: Callable[[Sequence[Mutation]], Iterator[tuple[int, Child]]],
+    on_child: Callable[[Child], None] | None = None,
+    done: Sequence[Child] = (),
+) -> list[Child]:
+    """The children of `mutations`, in their order: those that are `done`, and else `evaluated`.
+
+    A PopulationError stops it as soon as more than half have failed. `on_child` sees each child,
+    those that are done first.
+    """
+    known = {child.mutation: child for child in done}
+    children = {i: known[mutation] for i, mutation in enumerate(mutations) if mutation in known}
+    missing = [i for i in range(len(mutations)) if i not in children]
+    coming = evaluated([mutations[i] for i in missing])
+    failed = []
+    for i, child in chain(list(children.items()), ((missing[j], child) for j, child in coming)):
+        children[i] = child
         if on_child is not None:
             on_child(child)
-    return children
+        if child.failed:
+            failed.append(child.reason or "fitness is NaN")
+        if 2 * len(failed) > len(mutations):
+            reason = " ".join(Counter(failed).most_common(1)[0][0].split())
+            raise PopulationError(
+                f"more than half of the children failed, {len(failed)} of {len(mutations)} "
+                f"so far, most often with: {reason}"
+            )
+    return [children[i] for i in range(len(mutations))]
+
+
+def lost_child(mutation: Mutation) -> Child:
+    """A child that failed because every worker that evaluated it died."""
+    return Child(mutation, math.nan, "its worker died")
 
 
 def select(children: Sequence[Child], k: int) -> list[Child]:
@@ -73,11 +164,7 @@ def select(children: Sequence[Child], k: int) -> list[Child]:
     """
     if not 1 <= k <= len(children):
         raise ValueError(f"k must be in 1..{len(children)}, the number of children, got {k}")
-    return sorted(children, key=lambda child: (_failed(child), -child.fitness))[:k]
-
-
-def _failed(child: Child) -> bool:
-    return child.reason is not None or math.isnan(child.fitness)
+    return sorted(children, key=lambda child: (child.failed, -child.fitness))[:k]
 
 
 class Evolution:
@@ -123,7 +210,7 @@ class Evolution:
     @property
     def elites(self) -> list[Child]:
         """The fittest children so far, at most `ensemble_size`, none that failed."""
-        alive = [child for child in self.children if not _failed(child)]
+        alive = [child for child in self.children if not child.failed]
         if not alive:
             reasons = {child.reason for child in self.children}
             raise ValueError(f"no child can be chosen: all {len(self.children)} failed ({reasons})")
@@ -151,10 +238,14 @@ def evolve(
     seed: int = 0,
     include: Include = None,
     on_child: Callable[[Child], None] | None = None,
+    actors: int = 0,
+    gpus_per_actor: float | None = None,
+    address: str | None = None,
 ) -> Evolution:
     """One generation of children, evaluated; the result has `.children`, `.elites`, `.ensemble`.
 
-    Take `sigma` from `search_trust_region`: what is small for one network destroys another.
+    `actors`, `gpus_per_actor`, `address`: where they are evaluated, see `evaluate`. Take `sigma`
+    from `search_trust_region`: what is small for one network destroys another.
     """
     if ensemble_size > population_size:
         raise ValueError(
@@ -162,5 +253,15 @@ def evolve(
             f"got {ensemble_size} > {population_size}"
         )
     evolution = Evolution(module, population_size, ensemble_size, sigma, density, seed, include)
-    evolution.tell(evaluate(module, evolution.ask(), fitness, include, on_child))
+    children = evaluate(
+        module,
+        evolution.ask(),
+        fitness,
+        include,
+        on_child,
+        actors=actors,
+        gpus_per_actor=gpus_per_actor,
+        address=address,
+    )
+    evolution.tell(children)
     return evolution

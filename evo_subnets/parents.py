@@ -31,5 +31,5 @@ def load_parent(
                 f"{path} is a parent with {key} {found.get(key)}, this run asks for {about[key]}: "
                 "change the option or the output folder (--out)"
             )
-    network.load_state_dict(tensors)
+    storage.load_state(path, network, tensors)
     network.eval()

@@ -64,6 +64,8 @@ class Pruned:
     Weight decay does not move a zero.
     """
 
+    generator: torch.Generator | None = None
+
     def __init__(self, module: nn.Module, masks: Mapping[str, Tensor]) -> None:
         named = dict(module.named_parameters())
         self.weights = [named[name] for name in masks]

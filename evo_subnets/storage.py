@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 VERSION = "1"
+LARGEST_JSON = 2**28
+"""Bytes; this library writes none that come near, and what is larger is not read at all."""
 
 
 class StorageError(ValueError):
@@ -39,22 +41,47 @@ def write_atomically(path: str | Path, data: bytes) -> None:
 
 
 def write_json(path: str | Path, content: Mapping[str, Any]) -> None:
-    """Writes JSON for people and programs; NaN becomes null, as JSON has none."""
-    text = json.dumps(_without_nan(content), indent=2, allow_nan=False)
+    """Writes JSON for people and programs; NaN becomes null, as JSON has none.
+
+    The last key, `format`, holds the version and a checksum of the others.
+    """
+    if "format" in content:
+        raise ValueError("the key 'format' is storage's own: use another")
+    plain = as_json(content)
+    stamp = {"version": VERSION, "checksum": _json_checksum(plain)}
+    text = json.dumps({**plain, "format": stamp}, indent=2, allow_nan=False)
     write_atomically(path, (text + "\n").encode())
 
 
 def read_json(path: str | Path) -> dict[str, Any]:
-    """The content of a JSON file that holds one object."""
+    """The content of a file that `write_json` wrote."""
+    path = Path(path)
     try:
-        content = json.loads(Path(path).read_text())
+        if path.stat().st_size > LARGEST_JSON:
+            raise StorageError(f"{path}: too large for a file of this library")
+        content = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise StorageError(f"{path}: there is no such file") from None
-    except (OSError, ValueError) as error:
-        raise StorageError(f"{path}: not a JSON file ({error})") from None
-    if not isinstance(content, dict):
-        raise StorageError(f"{path}: expected a JSON object")
-    return content
+    except StorageError:
+        raise
+    except (OSError, ValueError, RecursionError) as error:
+        raise StorageError(f"{path}: truncated or not a JSON file ({error})") from None
+    stamp = content.pop("format", None) if isinstance(content, dict) else None
+    if not isinstance(stamp, dict):
+        raise StorageError(f"{path}: not a JSON file of this library")
+    if stamp.get("version") != VERSION:
+        raise StorageError(
+            f"{path}: format version {stamp.get('version')} is not {VERSION}, "
+            "which this release reads"
+        )
+    if stamp.get("checksum") != _json_checksum(content):
+        raise StorageError(f"{path}: damaged or edited (its checksum does not fit): write it again")
+    return dict(content)
+
+
+def _json_checksum(content: Mapping[str, Any]) -> str:
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(f"{VERSION}\n{text}".encode()).hexdigest()
 
 
 def fingerprint(tensors: Mapping[str, Tensor]) -> str:
@@ -63,7 +90,8 @@ def fingerprint(tensors: Mapping[str, Tensor]) -> str:
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+        if tensor.numel():  # numpy's empty arrays have strides that torch cannot view
+            digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -107,14 +135,46 @@ def load_tensors(path: str | Path, kind: str) -> tuple[dict[str, Tensor], dict[s
         text = metadata.get("description", "")
         if metadata.get("checksum") != _checksum(tensors, kind, text):
             raise StorageError(f"{path}: damaged (its checksum does not fit): write it again")
-        return tensors, json.loads(text)
-    except (SafetensorError, OSError) as error:
+        description = json.loads(text)
+    except StorageError:
+        raise
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise StorageError(f"{path}: truncated or not a safetensors file ({error})") from None
+    if not isinstance(description, dict):
+        raise StorageError(f"{path}: its description is no JSON object")
+    return tensors, description
+
+
+def load_state(
+    path: str | Path, module: nn.Module, tensors: Mapping[str, Tensor], assign: bool = False
+) -> None:
+    """Gives `module` the weights and buffers of a file, which must be its own, name by name.
+
+    `assign` puts the tensors themselves into the module, which may be on the meta device.
+    """
+    expected, found = (
+        {name: (tensor.shape, tensor.dtype) for name, tensor in side.items()}
+        for side in (module.state_dict(), tensors)
+    )
+    different = sorted(
+        name for name in {*expected, *found} if expected.get(name) != found.get(name)
+    )
+    if different:
+        raise StorageError(
+            f"{path} holds weights of another architecture than this module's: they differ in "
+            f"{', '.join(different[:3])}{' and more' if len(different) > 3 else ''}"
+        )
+    module.load_state_dict(dict(tensors), assign=assign)
 
 
 def _checksum(tensors: Mapping[str, Tensor], kind: str, description: str) -> str:
     text = f"{kind}\n{VERSION}\n{description}\n{fingerprint(tensors)}"
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def as_json(content: Any) -> Any:
+    """What comes back when this is written and read: lists for tuples, null for NaN."""
+    return json.loads(json.dumps(_without_nan(content), allow_nan=False))
 
 
 def _without_nan(content: Any) -> Any:

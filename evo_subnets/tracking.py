@@ -36,11 +36,17 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 class Tracker:
-    """TensorBoard events in a folder; use it in a `with` statement."""
+    """TensorBoard events in a folder; use it in a `with` statement.
+
+    They take the place of those that an earlier run has left in the folder: a run that goes on
+    where it was stopped tells its story from the beginning.
+    """
 
     def __init__(self, folder: str | Path) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
+        for old in Path(folder).glob("events.out.tfevents.*"):
+            old.unlink()
         self._writer: Any = SummaryWriter(str(folder))
 
     def scalar(self, tag: str, value: float, step: int) -> None:

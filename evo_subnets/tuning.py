@@ -4,12 +4,14 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from evo_subnets.checkpoints import Checkpoint
 from evo_subnets.data import Augmentation, Images, batches
 from evo_subnets.ensemble import Ensemble
 from evo_subnets.streams import derive_seed
@@ -141,6 +143,9 @@ class Tuning:
 class Binding(Protocol):
     """What holds a child to its subnetwork while it is tuned (see `subnetworks`, `annealing`)."""
 
+    generator: torch.Generator | None
+    """Of its own draws, if it draws: checkpoints keep its state."""
+
     def before_pass(self, epoch: float, optimizer: torch.optim.Optimizer) -> None:
         """Gives the weights the values for the next forward and backward pass."""
 
@@ -156,12 +161,17 @@ def tune(
     seed: int = 0,
     binding: Binding | None = None,
     on_epoch: Callable[[int, float], None] | None = None,
+    checkpoint: str | Path | None = None,
 ) -> None:
     """Trains `module` in place by cross entropy, and leaves it in eval mode.
 
     The order of the images, their augmentation and dropout depend on `seed` alone. `on_epoch` gets
     the number of each finished epoch, from 1 on, and its mean loss. A loss that is not finite
     raises a ValueError at the end of the epoch.
+
+    `checkpoint` is a file that is written between epochs: the same call goes on from there, with
+    the same bits in the end, and has nothing left to do where the run was over. `on_epoch` then
+    gets the epochs of before as well.
     """
     generator = torch.Generator().manual_seed(derive_seed(seed, "images"))
     if tuning.bagging < 1:
@@ -169,9 +179,19 @@ def tune(
     device = images.pixels.device
     optimizer = tuning.make_optimizer(module)
     steps = -(-len(images) // tuning.batch_size)
+    kept = checkpoint and Checkpoint(
+        checkpoint, {"tuning": repr(tuning), "seed": seed, "images": len(images)}
+    )
+    drawing = [generator, *([binding.generator] if binding and binding.generator else [])]
+    losses: list[float] = []
     module.train()
     with own_randomness(derive_seed(seed, "dropout"), device):
-        for epoch in range(tuning.epochs):
+        if kept:
+            losses = kept.restore(module, optimizer, drawing, device)
+        if on_epoch is not None:
+            for epoch, mean in enumerate(losses):
+                on_epoch(epoch + 1, mean)
+        for epoch in range(len(losses), tuning.epochs):
             total = torch.zeros((), device=device)
             loader = batches(images, tuning.batch_size, augmentation, generator)
             for step, (inputs, labels) in enumerate(loader):
@@ -194,6 +214,10 @@ def tune(
                     f"training diverged: the loss is {mean} in epoch {epoch + 1}; "
                     "lower the learning rate"
                 )
+            losses.append(mean)
+            if kept:
+                last = epoch + 1 == tuning.epochs
+                kept.save(module, optimizer, drawing, device, losses, last)
             if on_epoch is not None:
                 on_epoch(epoch + 1, mean)
     if binding is not None:

@@ -2,8 +2,8 @@
 
     python scripts/compare_methods.py --preset small-budget --model lenet-s --seeds 3
 
-Every finished line of every seed is kept in the output folder: a run that was killed goes on where
-it stopped when the same command is given again.
+Every finished line of every seed is kept in the output folder, and what is being trained as well:
+a run that was killed goes on where it stopped when the same command is given again.
 """
 
 import csv
@@ -12,6 +12,7 @@ import io
 import statistics
 import time
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,11 @@ from torch import Tensor, nn
 from configs.command_line import choose_device, run
 from configs.experiments import PRESETS, Experiment, Preset, tiny
 from configs.images import CompareArgs
-from evo_subnets import divergence, metrics, storage
+from configs.workers import Workers
+from evo_subnets import divergence, evaluate, metrics, storage
 from evo_subnets.data import Dataset, Images, load
 from evo_subnets.ensemble import Ensemble
+from evo_subnets.journal import remove
 from evo_subnets.memory import keep_freed_memory
 from evo_subnets.methods import Trained, bagging, independent, noisy, sparse, stochastic
 from evo_subnets.models import build
@@ -73,7 +76,10 @@ def main(args: CompareArgs) -> None:
         whole = Images(pixels, torch.cat((first.labels, second.labels)))
         dataset = replace(dataset, test=whole)
     print(f"{preset.title} ({preset.source}): {preset.model} on {dataset.name}")
-    bench = Bench(preset, dataset, out, args.corruptions)
+    if args.overwrite:
+        for name in ("lines", "parents", "training"):
+            remove(out / name)
+    bench = Bench(preset, dataset, out, args.corruptions, args.workers)
     results = []
     for seed in range(args.first_seed, args.first_seed + args.seeds):
         for experiment in preset.experiments:
@@ -86,10 +92,15 @@ class Bench:
     """Runs experiments, each at most once: parents and finished lines lie in the folder."""
 
     def __init__(
-        self, preset: Preset, dataset: Dataset, out: Path, corruptions: str | None = None
+        self,
+        preset: Preset,
+        dataset: Dataset,
+        out: Path,
+        corruptions: str | None,
+        workers: Workers,
     ) -> None:
         self.preset, self.dataset, self.out = preset, dataset, out
-        self.corruptions = corruptions
+        self.corruptions, self.workers = corruptions, workers
         self.test = (dataset.test, dataset.augmentation)
         self.parents: dict[int, nn.Module] = {}
 
@@ -103,17 +114,19 @@ class Bench:
         key = self.key(self.preset.model, self.preset.parent, experiment, seed)
         if self.corruptions is not None:
             key = self.key(key, self.corruptions)
-        kept = self.out / "lines" / f"{experiment.label.replace(' ', '-')}-{seed}-{key}.json"
+        name = f"{experiment.label.replace(' ', '-')}-{seed}-{key}"
+        kept, training = self.out / "lines" / f"{name}.json", self.out / "training" / name
         if kept.exists():
             rows: list[Row] = storage.read_json(kept)["rows"]
             return rows
         start = time.monotonic()
-        rows = self.run(experiment, seed)
+        rows = self.run(experiment, seed, training)
         minutes = (time.monotonic() - start) / 60
         for row in rows:
             row.update(label=experiment.label, seed=seed, minutes=minutes)
             row.setdefault("x", experiment.x)
         storage.write_json(kept, {"experiment": repr(experiment), "rows": rows})
+        remove(training)
         last = rows[-1]
         print(
             f"seed {seed}  {experiment.label}"
@@ -124,11 +137,11 @@ class Bench:
         )
         return rows
 
-    def run(self, experiment: Experiment, seed: int) -> list[Row]:
-        """Trains and tests."""
+    def run(self, experiment: Experiment, seed: int, training: Path) -> list[Row]:
+        """Trains and tests; `training` keeps what is trained until then."""
         if experiment.kind == "noisy":
             return [self.run_noisy(experiment, seed)]
-        trained, parent_epochs = self.train(experiment, seed)
+        trained, parent_epochs = self.train(experiment, seed, training)
         ensemble = trained.ensemble
         logits = predict_members(ensemble, *self.test)
         total = parent_epochs + trained.epochs
@@ -143,7 +156,7 @@ class Bench:
             rows.append(row | ({"x": size} if experiment.prefixes else {}))
         return rows
 
-    def train(self, experiment: Experiment, seed: int) -> tuple[Trained, int]:
+    def train(self, experiment: Experiment, seed: int, training: Path) -> tuple[Trained, int]:
         """The ensemble, and the epochs that its parent took."""
         images, augmentation = self.dataset.train, self.dataset.augmentation
         epochs = experiment.tuning.epochs
@@ -157,28 +170,24 @@ class Bench:
             def new(network_seed: int) -> nn.Module:
                 return self.build(network_seed, experiment.dropout)
 
+            report, mapper = self.workers.training(on_epoch, lambda note: advance(epochs, note))
+            how: dict[str, Any] = {
+                "members": experiment.members, "on_epoch": report, "folder": training,
+                "mapper": mapper,
+            }  # fmt: skip
             seed_of_method = derive_seed(seed, experiment.label)
             common = (images, augmentation, experiment.tuning)
             if experiment.kind == "independent":
-                members = experiment.members
-                return independent(new, *common, members, seed_of_method, on_epoch), 0
+                return independent(new, *common, seed=seed_of_method, **how), 0
             if experiment.kind == "bagging":
-                fraction = 0.9
-                return bagging(
-                    new, *common, experiment.members, fraction, seed_of_method, on_epoch
-                ), 0
+                return bagging(new, *common, seed=seed_of_method, **how), 0
             assert parent is not None
-            seed_of_children = derive_seed(seed, "children")  # what can be common to methods, is
+            how["seed"] = derive_seed(seed, "children")  # what can be common to methods, is
+            pruning = experiment.pruning
             if experiment.kind == "sparse":
-                trained = sparse(
-                    parent, *common, experiment.pruning, experiment.members, seed_of_children,
-                    on_epoch,
-                )  # fmt: skip
+                trained = sparse(parent, *common, pruning, **how)
             else:
-                trained = stochastic(
-                    parent, *common, experiment.annealing, experiment.pruning,
-                    experiment.members, seed_of_children, on_epoch,
-                )  # fmt: skip
+                trained = stochastic(parent, *common, experiment.annealing, pruning, **how)
             return trained, self.preset.parent.epochs
 
     def run_noisy(self, experiment: Experiment, seed: int) -> Row:
@@ -187,7 +196,7 @@ class Bench:
         found = noisy(
             parent, self.dataset.validation, self.dataset.augmentation, experiment.members,
             experiment.elites, experiment.density, experiment.sigma,
-            seed=derive_seed(seed, "noisy"),
+            seed=derive_seed(seed, "noisy"), evaluation=partial(evaluate, **self.workers.options),
         )  # fmt: skip
         logits = predict_members(found.ensemble, *self.test)
         row = self.scored(found.ensemble, logits)
@@ -224,7 +233,8 @@ class Bench:
             return self.parents[seed]
         network = self.build(derive_seed(seed, "parent")).to(self.dataset.train.pixels.device)
         tuning: Tuning = self.preset.parent
-        kept = self.out / "parents" / f"{self.key(self.preset.model, tuning, seed)}.safetensors"
+        name = f"{self.key(self.preset.model, tuning, seed)}.safetensors"
+        kept, training = self.out / "parents" / name, self.out / "training" / name
         about = {
             "model": self.preset.model, "classes": list(self.dataset.classes),
             "dataset": self.dataset.name, "tuning": repr(tuning), "seed": seed,
@@ -237,8 +247,10 @@ class Bench:
                     network, self.dataset.train, self.dataset.augmentation, tuning,
                     derive_seed(seed, "parent"),
                     on_epoch=lambda epoch, loss: advance(1, f"loss {loss:.3f}"),
+                    checkpoint=training,
                 )  # fmt: skip
             save_parent(kept, network, about)
+            remove(training)
         self.parents = {seed: network}
         return network
 

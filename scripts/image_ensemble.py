@@ -2,13 +2,15 @@
 
     python scripts/image_ensemble.py --method sparse --model lenet-s --dataset digits
 
-Whitaker 2023, chapters 4 (noisy), 5 (sparse) and 6 (stochastic).
+Whitaker 2023, chapters 4 (noisy), 5 (sparse) and 6 (stochastic). A run that was stopped goes on
+when the same command is given again.
 """
 
 import copy
 import time
-from collections.abc import Callable
 from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import tyro
@@ -16,8 +18,9 @@ from torch import Tensor, nn
 
 from configs.command_line import choose_device, run
 from configs.images import ImageArgs
-from evo_subnets import Ensemble, metrics, storage
+from evo_subnets import Child, Ensemble, evaluate, metrics, storage
 from evo_subnets.data import Dataset, Images, load
+from evo_subnets.journal import Journal, remove
 from evo_subnets.memory import keep_freed_memory
 from evo_subnets.methods import Trained, bagging, independent, noisy, sparse, stochastic
 from evo_subnets.models import build
@@ -26,7 +29,7 @@ from evo_subnets.streams import derive_seed
 from evo_subnets.tracking import Tracker, bar, table
 from evo_subnets.tuning import predict_members, tune
 
-OnEpoch = Callable[[str, int, float], None]
+OUTPUTS = ("training", "parent.safetensors", "ensemble.safetensors", "results.json")
 
 
 def main(args: ImageArgs) -> None:
@@ -44,7 +47,12 @@ def main(args: ImageArgs) -> None:
         f"{dataset.name}: {len(dataset.train)} training, {len(dataset.validation)} validation and "
         f"{len(dataset.test)} test images of {len(dataset.classes)} classes"
     )
-    results_file = out / "results.json"
+    journal = Journal(out, {**args.asked, "device": device}, args.overwrite, OUTPUTS, args.parent)
+    results_file, training = out / "results.json", out / "training"
+    if results_file.exists() and "finished" in journal.found:
+        show(storage.read_json(results_file))
+        print(f"\nfinished before; --overwrite starts afresh. Results and ensemble are in {out}")
+        return
     results_file.unlink(missing_ok=True)  # until this run is whole there are no results
 
     test = (dataset.test, dataset.augmentation)
@@ -53,7 +61,7 @@ def main(args: ImageArgs) -> None:
         parent: nn.Module | None = None
         parent_logits: Tensor | None = None
         if args.method not in ("independent", "bagging"):
-            parent = find_parent(args, dataset, tracker)
+            parent = find_parent(args, dataset, tracker, training)
             parent_logits = predict_members(Ensemble([parent]), *test)
             rows["parent"] = scored(Ensemble([parent]), parent_logits, dataset.test.labels)
             rows["parent"] |= costs(parent, args.parent_epochs)
@@ -61,12 +69,12 @@ def main(args: ImageArgs) -> None:
         trained = None
         if args.method == "noisy":
             assert parent is not None
-            ensemble, best, extra = mutated(args, parent, dataset, tracker)
+            ensemble, best, extra = mutated(args, parent, dataset, tracker, journal)
             logits = predict_members(best, *test)
             rows["best child"] = scored(best, logits, dataset.test.labels)
             rows["best child"] |= costs(parent, args.parent_epochs)
         else:
-            trained = built(args, parent, dataset, tracker)
+            trained = built(args, parent, dataset, tracker, training)
             ensemble = trained.ensemble
         logits = predict_members(ensemble, *test)
         name = args.method if len(logits) == 1 else f"{args.method} ensemble of {len(logits)}"
@@ -87,7 +95,10 @@ def main(args: ImageArgs) -> None:
                 {} if parent is None else {"parent": Ensemble([parent])}
             )
             for who, model in contestants.items():
-                rows[who] |= corrupted(model, dataset, args.corruptions, args.seed)
+                rows[who] |= journal.once(
+                    f"corrupted {who}",
+                    partial(corrupted, model, dataset, args.corruptions, args.seed),
+                )
         for number, row in enumerate(rows.values()):
             for key in ("accuracy", "nll", "ece"):
                 tracker.scalar(f"test/{key}", row[key], number)
@@ -96,18 +107,16 @@ def main(args: ImageArgs) -> None:
             {"test/accuracy": rows[name]["accuracy"], "test/nll": rows[name]["nll"]},
         )
 
-    print(f"\n{table(*printed(rows))}")
     if parent_logits is not None:
-        intervals = compared(parent_logits[0], ensemble.combined(logits), dataset.test.labels)
-        extra["against_parent"] = intervals
-        print("\nThe ensemble against its parent, paired over test images, 95 % intervals:")
-        for key, (difference, low, high) in intervals.items():
-            print(f"  {key:8} {difference:+.4f} [{low:+.4f}, {high:+.4f}]")
+        extra["against_parent"] = compared(
+            parent_logits[0], ensemble.combined(logits), dataset.test.labels
+        )
+    results = {"arguments": journal.asked, "test": rows, **extra}
+    show(results)
     ensemble.save(out / "ensemble.safetensors")
-    storage.write_json(
-        results_file,
-        {"arguments": {k: str(v) for k, v in asdict(args).items()}, "test": rows, **extra},
-    )
+    storage.write_json(results_file, results)
+    journal.once("finished", lambda: True)
+    remove(training)
     minutes = (time.monotonic() - started) / 60
     print(f"\n{minutes:.1f} minutes; results, ensemble and TensorBoard logs are in {out}")
 
@@ -117,7 +126,7 @@ def new_network(args: ImageArgs, dataset: Dataset, seed: int) -> nn.Module:
     return build(args.model, (channels, height, width), len(dataset.classes), seed=seed)
 
 
-def find_parent(args: ImageArgs, dataset: Dataset, tracker: Tracker) -> nn.Module:
+def find_parent(args: ImageArgs, dataset: Dataset, tracker: Tracker, training: Path) -> nn.Module:
     """The parent that is named, that lies in the output folder, or that is trained now."""
     network = new_network(args, dataset, derive_seed(args.seed, "parent"))
     network.to(dataset.train.pixels.device)
@@ -141,20 +150,22 @@ def find_parent(args: ImageArgs, dataset: Dataset, tracker: Tracker) -> nn.Modul
         tune(
             network, dataset.train, dataset.augmentation, args.tuning(args.parent_epochs),
             derive_seed(args.seed, "parent"), on_epoch=on_epoch,
+            checkpoint=training / "parent.safetensors",
         )  # fmt: skip
     save_parent(path, network, about)
     return network
 
 
-def built(args: ImageArgs, parent: nn.Module | None, dataset: Dataset, tracker: Tracker) -> Trained:
+def built(
+    args: ImageArgs, parent: nn.Module | None, dataset: Dataset, tracker: Tracker, training: Path
+) -> Trained:
     """The ensemble of a method that trains."""
     whole = args.parent_epochs + args.members * args.child_epochs
     share = max(1, whole // args.members)
-    total = {"independent": whole, "bagging": args.members * share}.get(
-        args.method, args.members * args.child_epochs
-    )
+    members = 1 if args.method == "independent" else args.members
+    epochs = {"independent": whole, "bagging": share}.get(args.method, args.child_epochs)
     data = (dataset.train, dataset.augmentation)
-    with bar(args.method, total) as advance:
+    with bar(args.method, members * epochs) as advance:
 
         def on_epoch(name: str, epoch: int, loss: float) -> None:
             tracker.scalar(f"loss/{name}", loss, epoch)
@@ -164,28 +175,33 @@ def built(args: ImageArgs, parent: nn.Module | None, dataset: Dataset, tracker: 
             return new_network(args, dataset, seed)
 
         seed = derive_seed(args.seed, args.method)
+        report, mapper = args.workers.training(on_epoch, lambda note: advance(epochs, note))
+        how: dict[str, Any] = {
+            "members": members, "seed": seed, "on_epoch": report, "folder": training,
+            "mapper": mapper,
+        }  # fmt: skip
         if args.method == "independent":
-            return independent(new, *data, args.tuning(whole), 1, seed, on_epoch)
+            return independent(new, *data, args.tuning(whole), **how)
         if args.method == "bagging":
-            return bagging(new, *data, args.tuning(share), args.members, 0.9, seed, on_epoch)
+            return bagging(new, *data, args.tuning(share), **how)
         assert parent is not None
         tuning = args.tuning(args.child_epochs, child=True)
         if args.method == "sparse":
-            return sparse(parent, *data, tuning, args.pruning, args.members, seed, on_epoch)
-        return stochastic(
-            parent, *data, tuning, args.annealing, args.pruning, args.members, seed, on_epoch
-        )
+            return sparse(parent, *data, tuning, args.pruning, **how)
+        return stochastic(parent, *data, tuning, args.annealing, args.pruning, **how)
 
 
 def mutated(
-    args: ImageArgs, parent: nn.Module, dataset: Dataset, tracker: Tracker
+    args: ImageArgs, parent: nn.Module, dataset: Dataset, tracker: Tracker, journal: Journal
 ) -> tuple[Ensemble, Ensemble, dict[str, Any]]:
     """The fittest mutations, the very fittest, and the population's story."""
     with bar("children", args.population_size) as advance:
+        done = journal.children("children")
         count = 0
 
-        def on_child(child: Any) -> None:
+        def on_child(child: Child) -> None:
             nonlocal count
+            journal.add_child("children", child)
             tracker.scalar("children/fitness", child.fitness, count)
             count += 1
             advance(1, f"accuracy {100 * child.fitness:.2f}")
@@ -194,6 +210,7 @@ def mutated(
             parent, dataset.validation, dataset.augmentation, args.population_size, args.members,
             args.density, args.sigma, args.target_kl, args.seed,
             dataset.train if args.reestimate_norms else None, on_child,
+            partial(evaluate, done=done, **args.workers.options),
         )  # fmt: skip
     region = found.region
     reached = "" if region is None else f" moves the outputs by a KL of {region.divergence:.4f}"
@@ -243,6 +260,15 @@ def compared(
     }
 
 
+def show(results: dict[str, Any]) -> None:
+    """Prints the table, and how the ensemble compares with its parent."""
+    print(f"\n{table(*printed(results['test']))}")
+    if "against_parent" in results:
+        print("\nThe ensemble against its parent, paired over test images, 95 % intervals:")
+        for key, (difference, low, high) in results["against_parent"].items():
+            print(f"  {key:8} {difference:+.4f} [{low:+.4f}, {high:+.4f}]")
+
+
 def printed(rows: dict[str, dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
     """Headings and cells of the table."""
     headings = ["model", "accuracy", "NLL", "ECE", "members", "disagreement", "oracle", "epochs",
@@ -253,9 +279,10 @@ def printed(rows: dict[str, dict[str, Any]]) -> tuple[list[str], list[list[str]]
     cells = []
     for name, row in rows.items():
         pair = row["disagreement"]
+        disagreement = "" if pair is None or pair != pair else f"{pair:.3f}"
         line = [
             name, f"{100 * row['accuracy']:.2f}", f"{row['nll']:.3f}", f"{row['ece']:.3f}",
-            f"{100 * row['member_accuracy']:.2f}", f"{pair:.3f}" if pair == pair else "",
+            f"{100 * row['member_accuracy']:.2f}", disagreement,
             f"{100 * row['oracle']:.2f}", f"{row['epochs']:g}", f"{row['flops']:.2f}x",
             f"{row['parameters'] / 1e6:.3f}M",
         ]  # fmt: skip

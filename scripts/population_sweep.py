@@ -4,6 +4,8 @@ python scripts/population_sweep.py --sigmas 0.003 0.01 0.03 --densities 0.2 0.5
 tensorboard --logdir runs/population_sweep
 """
 
+from functools import partial
+
 import numpy as np
 import tyro
 from torch import nn
@@ -16,6 +18,7 @@ from configs.command_line import choose_device, run
 from configs.sweep import SweepArgs
 from envs.procgen import TRAIN_LEVELS
 from evo_subnets import Child, Ensemble, evaluate, quads, search_trust_region, select, storage
+from evo_subnets.journal import Journal
 from evo_subnets.memory import keep_freed_memory
 from evo_subnets.streams import derive_seed
 from evo_subnets.tracking import Tracker, bar, table
@@ -24,8 +27,6 @@ from evo_subnets.tracking import Tracker, bar, table
 def main(args: SweepArgs) -> None:
     keep_freed_memory()
     device = choose_device(args.device)
-    args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "results.json").unlink(missing_ok=True)
     shipped = SHIPPED / args.env / "policy.safetensors"
     if args.parent == "train" or (args.parent == "auto" and not shipped.exists()):
         raise ValueError("a sweep needs a parent: train one with scripts/procgen_ensemble.py")
@@ -34,6 +35,10 @@ def main(args: SweepArgs) -> None:
         args.seed, device,
     )  # fmt: skip
     print(source)
+    weights = storage.fingerprint(actor.state_dict())
+    asked = {**args.asked, "device": device, "weights": weights}
+    journal = Journal(args.out, asked, args.overwrite, ["results.json"])
+    (args.out / "results.json").unlink(missing_ok=True)  # until this run is whole
     space = actor.observation_space
     course = Course(
         args.env,
@@ -47,33 +52,38 @@ def main(args: SweepArgs) -> None:
         agent = EnsemblePolicy(model, space, device=device)
         return float(play(agent, course, args.validation_episodes).returns.mean())
 
-    parent_return = validate(actor)
+    parent_return: float = journal.once("parent", lambda: validate(actor))
     print(f"parent: return {parent_return:.2f} over {args.validation_episodes} episodes")
     observations = collect_observations(EnsemblePolicy(actor, space, device=device), course, 256)
     largest = max(args.population_sizes)
     rows: list[dict[str, float]] = []
     with bar("children", len(args.grid) * largest) as advance:
         for sigma, density in args.grid:
+            population = f"sigma={sigma:g},density={density:g}"
             kl = search_trust_region(
                 actor, observations, densities=(density,), sigmas=(sigma,), seed=args.seed
             ).divergence
 
-            def on_child(child: Child, sigma: float = sigma, density: float = density) -> None:
-                advance(1, f"sigma {sigma}, density {density}: {child.fitness:.2f}")
+            def on_child(child: Child, population: str = population) -> None:
+                journal.add_child(population, child)
+                advance(1, f"{population}: {child.fitness:.2f}")
 
-            mutations = quads(largest, sigma, density, args.seed)
-            children = evaluate(actor, mutations, validate, on_child=on_child)
+            children = evaluate(
+                actor, quads(largest, sigma, density, args.seed), validate, on_child=on_child,
+                done=journal.children(population), **args.workers.options,
+            )  # fmt: skip
             for size in args.population_sizes:
                 elites = select(children[:size], min(args.ensemble_size, size))
                 members = [child.mutation for child in elites]
                 fitness = [child.fitness for child in children[:size]]
+                name = f"{population},population_size={size}"
+                ensemble = Ensemble.from_mutations(actor, members)
                 row = {
                     "sigma": sigma, "density": density, "population_size": size, "kl": kl,
                     "mean": float(np.nanmean(fitness)), "best": elites[0].fitness,
-                    "ensemble": validate(Ensemble.from_mutations(actor, members)),
+                    "ensemble": journal.once(f"{name} ensemble", partial(validate, ensemble)),
                 }  # fmt: skip
                 rows.append(row)
-                name = f"sigma={sigma:g},density={density:g},population_size={size}"
                 with Tracker(args.out / name) as tracker:
                     for number, child in enumerate(children[:size]):
                         tracker.scalar("children/fitness", child.fitness, number)

@@ -2,14 +2,18 @@
 
     python scripts/procgen_ensemble.py --env bigfish
 
-Whitaker 2023, algorithm 1, with the quads of section 4.2.2 and the protocol of section 4.3.3.
+Whitaker 2023, algorithm 1, with the quads of section 4.2.2 and the protocol of section 4.3.3. A run
+that was stopped goes on when the same command is given again.
 """
 
 import csv
 import io
 import time
 from dataclasses import asdict
+from functools import partial
+from typing import Any
 
+import numpy as np
 import tyro
 from torch import nn
 
@@ -28,13 +32,14 @@ from configs.command_line import choose_device, run
 from configs.procgen import ProcgenArgs
 from envs.procgen import TEST_LEVELS, TRAIN_LEVELS, normalized_return
 from evo_subnets import Child, Evolution, evaluate, search_trust_region, storage
+from evo_subnets.journal import Journal
 from evo_subnets.memory import keep_freed_memory
 from evo_subnets.streams import derive_seed
 from evo_subnets.tracking import Tracker, bar, table
-from evo_subnets.trust_region import Trial
 
 TEMPERATURES = (0.25, 0.5, 0.71, 1.0, 1.41)
 OBSERVATIONS = 512
+OUTPUTS = ("parent", "results.json", "ensemble.safetensors", "episodes.csv", "ensemble.gif")
 
 
 def main(args: ProcgenArgs) -> None:
@@ -42,15 +47,21 @@ def main(args: ProcgenArgs) -> None:
     keep_freed_memory()
     device = choose_device(args.device)
     out = args.folder
-    out.mkdir(parents=True, exist_ok=True)
+    journal = Journal(out, {**args.asked, "device": device}, args.overwrite, OUTPUTS, args.parent)
     results_file = out / "results.json"
     results_file.unlink(missing_ok=True)  # until this run is whole there are no results
 
     actor, source = find_parent(
         args.parent, args.env, out / "parent", args.ppo, args.total_timesteps, args.mode,
-        args.seed, device,
+        args.seed, device, args.checkpoint_every,
     )  # fmt: skip
     print(source)
+    weights = storage.fingerprint(actor.state_dict())
+    if journal.once("parent", lambda: weights) != weights:
+        raise ValueError(
+            f"{out} holds a run of another parent than this one: use another --out, or --overwrite "
+            "to start afresh"
+        )
     space = actor.observation_space
 
     def policy(model: nn.Module, temperature: float = 1.0) -> EnsemblePolicy:
@@ -71,34 +82,52 @@ def main(args: ProcgenArgs) -> None:
         # How strong a mutation may be
         sigma = args.sigma
         if sigma is None:
-            observations = collect_observations(policy(actor), course("observations"), OBSERVATIONS)
-
-            def on_trial(trial: Trial) -> None:
-                step = round(trial.sigma * 1e6)
-                tracker.scalar("trust_region/divergence_by_sigma_e-6", trial.divergence, step)
-                print(f"  sigma {trial.sigma:.5f}: KL {trial.divergence:.5f}")
-
             print(f"trust region: target KL {args.target_kl}, density {args.density}")
-            region = search_trust_region(
-                actor, observations, args.target_kl, (args.density,), seed=args.seed,
-                on_trial=on_trial,
-            )  # fmt: skip
-            sigma = region.sigma
+
+            told: list[list[float]] = []
+
+            def tell(trial: list[float]) -> None:
+                told.append(trial)
+                step = round(trial[0] * 1e6)
+                tracker.scalar("trust_region/divergence_by_sigma_e-6", trial[1], step)
+                print(f"  sigma {trial[0]:.5f}: KL {trial[1]:.5f}")
+
+            def searched() -> dict[str, Any]:
+                observations = collect_observations(
+                    policy(actor), course("observations"), OBSERVATIONS
+                )
+                region = search_trust_region(
+                    actor, observations, args.target_kl, (args.density,), seed=args.seed,
+                    on_trial=lambda trial: tell([trial.sigma, trial.divergence]),
+                )  # fmt: skip
+                return {"sigma": region.sigma, "trials": told}
+
+            region = journal.once("trust region", searched)
+            for trial in region["trials"][len(told) :]:  # of a run that was stopped
+                tell(trial)
+            sigma = float(region["sigma"])
 
         # A population, judged on training levels
         evolution = Evolution(
             actor, args.population_size, args.ensemble_size, sigma, args.density, args.seed
         )
         with bar("children", args.population_size) as advance:
+            count = 0
 
             def on_child(child: Child) -> None:
-                number = len(evolution.children)
-                evolution.tell([child])
-                tracker.scalar("children/fitness", child.fitness, number)
-                tracker.text("children/recipe", f"`{child}`", number)
+                nonlocal count
+                journal.add_child("children", child)
+                tracker.scalar("children/fitness", child.fitness, count)
+                tracker.text("children/recipe", f"`{child}`", count)
+                count += 1
                 advance(1, f"return {child.fitness:.2f}")
 
-            evaluate(actor, evolution.ask(), validate, on_child=on_child)
+            evolution.tell(
+                evaluate(
+                    actor, evolution.ask(), validate, on_child=on_child,
+                    done=journal.children("children"), **args.workers.options,
+                )
+            )  # fmt: skip
         for child in evolution.children:
             if child.reason is not None:
                 print(f"  {child.mutation} failed: {child.reason}")
@@ -110,7 +139,9 @@ def main(args: ProcgenArgs) -> None:
         with bar("temperatures", len(TEMPERATURES)) as advance:
             tuned: dict[float, float] = {}
             for temperature in TEMPERATURES:
-                tuned[temperature] = validate(actor, temperature)
+                tuned[temperature] = journal.once(
+                    f"temperature {temperature}", partial(validate, actor, temperature)
+                )
                 advance(1, f"{temperature}: return {tuned[temperature]:.2f}")
         temperature = max(tuned, key=lambda key: tuned[key])
 
@@ -126,10 +157,20 @@ def main(args: ProcgenArgs) -> None:
         played: dict[str, Episodes] = {}
         with bar("test episodes", len(contestants) * args.test_episodes) as advance:
             for name, (agent, greedy) in contestants.items():
-                played[name] = play(
-                    agent, course("test"), args.test_episodes, greedy,
-                    lambda value, name=name: advance(1, name),  # type: ignore[misc]
-                )  # fmt: skip
+
+                def tested(
+                    name: str = name, agent: EnsemblePolicy = agent, greedy: bool = greedy
+                ) -> dict[str, list[float]]:
+                    episodes = play(
+                        agent, course("test"), args.test_episodes, greedy,
+                        lambda value: advance(1, name),
+                    )  # fmt: skip
+                    return {key: value.tolist() for key, value in asdict(episodes).items()}
+
+                if f"test {name}" in journal.found:
+                    advance(args.test_episodes, name)
+                lists = journal.once(f"test {name}", tested)
+                played[name] = Episodes(**{key: np.array(value) for key, value in lists.items()})
 
         rows = report(args, played)
         for number, (name, episodes) in enumerate(played.items()):
@@ -148,7 +189,7 @@ def main(args: ProcgenArgs) -> None:
     storage.write_json(
         results_file,
         {
-            "arguments": {key: str(value) for key, value in asdict(args).items()},
+            "arguments": journal.asked,
             "parent": source,
             "sigma": sigma,
             "temperature": {"chosen": temperature, "validation_returns": tuned},

@@ -37,3 +37,21 @@ def test_the_mutation_benchmark_runs_to_its_end(tmp_path):
     assert re.search(r"population of +16: +-?\d+\.\d\d", text)
     assert re.search(r"population of +1024: +-?\d+\.\d\d", text)
     assert len(re.findall(r"on disk +\d+\.\d{3}", text)) == 5
+
+
+def test_damaged_files_are_refused_or_harmless():
+    process = subprocess.run(
+        [sys.executable, "benchmarks/damage.py", "--tiny"],
+        cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert process.returncode == 0, process.stdout + process.stderr
+    assert len(re.findall(r" 100 +\d+ +\d+ +\d+ +0 +0\.\d+ s$", process.stdout, re.MULTILINE)) == 7
+
+
+def test_killed_runs_end_with_the_same_results():
+    process = subprocess.run(
+        [sys.executable, "benchmarks/crash.py", "--kills", "1", "--only", "image_ensemble, noisy"],
+        cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert process.returncode == 0, process.stdout + process.stderr
+    assert re.search(r"1 of 1$", process.stdout, re.MULTILINE)

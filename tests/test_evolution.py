@@ -1,6 +1,7 @@
 """evaluate, select, Evolution and evolve."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from evo_subnets import (
     Ensemble,
     Evolution,
     Mutation,
+    PopulationError,
     evaluate,
     evolve,
     independent,
@@ -128,8 +130,9 @@ def test_a_child_that_raises_fails_alone_with_its_reason():
 
 
 def test_a_fitness_that_is_nan_fails_with_its_reason():
-    children = evaluate(mlp(), quads(4, 0.1, 0.5, 0), lambda child: math.nan)
-    assert {child.reason for child in children} == {"fitness is NaN"}
+    values = iter([1.0, math.nan, math.nan, 2.0])
+    children = evaluate(mlp(), quads(4, 0.1, 0.5, 0), lambda child: next(values))
+    assert [child.reason for child in children] == [None, "fitness is NaN", "fitness is NaN", None]
 
 
 @pytest.mark.parametrize("interrupt", [KeyboardInterrupt, SystemExit])
@@ -234,14 +237,58 @@ def test_elites_are_never_failed_children():
 
 
 def test_all_failed_is_an_error_that_gives_the_reasons():
-    def fitness(child):
-        raise RuntimeError("the simulator is gone")
-
-    evolution = evolve(mlp(), fitness, 4, 2)
-    with pytest.raises(ValueError, match=r"all 4 failed .*RuntimeError: the simulator is gone"):
+    evolution = Evolution(mlp())
+    evolution.tell(children_of(math.nan, math.nan))
+    with pytest.raises(ValueError, match=r"all 2 failed .*'failed'"):
         _ = evolution.elites
-    with pytest.raises(ValueError, match="all 4 failed"):
+    with pytest.raises(ValueError, match="all 2 failed"):
         _ = evolution.ensemble
+
+
+def test_a_generation_most_of_which_fails_is_stopped_as_soon_as_that_is_certain():
+    module, mutations, seen = mlp(), quads(8, 0.1, 0.5, 0), []
+    errors = [None, ValueError("odd"), *[RuntimeError("the simulator\n is gone")] * 6]
+    values = iter(errors)
+
+    def fitness(child):
+        if (error := next(values)) is not None:
+            raise error
+        return 1.0
+
+    message = "more than half of the children failed, 5 of 8 so far, most often with: "
+    with pytest.raises(PopulationError, match=f"^{message}RuntimeError: the simulator is gone$"):
+        evaluate(module, mutations, fitness, on_child=seen.append)
+    assert len(seen) == 6
+    values = iter(errors)
+    with pytest.raises(ValueError, match="3 of 4 so far"):
+        evolve(module, fitness, 4, 2)
+    with pytest.raises(PopulationError, match="5 of 8 so far"):
+        evaluate(module, mutations, pytest.fail, done=seen)
+
+
+def test_half_of_a_generation_may_fail():
+    values = iter([math.nan, math.nan, 1.0, 2.0])
+    children = evaluate(mlp(), quads(4, 0.1, 0.5, 0), lambda child: next(values))
+    assert [child.failed for child in children] == [True, True, False, False]
+
+
+def test_children_that_are_done_are_not_evaluated_again():
+    """They are seen first, and the result has the order of the mutations all the same."""
+    module, mutations = mlp(), quads(8, 0.1, 0.5, 0)
+    expected = evaluate(module, mutations, weight_sum)
+    others = [replace(child, fitness=0.0) for child in evaluate(module, mutations[4:6], weight_sum)]
+    elsewhere = Child(Mutation(9, 0.1, 0.0, 0.5), 9.0)
+    seen, evaluated = [], []
+
+    def fitness(child):
+        evaluated.append(weight_sum(child))
+        return evaluated[-1]
+
+    children = evaluate(module, mutations, fitness, None, seen.append, [*others[::-1], elsewhere])
+    assert children == [*expected[:4], *others, *expected[6:]]
+    assert seen == [*others, *expected[:4], *expected[6:]]
+    assert len(evaluated) == 6
+    assert evaluate(module, mutations, pytest.fail, done=expected) == expected
 
 
 def test_evolving_mends_a_damaged_classifier():

@@ -42,29 +42,50 @@ def test_every_method_leaves_whole_results(method, server, tmp_path):
     assert not half_written(out)
 
 
-def test_the_same_command_takes_the_trained_parent(server, tmp_path):
+def test_the_same_command_again_shows_what_was_found(server, tmp_path):
     command = ["--method", "sparse", *TINY, "--members", "2", "--out", tmp_path]
     first = server.run("image_ensemble", *command)
-    kept = (tmp_path / "parent.safetensors").read_bytes()
-    results = json.loads((tmp_path / "results.json").read_text())
-    second = server.run("image_ensemble", *command, "--corruptions", "generated")
-    assert first.status == second.status == 0, second.stderr
-    assert "parent: " in second.stdout
-    assert (tmp_path / "parent.safetensors").read_bytes() == kept
-    again = json.loads((tmp_path / "results.json").read_text())
+    assert first.status == 0, first.stderr
+    whole = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+    assert not (tmp_path / "training").exists()
+    second = server.run("image_ensemble", *command)
+    assert second.status == 0, second.stderr
+    assert "finished before" in second.stdout
+    lines = [line for line in first.stdout.splitlines() if line.startswith("sparse ensemble of 2")]
+    assert lines[0] in second.stdout
+    for path in tmp_path.glob("*.*"):
+        assert path.name.startswith("events") or path.read_bytes() == whole[path.name]
+
+    longer = server.run("image_ensemble", *command, "--parent-epochs", "3")
+    assert longer.status == 1
+    assert "parent_epochs 2 (now 3)" in longer.stderr
+    assert "--overwrite" in longer.stderr
+    afresh = server.run("image_ensemble", *command, "--parent-epochs", "3", "--overwrite")
+    assert afresh.status == 0, afresh.stderr
+    report = json.loads((tmp_path / "results.json").read_text())
+    assert report["test"]["parent"]["epochs"] == 3
+
+
+def test_a_parent_of_another_run_can_be_given(server, tmp_path):
+    first = [*TINY, "--method", "sparse", "--members", "2", "--out", tmp_path / "first"]
+    assert server.run("image_ensemble", *first).status == 0
+    parent = tmp_path / "first" / "parent.safetensors"
+    results = json.loads((tmp_path / "first" / "results.json").read_text())
+    second = server.run(
+        "image_ensemble", *first[:-1], tmp_path / "second", "--parent", parent,
+        "--corruptions", "generated",
+    )  # fmt: skip
+    assert second.status == 0, second.stderr
+    assert f"parent: {parent}" in second.stdout
+    assert "cNLL" in second.stdout
+    again = json.loads((tmp_path / "second" / "results.json").read_text())
     assert again["test"]["parent"]["nll"] == results["test"]["parent"]["nll"]
     assert again["test"]["sparse ensemble of 2"]["corrupted_nll"] > 0
-    assert "cNLL" in second.stdout
-
-    parent = tmp_path / "parent.safetensors"
     other = server.run(
-        "image_ensemble", *command[:-1], tmp_path / "other", "--parent", parent,
+        "image_ensemble", *first[:-1], tmp_path / "other", "--parent", parent,
         "--model", "mlp-16",
     )  # fmt: skip
     check_late_failure(other, 1, "mlp-32, this run asks for mlp-16", tmp_path / "other")
-    longer = server.run("image_ensemble", *command, "--parent-epochs", "3")
-    assert longer.status == 1
-    assert "change the option or the output folder" in longer.stderr
 
 
 def picture_folder(folder, classes):

@@ -169,9 +169,11 @@ def test_tensorboard_shows_the_search_the_children_and_the_test(first_run):
 
 def test_the_first_run_trained_its_parent_and_searched_for_sigma(first_run):
     out, result = first_run
-    assert f"parent: trained for 64 steps in {out / 'parent'}" in result.stdout
+    assert "parent: PPO, 64 steps" in result.stdout
     assert "trust region: target KL 0.02, density 0.2" in result.stdout
-    assert [path.name for path in (out / "parent").glob("checkpoint-*")] == ["checkpoint-64"]
+    assert [path.name for path in (out / "parent").glob("checkpoint-*")] == [
+        "checkpoint-64.safetensors"
+    ]
     rows = json.loads((out / "results.json").read_text())["test"]
     assert rows[0]["mean"] == rows[1]["mean"], "the parent acts as deterministically as asked"
 
@@ -185,6 +187,31 @@ def test_the_second_run_took_its_parent_its_sigma_and_made_a_clip(second_run, pa
     with Image.open(out / "ensemble.gif") as clip:
         assert clip.format == "GIF"
         assert clip.n_frames >= 2
+
+
+def test_the_main_job_goes_on_from_every_phase(server, parent, tmp_path):
+    command = ["--env", GAME, "--parent", parent, "--out", tmp_path, *TINY]
+    assert server.run("procgen_ensemble", *command).status == 0
+    whole = {name: (tmp_path / name).read_bytes() for name in ("results.json", "episodes.csv")}
+    journal = storage.read_json(tmp_path / "journal.json")
+    found = journal["found"]
+    phases = list(found)
+    assert phases[:3] == ["parent", "trust region", "children"]
+    assert len(phases) == 3 + 5 + 5
+    for count in (2, 5, 11):
+        kept = {name: found[name] for name in phases[:count]}
+        if count == 5:  # killed between two children
+            kept["children"] = dict(list(found["children"].items())[:2])
+        storage.write_json(tmp_path / "journal.json", {**journal, "found": kept})
+        (tmp_path / "results.json").unlink()
+        result = server.run("procgen_ensemble", *command)
+        assert result.status == 0, result.stderr
+        for name, content in whole.items():
+            assert (tmp_path / name).read_bytes() == content, (count, name)
+    other = server.run("procgen_ensemble", *command, "--density", 0.3)
+    assert other.status == 1
+    assert "density 0.2 (now 0.3)" in other.stderr
+    assert "--overwrite" in other.stderr
 
 
 def test_a_report_of_one_episode_has_no_warnings(capsys):
@@ -297,7 +324,7 @@ def bad_parent(parent, tmp_path):
     [
         ("missing", "there is no such file"),
         ("truncated", "truncated or not a safetensors file"),
-        ("widths", "weights are of another network"),
+        ("widths", "weights of another architecture"),
         ("actions", "a Procgen parent sees (3 * frame_stack, 64, 64) and has 15 actions"),
         ("zip", "not a stable-baselines3 PPO agent that can be a parent"),
     ],
@@ -401,10 +428,10 @@ def test_ctrl_c_in_training_leaves_a_run_that_goes_on(server, tmp_path):
     os.kill(pid, signal.SIGINT)
     check_late_failure(server.finish(5), 130, "interrupted", out)
     assert not (out / "policy.safetensors").exists()
-    steps = max(int(path.name.split("-")[1]) for path in out.glob("checkpoint-*"))
+    steps = max(int(path.stem.split("-")[1]) for path in out.glob("checkpoint-*"))
     result = server.run("train_parent", *options, "--total-timesteps", steps + 32)
     assert result.status == 0, result.stderr
-    assert (out / f"checkpoint-{steps + 32}").is_dir()
+    assert (out / f"checkpoint-{steps + 32}.safetensors").exists()
     assert storage.read_json(out / "card.json")["steps"] == steps + 32
 
 
@@ -517,8 +544,8 @@ def test_a_parent_is_trained_in_parts_and_has_a_card(server, tmp_path):
         assert about["steps"] == steps
         assert actor.features.widths == (2, 2, 2)
     assert sorted(path.name for path in out.glob("checkpoint-*")) == [
-        "checkpoint-32",
-        "checkpoint-64",
+        "checkpoint-32.safetensors",
+        "checkpoint-64.safetensors",
     ]
     assert not half_written(out)
 

@@ -8,9 +8,14 @@ import torch
 import torch.nn.functional as F
 from networks import PLAIN, pictures
 from networks import small_classifier as network
+from torch import nn
 
+from evo_subnets.annealing import Annealed, temperature_probabilities
 from evo_subnets.data import Augmentation, batches
+from evo_subnets.pruning import IterativelyPruned, Pruned, keep_highest, magnitudes
+from evo_subnets.storage import StorageError
 from evo_subnets.streams import derive_seed
+from evo_subnets.subnetworks import Subnetwork, parameters
 from evo_subnets.tuning import (
     Constant,
     Cosine,
@@ -168,3 +173,71 @@ def test_norms_are_the_means_over_the_pictures():
     )
     assert not module.training
     assert math.isclose(module[1].momentum, 0.1)
+
+
+class Stopped(Exception):
+    pass
+
+
+def stop_after(epochs):
+    def on_epoch(epoch, loss):
+        if epoch == epochs:
+            raise Stopped
+
+    return on_epoch
+
+
+BINDINGS = {
+    "none": lambda module, masks: None,
+    "pruned": lambda module, masks: Pruned(module, masks),
+    "iterative": lambda module, masks: IterativelyPruned(
+        module, lambda density: keep_highest(magnitudes(parameters(module), list(masks)), density,
+                                             "layer"), 0.3, 3),
+    "annealed": lambda module, masks: Annealed(
+        module, masks, temperature_probabilities(masks, 0.5), 3, seed=4),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("binding", BINDINGS)
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+@pytest.mark.parametrize("done", [1, 3, 4])
+def test_a_run_that_was_stopped_ends_with_the_same_bits(
+    binding, optimizer, done, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("evo_subnets.checkpoints.SECONDS", 0.0)
+    images, augmentation = pictures(), Augmentation((0.5,), (0.25,), padding=2, flip=True)
+    tuning = Tuning(4, OneCycle(), optimizer, batch_size=16, bagging=0.9)
+    start = nn.Sequential(network(norm=True), nn.Dropout(0.3))
+
+    def run(path, on_epoch=None):
+        module = copy.deepcopy(start)
+        names = [name for name, weight in module.named_parameters() if weight.ndim > 1]
+        masks = Subnetwork(3, 0.0, 0.4).mask(parameters(module), names)
+        bound = BINDINGS[binding](module, masks)
+        tune(module, images, augmentation, tuning, 7, bound, on_epoch, path)
+        return module.state_dict()
+
+    whole = run(None)
+    path = tmp_path / "run.safetensors"
+    with pytest.raises(Stopped):
+        run(path, stop_after(done))
+    epochs = []
+    again = run(path, lambda epoch, loss: epochs.append(epoch))
+    assert epochs == [1, 2, 3, 4]
+    assert all(torch.equal(whole[name], again[name]) for name in whole)
+    finished = path.read_bytes()
+    assert all(torch.equal(whole[name], tensor) for name, tensor in run(path).items())
+    assert path.read_bytes() == finished
+
+
+def test_a_checkpoint_of_another_run_is_refused(tmp_path):
+    path = tmp_path / "run.safetensors"
+    images = pictures()
+    tune(network(norm=False), images, PLAIN, Tuning(1, batch_size=16), 1, checkpoint=path)
+    with pytest.raises(ValueError, match="seed 1, this one has 2"):
+        tune(network(norm=False), images, PLAIN, Tuning(1, batch_size=16), 2, checkpoint=path)
+    with pytest.raises(ValueError, match=r"tuning .*epochs=1.*epochs=2"):
+        tune(network(norm=False), images, PLAIN, Tuning(2, batch_size=16), 1, checkpoint=path)
+    path.write_bytes(path.read_bytes()[:-5])
+    with pytest.raises(StorageError, match="truncated"):
+        tune(network(norm=False), images, PLAIN, Tuning(1, batch_size=16), 1, checkpoint=path)

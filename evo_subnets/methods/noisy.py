@@ -41,13 +41,15 @@ def noisy(
     seed: int = 0,
     norm_images: Images | None = None,
     on_child: Callable[[Child], None] | None = None,
+    evaluation: Callable[..., list[Child]] = evaluate,
 ) -> Noisy:
     """The best of a population of mutations of `parent`, judged by validation accuracy.
 
     `sigma=None` takes the sigma whose children diverge from the parent by `target` (see
     `search_trust_region`). `augmentation` normalises; nothing is cropped or flipped here. With
     `norm_images` every child's BatchNorm statistics are re-estimated on them; without, they are
-    the parent's, as in the paper.
+    the parent's, as in the paper. `evaluation` is `evolution.evaluate`, perhaps with more arguments
+    (`functools.partial`): actors, or the children of a run that was stopped.
     """
     region = None
     if sigma is None:
@@ -62,7 +64,7 @@ def noisy(
         return metrics.accuracy(outputs.log_softmax(dim=1), validation.labels)
 
     evolution = Evolution(parent, population_size, ensemble_size, sigma, density, seed)
-    evolution.tell(evaluate(parent, evolution.ask(), accuracy, on_child=on_child))
+    evolution.tell(evaluation(parent, evolution.ask(), accuracy, on_child=on_child))
     ensemble = evolution.ensemble
     if norm_images is not None:
         members = [copy.deepcopy(member) for member in ensemble.members]

@@ -1,16 +1,22 @@
 """Sparse subnetwork ensembles: prune and tune (Whitaker 2023, chapter 5; Whitaker 2022)."""
 
 import copy
-from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from torch import Tensor, nn
 
 from evo_subnets.data import Augmentation, Images
 from evo_subnets.ensemble import Ensemble
-from evo_subnets.methods.independent import OnEpoch
-from evo_subnets.methods.trained import Trained
+from evo_subnets.evolution import Mapper, in_turn
+from evo_subnets.methods.trained import (
+    OnEpoch,
+    Trained,
+    checkpoint_of,
+    epochs_of,
+    trained_members,
+)
 from evo_subnets.metrics import count_parameters, inference_flops
 from evo_subnets.neurons import find_neurons, kept_neurons, neuron_masks, neuron_norms
 from evo_subnets.pruning import (
@@ -136,31 +142,28 @@ def sparse(
     members: int = 8,
     seed: int = 0,
     on_epoch: OnEpoch | None = None,
+    folder: Path | None = None,
+    mapper: Mapper = in_turn,
 ) -> Trained:
     """Children that are pruned copies of `parent`, each tuned alone (algorithm 2).
 
     `parent` stays as it is and is no member: algorithm 2 averages its outputs as well, but the
-    tables count the children alone.
+    tables count the children alone. `folder`, `mapper`: see `independent`.
     """
-    children, costs = [], []
-    for index, (name, masks) in enumerate(child_masks(parent, pruning, members, seed)):
+    masks = [pruning.masks(parent, subnetwork) for subnetwork in pruning.subnetworks(members, seed)]
+
+    def train(index: int) -> nn.Module:
         child = copy.deepcopy(parent)
         tune(
             child, images, augmentation, tuning, derive_seed(seed, "tuning", index),
-            Pruned(child, masks),
-            on_epoch and (lambda epoch, loss, name=name: on_epoch(name, epoch, loss)),
+            Pruned(child, masks[index]),
+            epochs_of(on_epoch, f"child {index + 1} of {members}"),
+            checkpoint_of(folder, index),
         )  # fmt: skip
-        children.append(child)
-        costs.append(sparse_cost(parent, masks, augmentation.normalize(images.pixels[:1])))
-    return finished(children, costs, tuning)
+        return child
 
-
-def child_masks(
-    parent: nn.Module, pruning: Pruning, members: int, seed: int
-) -> Iterator[tuple[str, Masks]]:
-    """Name and masks of each child."""
-    for index, subnetwork in enumerate(pruning.subnetworks(members, seed)):
-        yield f"child {index + 1} of {members}", pruning.masks(parent, subnetwork)
+    children = trained_members(train, members, mapper)
+    return finished(children, masks, parent, augmentation.normalize(images.pixels[:1]), tuning)
 
 
 def sparse_cost(parent: nn.Module, masks: Masks, inputs: Tensor) -> tuple[float, int]:
@@ -171,8 +174,11 @@ def sparse_cost(parent: nn.Module, masks: Masks, inputs: Tensor) -> tuple[float,
     return flops, count_parameters(parent) - removed
 
 
-def finished(children: list[nn.Module], costs: list[tuple[float, int]], tuning: Tuning) -> Trained:
+def finished(
+    children: list[nn.Module], masks: list[Masks], parent: nn.Module, inputs: Tensor, tuning: Tuning
+) -> Trained:
     """The children as an ensemble, with the sum of their costs."""
+    costs = [sparse_cost(parent, one, inputs) for one in masks]
     epochs = tuning.epochs * tuning.bagging
     return Trained(
         Ensemble(children),

@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from torch import nn
@@ -14,9 +15,15 @@ from evo_subnets.annealing import (
     temperature_probabilities,
 )
 from evo_subnets.data import Augmentation, Images
-from evo_subnets.methods.independent import OnEpoch
-from evo_subnets.methods.sparse import Pruning, finished, sparse_cost
-from evo_subnets.methods.trained import Trained
+from evo_subnets.evolution import Mapper, in_turn
+from evo_subnets.methods.sparse import Pruning, finished
+from evo_subnets.methods.trained import (
+    OnEpoch,
+    Trained,
+    checkpoint_of,
+    epochs_of,
+    trained_members,
+)
 from evo_subnets.pruning import IterativelyPruned, Masks, Pruned
 from evo_subnets.streams import derive_seed
 from evo_subnets.subnetworks import Params, Subnetwork
@@ -47,15 +54,15 @@ class Annealing:
 
     def bind(
         self, child: nn.Module, pruning: Pruning, subnetwork: Subnetwork, seed: int = 0
-    ) -> tuple[Binding, Masks]:
-        """What binds a child while it is tuned, and the masks that it ends with."""
+    ) -> Binding:
+        """What binds a child while it is tuned."""
         masks = pruning.masks(child, subnetwork)
         if self.start == "one-shot":
-            return Pruned(child, masks), masks
+            return Pruned(child, masks)
         if self.start == "iterative":
-            return self._iterative(child, pruning, subnetwork), masks
+            return self._iterative(child, pruning, subnetwork)
         probabilities = self._probabilities(masks, pruning, subnetwork)
-        return Annealed(child, masks, probabilities, self.epochs, self.decay, seed), masks
+        return Annealed(child, masks, probabilities, self.epochs, self.decay, seed)
 
     def _probabilities(self, masks: Masks, pruning: Pruning, subnetwork: Subnetwork) -> Params:
         if self.start == "temperature":
@@ -90,29 +97,34 @@ def stochastic(
     members: int = 6,
     seed: int = 0,
     on_epoch: OnEpoch | None = None,
+    folder: Path | None = None,
+    mapper: Mapper = in_turn,
 ) -> Trained:
     """Children whose subnetworks are revealed while they are tuned (algorithm 3).
 
-    Costs are those of the final subnetwork, as the paper counts them (table 6.2).
+    Costs are those of the final subnetwork, as the paper counts them (table 6.2). `folder`,
+    `mapper`: see `independent`.
     """
     if annealing.epochs > tuning.epochs and annealing.start != "one-shot":
         raise ValueError(
             f"annealing must end with tuning: {annealing.epochs} epochs of annealing, "
             f"{tuning.epochs} of tuning"
         )
-    children, costs = [], []
-    for index, subnetwork in enumerate(pruning.subnetworks(members, seed)):
-        name = f"child {index + 1} of {members}"
+    subnetworks = pruning.subnetworks(members, seed)
+
+    def train(index: int) -> nn.Module:
         child = copy.deepcopy(parent)
-        binding, masks = annealing.bind(
-            child, pruning, subnetwork, derive_seed(seed, "annealing", index)
+        binding = annealing.bind(
+            child, pruning, subnetworks[index], derive_seed(seed, "annealing", index)
         )
         tune(
             child, images, augmentation, tuning, derive_seed(seed, "tuning", index), binding,
-            on_epoch and (lambda epoch, loss, name=name: on_epoch(name, epoch, loss)),
+            epochs_of(on_epoch, f"child {index + 1} of {members}"), checkpoint_of(folder, index),
         )  # fmt: skip
         if annealing.start != "one-shot" and annealing.epochs == tuning.epochs:
             reestimate_norms(child, images, augmentation)  # they saw only the stochastic network
-        children.append(child)
-        costs.append(sparse_cost(parent, masks, augmentation.normalize(images.pixels[:1])))
-    return finished(children, costs, tuning)
+        return child
+
+    children = trained_members(train, members, mapper)
+    masks = [pruning.masks(parent, subnetwork) for subnetwork in subnetworks]
+    return finished(children, masks, parent, augmentation.normalize(images.pixels[:1]), tuning)
