@@ -5,7 +5,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from itertools import chain
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch import nn
 from evo_subnets.ensemble import Ensemble
 from evo_subnets.mutation import Mutation, check_density, materialize, quads
 from evo_subnets.streams import derive_seed
-from evo_subnets.subnetworks import Include, included, parameters
+from evo_subnets.subnetworks import Include, Params, included, parameters
 
 Fitness = Callable[[nn.Module], float]
 """A model to its fitness on validation data. Higher is better."""
@@ -59,7 +59,6 @@ class Evaluator:
     def __init__(self, module: nn.Module, fitness: Fitness, include: Include = None) -> None:
         self.module, self.fitness = module, fitness
         self.names = included(parameters(module), include)
-        self._work: nn.Module | None = None
 
     def __call__(self, mutation: Mutation) -> Child:
         work = self._built(mutation)
@@ -71,15 +70,17 @@ class Evaluator:
         return Child(mutation, value, reason)
 
     def _built(self, mutation: Mutation) -> nn.Module:
-        if self._work is None:
-            self._work = copy.deepcopy(self.module)
-        work = self._work
-        materialize(parameters(self.module), mutation, parameters(work), self.names)
-        buffers = dict(self.module.named_buffers())
+        work, weights = self._parts
+        # asked for each time: a fitness that moves the module makes them others
+        materialize(weights, mutation, parameters(work), self.names)
         with torch.no_grad():
-            for name, buffer in work.named_buffers():
-                buffer.copy_(buffers[name])
+            for own, buffer in zip(work.buffers(), self.module.buffers(), strict=True):
+                own.copy_(buffer)
         return work.eval()
+
+    @cached_property
+    def _parts(self) -> tuple[nn.Module, Params]:
+        return copy.deepcopy(self.module), parameters(self.module)
 
 
 def in_turn(work: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[tuple[int, Any]]:
