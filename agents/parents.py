@@ -1,13 +1,16 @@
 """Where a Procgen parent comes from: the repository, a file, or PPO."""
 
+from dataclasses import asdict
 from pathlib import Path
 
 from stable_baselines3 import PPO
 
+from agents.checkpoints import checkpoints
 from agents.policies import Actor, load_actor, save_actor
 from agents.ppo import PPOSettings, train
 from envs.procgen import Mode
 from evo_subnets import storage
+from evo_subnets.journal import Journal
 
 SHIPPED = Path(__file__).parent.parent / "parents"
 
@@ -36,7 +39,7 @@ def find_parent(
         path = Path(parent)
         actor = load_zip(path) if path.suffix == ".zip" else load_actor(path)[0]
         return check_actor(actor, parent).to(device), f"parent: {parent}"
-    remember_settings(out, game, settings, mode, seed)
+    open_training(out, game, settings, mode, seed)
     agent = train(
         game,
         settings,
@@ -78,17 +81,15 @@ def check_actor(actor: Actor, name: str) -> Actor:
     return actor
 
 
-def remember_settings(out: Path, game: str, settings: PPOSettings, mode: Mode, seed: int) -> None:
-    """Refuses to go on in a folder with a run of other settings."""
-    path = out / "settings.json"
-    network = {"widths": list(settings.widths), "frame_stack": settings.frame_stack}
-    asked = {"game": game, "mode": mode, "seed": seed, **network}
-    if path.exists():
-        found = storage.read_json(path)
-        other = [name for name in asked if found.get(name) != asked[name]]
-        if other:
-            raise ValueError(
-                f"{out} holds a run with another {', '.join(other)}: "
-                "use another --out, or remove that folder"
-            )
-    storage.write_json(path, asked)
+def open_training(
+    out: Path,
+    game: str,
+    settings: PPOSettings,
+    mode: Mode,
+    seed: int,
+    overwrite: bool = False,
+) -> None:
+    """Refuses to go on in a folder with another run; `overwrite` removes that."""
+    asked = {"game": game, "mode": mode, "seed": seed, **asdict(settings)}
+    written = ("curve.csv", "policy.safetensors", "card.json")
+    Journal(out, asked, overwrite, [*written, *(path.name for path in checkpoints(out))])

@@ -41,6 +41,9 @@ def parse(parser: Callable[[], Args]) -> Args:
     try:
         with contextlib.redirect_stderr(caught):
             return parser()
+    except ValueError as error:  # of options within options
+        print(f"error: {error} (--help lists the options)", file=sys.stderr)
+        sys.exit(2)
     except SystemExit as stop:
         if stop.code in (0, None):
             raise

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import tyro
 
 from agents.evaluation import Course, bootstrap_interval, play, spread
-from agents.parents import remember_settings
+from agents.parents import open_training
 from agents.policies import Actor, EnsemblePolicy, save_actor
 from agents.ppo import PPOSettings, train
 from configs import command_line
@@ -35,7 +35,10 @@ class Args:
     env: str = "bigfish"
     """Procgen game."""
     out: Path = Path("runs/train_parent")
-    """Folder for checkpoints, curve.csv and TensorBoard logs; a run found there goes on."""
+    """Folder for checkpoints, curve.csv and TensorBoard logs; a run found there goes on, for more
+    steps if they are asked for."""
+    overwrite: bool = False
+    """Start afresh in a folder that holds another run."""
     mode: Literal["easy", "hard"] = "easy"
     """Procgen's distribution mode."""
     checkpoint_every: int = 50_000
@@ -62,7 +65,7 @@ PRESETS = {
 
 def main(args: Args) -> None:
     device = command_line.choose_device(args.device)
-    remember_settings(args.out, args.env, args.ppo, args.mode, args.seed)
+    open_training(args.out, args.env, args.ppo, args.mode, args.seed, args.overwrite)
     agent = train(
         args.env,
         args.ppo,

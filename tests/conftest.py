@@ -1,5 +1,6 @@
 """One thread, and a guard: library calls must not move the global random generators."""
 
+import os
 import random
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 from script_client import Server
 
 torch.set_num_threads(1)
+os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 starves them on a busy machine
 
 
 def pytest_configure(config):
