@@ -55,41 +55,40 @@ def main(args: ImageArgs) -> None:
         return
     results_file.unlink(missing_ok=True)  # until this run is whole there are no results
 
-    test = (dataset.test, dataset.augmentation)
     with Tracker(out) as tracker:
         rows: dict[str, dict[str, Any]] = {}
+        answers: dict[str, Tensor] = {}
+
+        def judge(name: str, ensemble: Ensemble, **costs: Any) -> None:
+            """A row of the table."""
+            logits = predict_members(ensemble, dataset.test, dataset.augmentation)
+            answers[name] = ensemble.combined(logits)
+            report = metrics.report(logits, answers[name], dataset.test.labels)
+            rows[name] = {**asdict(report), **costs}
+
         parent: nn.Module | None = None
-        parent_logits: Tensor | None = None
+        extra: dict[str, Any] = {}
+        name: str = args.method
         if args.method not in ("independent", "bagging"):
             parent = find_parent(args, dataset, tracker, training)
-            parent_logits = predict_members(Ensemble([parent]), *test)
-            rows["parent"] = scored(Ensemble([parent]), parent_logits, dataset.test.labels)
-            rows["parent"] |= costs(parent, args.parent_epochs)
-        extra: dict[str, Any] = {}
-        trained = None
+            weights = metrics.count_parameters(parent)
+            dense = {"epochs": args.parent_epochs, "flops": 1.0}
+            judge("parent", Ensemble([parent]), **dense, parameters=weights)
+        if args.method != "independent":
+            name += f" ensemble of {args.members}"
         if args.method == "noisy":
             assert parent is not None
-            ensemble, best, extra = mutated(args, parent, dataset, tracker, journal)
-            logits = predict_members(best, *test)
-            rows["best child"] = scored(best, logits, dataset.test.labels)
-            rows["best child"] |= costs(parent, args.parent_epochs)
+            ensemble, extra = mutated(args, parent, dataset, tracker, journal)
+            best = Ensemble([copy.deepcopy(ensemble.members[0])])
+            judge("best child", best, **dense, parameters=weights)
+            judge(name, ensemble, **dense, parameters=weights * len(ensemble.members))
         else:
             trained = built(args, parent, dataset, tracker, training)
             ensemble = trained.ensemble
-        logits = predict_members(ensemble, *test)
-        name = args.method if len(logits) == 1 else f"{args.method} ensemble of {len(logits)}"
-        rows[name] = scored(ensemble, logits, dataset.test.labels)
-        if trained is None:
-            assert parent is not None
-            rows[name] |= costs(parent, args.parent_epochs, len(logits))
-        else:
             before = 0 if parent is None else args.parent_epochs
             total = before + trained.epochs
-            rows[name] |= {
-                "epochs": total,
-                "flops": (before + trained.dense_epochs) / total,
-                "parameters": trained.parameters,
-            }
+            flops = (before + trained.dense_epochs) / total
+            judge(name, ensemble, epochs=total, flops=flops, parameters=trained.parameters)
         if args.corruptions:
             contestants = {name: ensemble} | (
                 {} if parent is None else {"parent": Ensemble([parent])}
@@ -107,10 +106,11 @@ def main(args: ImageArgs) -> None:
             {"test/accuracy": rows[name]["accuracy"], "test/nll": rows[name]["nll"]},
         )
 
-    if parent_logits is not None:
-        extra["against_parent"] = compared(
-            parent_logits[0], ensemble.combined(logits), dataset.test.labels
-        )
+    if parent is not None:
+        own = answers.pop("parent")
+        extra["against_parent"] = {
+            who: compared(own, answer, dataset.test.labels) for who, answer in answers.items()
+        }
     results = {"arguments": journal.asked, "test": rows, **extra}
     show(results)
     ensemble.save(out / "ensemble.safetensors")
@@ -193,8 +193,8 @@ def built(
 
 def mutated(
     args: ImageArgs, parent: nn.Module, dataset: Dataset, tracker: Tracker, journal: Journal
-) -> tuple[Ensemble, Ensemble, dict[str, Any]]:
-    """The fittest mutations, the very fittest, and the population's story."""
+) -> tuple[Ensemble, dict[str, Any]]:
+    """The fittest mutations, best first, and the population's story."""
     with bar("children", args.population_size) as advance:
         done = journal.children("children")
         count = 0
@@ -221,19 +221,7 @@ def mutated(
         "children": [asdict(child) for child in found.children],
         "elites": [asdict(child) for child in found.elites],
     }
-    return found.ensemble, Ensemble([copy.deepcopy(found.ensemble.members[0])]), story
-
-
-def scored(ensemble: Ensemble, logits: Tensor, labels: Tensor) -> dict[str, Any]:
-    return asdict(metrics.report(logits, ensemble.combined(logits), labels))
-
-
-def costs(parent: nn.Module, epochs: int, members: int = 1) -> dict[str, Any]:
-    return {
-        "epochs": epochs,
-        "flops": 1.0,
-        "parameters": members * metrics.count_parameters(parent),
-    }
+    return found.ensemble, story
 
 
 def corrupted(ensemble: Ensemble, dataset: Dataset, source: str, seed: int) -> dict[str, float]:
@@ -250,13 +238,12 @@ def corrupted(ensemble: Ensemble, dataset: Dataset, source: str, seed: int) -> d
 
 
 def compared(
-    parent_logits: Tensor, log_probabilities: Tensor, labels: Tensor
+    parent: Tensor, log_probabilities: Tensor, labels: Tensor
 ) -> dict[str, tuple[float, float, float]]:
-    """Ensemble minus parent, with the bounds of paired bootstrap intervals."""
-    own = parent_logits.log_softmax(dim=1)
+    """A model minus the parent, with the bounds of paired bootstrap intervals."""
     names: tuple[Any, ...] = ("accuracy", "nll", "ece")
     return {
-        name: metrics.difference_interval(own, log_probabilities, labels, name) for name in names
+        name: metrics.difference_interval(parent, log_probabilities, labels, name) for name in names
     }
 
 
@@ -264,9 +251,12 @@ def show(results: dict[str, Any]) -> None:
     """Prints the table, and how the ensemble compares with its parent."""
     print(f"\n{table(*printed(results['test']))}")
     if "against_parent" in results:
-        print("\nThe ensemble against its parent, paired over test images, 95 % intervals:")
-        for key, (difference, low, high) in results["against_parent"].items():
-            print(f"  {key:8} {difference:+.4f} [{low:+.4f}, {high:+.4f}]")
+        lines = [
+            [who, *(f"{x:+.4f} [{low:+.4f}, {high:+.4f}]" for x, low, high in found.values())]
+            for who, found in results["against_parent"].items()
+        ]
+        print("\nAgainst the parent, paired over test images, with 95 % intervals:\n")
+        print(table(["model", "accuracy", "NLL", "ECE"], lines))
 
 
 def printed(rows: dict[str, dict[str, Any]]) -> tuple[list[str], list[list[str]]]:

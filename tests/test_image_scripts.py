@@ -40,7 +40,9 @@ def test_every_method_leaves_whole_results(method, server, tmp_path):
     assert loaded(torch.zeros(3, 1, 32, 32)).shape == (3, 10)
     assert list(out.glob("events.out.tfevents*"))
     if method in ("noisy", "sparse", "stochastic"):
-        assert "against its parent" in result.stdout
+        assert "Against the parent" in result.stdout
+        rows = [row for row in report["test"] if row != "parent"]
+        assert list(report["against_parent"]) == rows
         assert report["test"]["parent"]["epochs"] == 2
     assert not half_written(out)
 
