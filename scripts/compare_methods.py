@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import tyro
 from torch import Tensor, nn
@@ -276,7 +277,8 @@ def summary(preset: Preset, results: list[Row]) -> list[Row]:
             values = [float(row[key]) if row[key] is not None else float("nan") for row in rows]
             line[key] = statistics.fmean(values)
             if len(values) > 1:
-                line[f"{key}_error"] = statistics.stdev(values) / len(values) ** 0.5
+                # numpy's, for statistics.stdev fails where one network has no disagreement, NaN
+                line[f"{key}_error"] = float(np.std(values, ddof=1)) / len(values) ** 0.5
         lines.append(line)
     return lines
 
