@@ -89,7 +89,9 @@ class Pruned:
             masks[name].to(weight.device, weight.dtype)
             for name, weight in zip(self.names, self.weights, strict=True)
         ]
-        torch._foreach_mul_([weight.data for weight in self.weights], self.factors)
+        weights = [weight.data for weight in self.weights]
+        torch._foreach_mul_(weights, self.factors)
+        torch._foreach_add_(weights, 0.0)  # -0.0 becomes 0.0, whose bits are all zero as well
         if optimizer is None:
             return
         for weight, factor in zip(self.weights, self.factors, strict=True):

@@ -15,7 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from evo_subnets.packing import pack, unpack
+
 VERSION = "1"
+BITS, VALUES = ".bits", ".values"
+"""Ends of the names of a packed tensor's two parts."""
 LARGEST_JSON = 2**28
 """Bytes; this library writes none that come near, and what is larger is not read at all."""
 
@@ -100,17 +104,27 @@ def fingerprint(tensors: Mapping[str, Tensor]) -> str:
 def save_tensors(
     path: str | Path, tensors: Mapping[str, Tensor], kind: str, description: Mapping[str, Any]
 ) -> None:
-    """Writes tensors and a JSON description as a safetensors file of the given kind."""
+    """Writes tensors and a JSON description as a safetensors file of the given kind.
+
+    Tensors with many zeros are packed (see `packing`); what is loaded is the same, bit by bit.
+    """
     from safetensors.torch import save  # importing the library must not need it
 
     # safetensors refuses tensors that share memory, as tied weights do
     own = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     text = json.dumps(description)
+    checksum = _checksum(own, kind, text)
+    packed = {}
+    for name, tensor in list(own.items()):
+        if (parts := pack(tensor)) and not {name + BITS, name + VALUES} & set(own):
+            packed[name] = list(own.pop(name).shape)
+            own[name + BITS], own[name + VALUES] = parts
     metadata = {
         "kind": kind,
         "version": VERSION,
         "description": text,
-        "checksum": _checksum(own, kind, text),
+        "packed": json.dumps(packed),
+        "checksum": checksum,
     }
     write_atomically(path, save(own, metadata))
 
@@ -134,12 +148,16 @@ def load_tensors(path: str | Path, kind: str) -> tuple[dict[str, Tensor], dict[s
                     "which this release reads"
                 )
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        for name, shape in json.loads(metadata.get("packed", "{}")).items():
+            tensors[name] = unpack(tensors.pop(name + BITS), tensors.pop(name + VALUES), shape)
         text = metadata.get("description", "")
         if metadata.get("checksum") != _checksum(tensors, kind, text):
             raise StorageError(f"{path}: damaged (its checksum does not fit): write it again")
         description = json.loads(text)
     except StorageError:
         raise
+    except (AttributeError, KeyError, TypeError) as error:
+        raise StorageError(f"{path}: its packed tensors are not whole ({error})") from None
     except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise StorageError(f"{path}: truncated or not a safetensors file ({error})") from None
     if not isinstance(description, dict):
