@@ -32,6 +32,8 @@ check: install
 bench: install
 	$(BIN)/python benchmarks/mutation.py
 	$(BIN)/python benchmarks/training.py
+	$(BIN)/python benchmarks/scaleout.py
+	$(BIN)/python benchmarks/damage.py
 
 clean:
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -68,27 +68,27 @@ def main(args: ImageArgs) -> None:
 
         parent: nn.Module | None = None
         extra: dict[str, Any] = {}
-        name: str = args.method
         if args.method not in ("independent", "bagging"):
             parent = find_parent(args, dataset, tracker, training)
             weights = metrics.count_parameters(parent)
             dense = {"epochs": args.parent_epochs, "flops": 1.0}
             judge("parent", Ensemble([parent]), **dense, parameters=weights)
-        if args.method != "independent":
-            name += f" ensemble of {args.members}"
         if args.method == "noisy":
             assert parent is not None
             ensemble, extra = mutated(args, parent, dataset, tracker, journal)
             best = Ensemble([copy.deepcopy(ensemble.members[0])])
             judge("best child", best, **dense, parameters=weights)
-            judge(name, ensemble, **dense, parameters=weights * len(ensemble.members))
+            costs = {**dense, "parameters": weights * len(ensemble.members)}
         else:
             trained = built(args, parent, dataset, tracker, training)
             ensemble = trained.ensemble
             before = 0 if parent is None else args.parent_epochs
             total = before + trained.epochs
             flops = (before + trained.dense_epochs) / total
-            judge(name, ensemble, epochs=total, flops=flops, parameters=trained.parameters)
+            costs = {"epochs": total, "flops": flops, "parameters": trained.parameters}
+        size = len(ensemble.members)  # fewer than asked where many noisy children failed
+        name = args.method if size == 1 else f"{args.method} ensemble of {size}"
+        judge(name, ensemble, **costs)
         if args.corruptions:
             contestants = {name: ensemble} | (
                 {} if parent is None else {"parent": Ensemble([parent])}
@@ -212,10 +212,14 @@ def mutated(
             dataset.train if args.reestimate_norms else None, on_child,
             partial(evaluate, done=done, **args.workers.options),
         )  # fmt: skip
+    for child in found.children:
+        if child.failed:
+            print(f"  {child.mutation} failed: {child.reason}")
     region = found.region
     reached = "" if region is None else f" moves the outputs by a KL of {region.divergence:.4f}"
     print(f"sigma {found.sigma:.5f}{reached}")
-    tracker.histogram("children/fitness_histogram", [child.fitness for child in found.children])
+    fitness = [child.fitness for child in found.children if not child.failed]
+    tracker.histogram("children/fitness_histogram", fitness)
     story = {
         "sigma": found.sigma,
         "children": [asdict(child) for child in found.children],

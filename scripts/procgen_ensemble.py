@@ -129,9 +129,9 @@ def main(args: ProcgenArgs) -> None:
                 )
             )  # fmt: skip
         for child in evolution.children:
-            if child.reason is not None:
+            if child.failed:
                 print(f"  {child.mutation} failed: {child.reason}")
-        fitness = [child.fitness for child in evolution.children if child.reason is None]
+        fitness = [child.fitness for child in evolution.children if not child.failed]
         tracker.histogram("children/fitness_histogram", fitness)
         ensemble, best = evolution.ensemble, evolution.elites[0]
 
