@@ -101,7 +101,7 @@ def main(args: Args) -> None:
             for _ in range(args.kills):
                 with tempfile.TemporaryDirectory() as folder:
                     process = start(command, Path(folder))
-                    moment = rng.uniform(0, seconds)
+                    moment = rng.uniform(0, 0.95 * seconds)
                     try:
                         process.wait(moment)
                     except subprocess.TimeoutExpired:

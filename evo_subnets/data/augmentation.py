@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -76,12 +77,15 @@ class Augmentation:
     def normalize(self, pixels: Tensor) -> Tensor:
         """(n, channels, height, width) float32: (pixels / 255 - mean) / std."""
         self._check(pixels)
+        scale, shift = self._scale_and_shift.to(pixels.device)
+        return pixels.float().mul_(scale).add_(shift)
+
+    @cached_property
+    def _scale_and_shift(self) -> Tensor:
+        # a multiplication and an addition instead of two divisions and a subtraction
         mean = torch.tensor(self.mean, dtype=torch.float64)
         std = torch.tensor(self.std, dtype=torch.float64)
-        # a multiplication and an addition instead of two divisions and a subtraction
-        scale_and_shift = torch.stack((1 / (255 * std), -mean / std)).float()
-        scale, shift = scale_and_shift.to(pixels.device)[:, :, None, None]
-        return pixels.float().mul_(scale).add_(shift)
+        return torch.stack((1 / (255 * std), -mean / std)).float()[:, :, None, None]
 
     def __call__(self, pixels: Tensor, generator: torch.Generator) -> Tensor:
         """(n, channels, height, width) float32: cropped at random, flipped at random, normalised.
