@@ -678,7 +678,7 @@ def test_a_download_is_kept_and_read(fake, tmp_path):
     source = fake(tmp_path / "cifar10", True, False)
     assert torch.equal(data.train.pixels, torch.from_numpy(source.data).permute(0, 3, 1, 2))
     assert data.train.labels.tolist() == source.targets
-    assert data.train.pixels.is_contiguous()
+    assert data.train.pixels.is_contiguous(memory_format=torch.channels_last)
     assert data.augmentation.flip
     assert all_same(load("cifar10", tmp_path, validation="test"), data)
     assert fake.downloads == 1

@@ -12,7 +12,10 @@ from torch.nn.functional import pad
 
 @dataclass(frozen=True, eq=False)
 class Images:
-    """Labelled pictures: (n, channels, height, width) uint8 pixels and (n,) int64 labels."""
+    """Labelled pictures: (n, channels, height, width) uint8 pixels and (n,) int64 labels.
+
+    In memory the channels lie side by side (torch.channels_last), as convolutions like them best.
+    """
 
     pixels: Tensor
     labels: Tensor
@@ -35,6 +38,8 @@ class Images:
             )
         if len(labels) and labels.min() < 0:
             raise ValueError(f"labels must be at least 0, got {int(labels.min())}")
+        side_by_side = pixels.contiguous(memory_format=torch.channels_last)
+        object.__setattr__(self, "pixels", side_by_side)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -75,20 +80,28 @@ class Augmentation:
             raise ValueError(f"padding must be at least 0 pixels, got {self.padding}")
 
     def normalize(self, pixels: Tensor) -> Tensor:
-        """(n, channels, height, width) float32: (pixels / 255 - mean) / std."""
+        """(n, channels, height, width) float32, channels last: (pixels / 255 - mean) / std."""
         self._check(pixels)
-        scale, shift = self._scale_and_shift.to(pixels.device)
-        return pixels.float().mul_(scale).add_(shift)
+        return self._normalized(pixels.permute(0, 2, 3, 1))
+
+    def _normalized(self, pixels: Tensor) -> Tensor:
+        """The same of (n, height, width, channels)."""
+        count, height, width, channels = pixels.shape
+        # a whole row at once: loops over three channels are slow
+        scale, shift = self._scale_and_shift.repeat(1, width).to(pixels.device)
+        rows = pixels.reshape(count * height, width * channels).float().mul_(scale).add_(shift)
+        return rows.view(pixels.shape).permute(0, 3, 1, 2)
 
     @cached_property
     def _scale_and_shift(self) -> Tensor:
         # a multiplication and an addition instead of two divisions and a subtraction
         mean = torch.tensor(self.mean, dtype=torch.float64)
         std = torch.tensor(self.std, dtype=torch.float64)
-        return torch.stack((1 / (255 * std), -mean / std)).float()[:, :, None, None]
+        return torch.stack((1 / (255 * std), -mean / std)).float()
 
     def __call__(self, pixels: Tensor, generator: torch.Generator) -> Tensor:
-        """(n, channels, height, width) float32: cropped at random, flipped at random, normalised.
+        """(n, channels, height, width) float32, channels last: cropped and flipped at random,
+        normalised.
 
         `generator` is one of the CPU, whatever the device of `pixels`: a seed means the same crops
         on every device. As torchvision's RandomCrop(padding), RandomHorizontalFlip and Normalize.
@@ -104,18 +117,18 @@ class Augmentation:
             mirrored = torch.randint(2, (count,), generator=generator)
             # a crop that is mirrored is a crop of the mirrored picture, as far from its other side
             left = torch.where(mirrored == 1, 2 * self.padding - left, left)
-        padded = pad(pixels, (self.padding,) * 4)
+        padded = pad(pixels.permute(0, 2, 3, 1), (0, 0, *(self.padding,) * 4))
         if self.flip:
-            padded = torch.cat((padded, padded.flip(3)))
+            padded = torch.cat((padded, padded.flip(2)))
         # each row of a crop is a run of bytes, so an index for each row is enough: where it starts
-        tall, wide = padded.shape[2:]
+        tall, wide = padded.shape[1:3]
         picture = torch.arange(count) + count * mirrored
-        corner = (picture * channels * tall + top) * wide + left
-        inside = torch.arange(channels)[:, None] * tall + torch.arange(height)
-        starts = corner.to(pixels.device)[:, None, None] + inside.to(pixels.device) * wide
-        runs = padded.reshape(-1).unfold(0, width, 1)  # (bytes - width + 1, width), overlapping
+        corner = (picture * tall + top) * wide + left
+        starts = (corner[:, None] + torch.arange(height) * wide) * channels
+        runs = padded.reshape(-1).unfold(0, width * channels, 1)  # overlapping, at every byte
         # not runs[starts], which copies byte by byte
-        return self.normalize(runs.index_select(0, starts.view(-1)).view(pixels.shape))
+        crops = runs.index_select(0, starts.view(-1).to(pixels.device))
+        return self._normalized(crops.view(count, height, width, channels))
 
     def _check(self, pixels: Tensor) -> None:
         channels = len(self.mean)
@@ -164,5 +177,6 @@ def _batches(
     order = torch.randperm(len(images), generator=generator).to(images.pixels.device)
     for start in range(0, end, size):
         index = order[start : start + size]
-        pixels = images.pixels.index_select(0, index)  # much faster on a CPU than pixels[index]
-        yield augmentation(pixels, generator), images.labels[index]
+        rows = images.pixels.permute(0, 2, 3, 1).index_select(0, index)
+        # much faster on a CPU than images.pixels[index]
+        yield augmentation(rows.permute(0, 3, 1, 2), generator), images.labels[index]
