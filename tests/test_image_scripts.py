@@ -2,14 +2,11 @@
 
 import csv
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
 from PIL import Image
-from script_client import ROOT, check_late_failure, check_refusal, half_written
+from script_client import check_late_failure, check_refusal, half_written
 
 from configs.experiments import PRESETS
 from evo_subnets import Ensemble
@@ -196,20 +193,6 @@ def test_comparisons_refuse_what_they_do_not_know(server):
     check_refusal(result, 1, "thirds", "halves")
     result = server.run("compare_methods", "--preset", "sparsity", "--seeds", "0")
     check_refusal(result, 2, "seeds must be at least 1")
-
-
-def test_actors_train_the_same_members(server, tmp_path):
-    command = ["--method", "sparse", *TINY, *METHODS["sparse"]]
-    alone = server.run("image_ensemble", *command, "--out", tmp_path / "alone")
-    assert alone.status == 0, alone.stderr
-    process = subprocess.run(
-        [sys.executable, "scripts/image_ensemble.py", *command, "--actors", "2",
-         "--out", tmp_path / "actors"],
-        cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
-    )  # fmt: skip
-    assert process.returncode == 0, process.stderr
-    results = [(tmp_path / name / "results.json").read_bytes() for name in ("alone", "actors")]
-    assert results[0] == results[1]
 
 
 def test_a_ray_that_does_not_answer_is_one_line(server, tmp_path):

@@ -20,6 +20,8 @@ import evotorch
 import ray
 from evotorch.logging import PandasLogger, StdOutLogger
 
+from configs.images import ImageArgs
+from configs.workers import Workers
 from evo_subnets import Evolution, Mutation, PopulationError, evaluate, evolve, quads, select
 from evo_subnets.crew import Cargo, Crew, connect, no_result
 from evo_subnets.evolution import Evaluator, gather, in_turn
@@ -31,6 +33,7 @@ from evo_subnets.scaleout import (
     to_rows,
 )
 from evo_subnets.streams import derive_seed
+from scripts import image_ensemble
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -207,6 +210,14 @@ def test_members_are_tuned_elsewhere_with_the_same_bits(crew):
         assert set(found) == set(expected)
         for index in expected:
             assert all_same_bits(found[index], expected[index])
+
+
+def test_the_script_has_its_members_trained_elsewhere(problem, tmp_path):
+    small = ImageArgs("sparse", "mlp-32", "digits", limit=150, parent_epochs=2, members=2)
+    for name, workers in (("alone", Workers()), ("actors", Workers(2))):
+        image_ensemble.main(replace(small, out=tmp_path / name, workers=workers))
+    results = [(tmp_path / name / "results.json").read_bytes() for name in ("alone", "actors")]
+    assert results[0] == results[1]
 
 
 def test_what_the_work_raises_is_raised_here(crew):
