@@ -466,11 +466,12 @@ def test_a_full_disk_in_training_is_one_line(server, tmp_path):
 
 def test_a_sweep_is_one_group_of_runs(server, parent, tmp_path):
     out = tmp_path / "sweep"
-    result = server.run(
+    command = [
         "population_sweep", "--env", GAME, "--parent", parent, "--sigmas", 0.01,
         "--densities", 0.5, "--population-sizes", 4, 8, "--ensemble-size", 2,
         "--validation-episodes", 2, "--out", out,
-    )  # fmt: skip
+    ]  # fmt: skip
+    result = server.run(*command)
     assert result.status == 0, result.stderr
     assert "Warning" not in result.stderr
     results = json.loads((out / "results.json").read_text())
