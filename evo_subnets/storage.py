@@ -123,9 +123,10 @@ def save_tensors(
         "kind": kind,
         "version": VERSION,
         "description": text,
-        "packed": json.dumps(packed),
         "checksum": checksum,
     }
+    if packed:
+        metadata["packed"] = json.dumps(packed)
     write_atomically(path, save(own, metadata))
 
 
