@@ -28,7 +28,7 @@ from agents.policies import impala_actor
 from benchmarks.mutation import commit_and_machine
 from configs.command_line import run
 from evo_subnets import Child, Mutation, quads
-from evo_subnets.crew import LARGEST_PIECE, PIECES_PER_ACTOR, Crew
+from evo_subnets.crew import Crew, piece_size
 from evo_subnets.evolution import Evaluator
 from evo_subnets.models import build
 from evo_subnets.storage import write_atomically
@@ -157,10 +157,6 @@ def dispatch(args: Args) -> str:
         f"for the first generation ({shipped_bytes / (sent + cargo):,.0f} times fewer then).\n\n"
         + table(headings, rows)
     )
-
-
-def piece_size(items: int, actors: int) -> int:
-    return min(max(items // (PIECES_PER_ACTOR * actors), 1), LARGEST_PIECE)
 
 
 # --- one actor and two

@@ -29,7 +29,7 @@ from evo_subnets.pruning import Pruned
 from evo_subnets.storage import write_atomically
 from evo_subnets.streams import derive_seed
 from evo_subnets.tracking import table
-from evo_subnets.tuning import Constant, Tuning, channels_last, tune
+from evo_subnets.tuning import Constant, Tuning, tune
 
 RESULTS = Path(__file__).parent / "results" / "training.md"
 
@@ -60,7 +60,7 @@ def main(args: Args) -> None:
     augmentation = Augmentation((0.5,) * 3, (0.25,) * 3)
     tuning = Tuning(1, Constant(0.001), "adam")
     drawn = torch.Generator().manual_seed(derive_seed(0, "images"))
-    ready = [(channels_last(x), y) for x, y in batches(images, 128, augmentation, drawn)]
+    ready = list(batches(images, 128, augmentation, drawn))
     rows = []
     for name in args.models:
         module = build(name, seed=0)

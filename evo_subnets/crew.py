@@ -77,6 +77,11 @@ class _Here:
         return _Here, ()
 
 
+def piece_size(items: int, actors: int) -> int:
+    """How many items go to an actor at once."""
+    return min(max(items // (PIECES_PER_ACTOR * actors), 1), LARGEST_PIECE)
+
+
 def no_result(item: Any) -> Any:
     """Raises a ChildProcessError that says that the item killed its workers."""
     raise ChildProcessError(f"every worker died that took {item!r:.100}")
@@ -138,8 +143,7 @@ class Crew(evotorch.Problem):  # type: ignore[misc]
         if self._actors is None:
             yield from enumerate(map(self._work.value, items))
             return
-        size = len(items) // (PIECES_PER_ACTOR * len(self._actors))
-        size = min(max(size, 1), LARGEST_PIECE)
+        size = piece_size(len(items), len(self._actors))
         starts = range(0, len(items), size)
         pieces = [range(start, min(start + size, len(items))) for start in starts]
         dead = yield from self._done(items, pieces)

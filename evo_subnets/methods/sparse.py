@@ -1,6 +1,7 @@
 """Sparse subnetwork ensembles: prune and tune (Whitaker 2023, chapter 5; Whitaker 2022)."""
 
 import copy
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -150,19 +151,20 @@ def sparse(
     `parent` stays as it is and is no member: algorithm 2 averages its outputs as well, but the
     tables count the children alone. `folder`, `mapper`: see `independent`.
     """
-    masks = [pruning.masks(parent, subnetwork) for subnetwork in pruning.subnetworks(members, seed)]
+    subnetworks = pruning.subnetworks(members, seed)
 
     def train(index: int) -> nn.Module:
         child = copy.deepcopy(parent)
         tune(
             child, images, augmentation, tuning, derive_seed(seed, "tuning", index),
-            Pruned(child, masks[index]),
+            Pruned(child, pruning.masks(parent, subnetworks[index])),
             epochs_of(on_epoch, f"child {index + 1} of {members}"),
             checkpoint_of(folder, index),
         )  # fmt: skip
         return child
 
     children = trained_members(train, members, mapper)
+    masks = (pruning.masks(parent, subnetwork) for subnetwork in subnetworks)
     return finished(children, masks, parent, augmentation.normalize(images.pixels[:1]), tuning)
 
 
@@ -175,7 +177,11 @@ def sparse_cost(parent: nn.Module, masks: Masks, inputs: Tensor) -> tuple[float,
 
 
 def finished(
-    children: list[nn.Module], masks: list[Masks], parent: nn.Module, inputs: Tensor, tuning: Tuning
+    children: list[nn.Module],
+    masks: Iterable[Masks],
+    parent: nn.Module,
+    inputs: Tensor,
+    tuning: Tuning,
 ) -> Trained:
     """The children as an ensemble, with the sum of their costs."""
     costs = [sparse_cost(parent, one, inputs) for one in masks]

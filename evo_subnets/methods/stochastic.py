@@ -126,5 +126,5 @@ def stochastic(
         return child
 
     children = trained_members(train, members, mapper)
-    masks = [pruning.masks(parent, subnetwork) for subnetwork in subnetworks]
+    masks = (pruning.masks(parent, subnetwork) for subnetwork in subnetworks)
     return finished(children, masks, parent, augmentation.normalize(images.pixels[:1]), tuning)
