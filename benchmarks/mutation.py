@@ -9,12 +9,9 @@ torch definition and that both sides perturb with the same statistics.
 
 import gc
 import os
-import platform
-import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,11 +20,8 @@ import torch
 import tyro
 from torch import Tensor, nn
 
+from benchmarks.timing import alternate, comparison, publish, ratios, spread
 from evo_subnets import Mutation, evaluate, materialize, materialize_siblings, quads
-from evo_subnets.storage import write_atomically
-from evo_subnets.tracking import table
-
-RESULTS = Path(__file__).parent / "results" / "mutation.md"
 
 
 @dataclass(frozen=True)
@@ -43,7 +37,7 @@ class Args:
     threads: int = 2
     """torch's threads."""
     save: bool = False
-    """Write benchmarks/results/mutation.md."""
+    """Add the outcome to benchmarks/results/mutation.md."""
 
 
 def main(args: Args) -> None:
@@ -62,33 +56,21 @@ def main(args: Args) -> None:
         "one child": (lambda: materialize(parent, population[0], child), 1),
         "a quad": (lambda: materialize_siblings(parent, population, siblings), 4),
     }
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
-    for _ in range(args.rounds):
-        for name, (build, children) in sides.items():
-            start = time.perf_counter()
-            build()
-            seconds[name].append((time.perf_counter() - start) / children)
-    reference = seconds["plain torch"]
-    lines = []
-    for name, times in seconds.items():
-        ratios = [a / b for a, b in zip(reference, times, strict=True)]
-        lines.append(
-            [name, f"{statistics.median(times):.4f}", f"{min(times):.4f} .. {max(times):.4f}",
-             f"{statistics.median(ratios):.1f}", f"{min(ratios):.1f} .. {max(ratios):.1f}"]
-        )  # fmt: skip
-    headings = ["per child", "median s", "spread", "times plain torch", "spread"]
+    seconds = alternate({name: build for name, (build, _) in sides.items()}, args.rounds)
+    per_child = {
+        name: [second / sides[name][1] for second in times] for name, times in seconds.items()
+    }
     sections = [
         f"{args.weights:,} weights in {args.layers} matrices, {args.threads} threads, "
         f"{args.rounds} alternations.",
-        table(headings, lines),
+        comparison(per_child, "plain torch", "ms per child"),
+        "Copies of the weights that a child of a quad takes the time of: "
+        + spread(ratios(per_child["a quad"], per_child["memory copy"])),
         memory(args),
         cold_start(args),
     ]
     text = "\n\n".join(sections)
-    print(text)
-    if args.save:
-        about = f"# benchmarks/mutation.py\n\n{commit_and_machine()}\n\n```\n{text}\n```\n"
-        write_atomically(RESULTS, about.encode())
+    publish(__file__, text, args.save)
 
 
 def network(weights: int, layers: int) -> dict[str, Tensor]:
@@ -201,16 +183,6 @@ def cold_start(args: Args) -> str:
             output = subprocess.run(command, env=env, check=True, capture_output=True, text=True)
             lines.append(f"  {title:34} {float(output.stdout):.3f}")
     return "\n".join(lines)
-
-
-def commit_and_machine() -> str:
-    """What a number needs beside it."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
-    found = subprocess.run(command, capture_output=True, text=True).stdout.strip()
-    return (
-        f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, Python "
-        f"{platform.python_version()}, torch {torch.__version__}, commit {found or 'unknown'}."
-    )
 
 
 if __name__ == "__main__":

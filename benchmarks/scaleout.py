@@ -11,11 +11,11 @@ simulated actors, which sleep where others evaluate, with a cost model fitted to
 import math
 import pickle
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -25,16 +25,14 @@ from torch import Tensor, nn
 
 from agents.impala import COBBE_WIDTHS
 from agents.policies import impala_actor
-from benchmarks.mutation import commit_and_machine
+from benchmarks.timing import publish, spread
 from configs.command_line import run
 from evo_subnets import Child, Mutation, quads
 from evo_subnets.crew import Crew, piece_size
 from evo_subnets.evolution import Evaluator
 from evo_subnets.models import build
-from evo_subnets.storage import write_atomically
 from evo_subnets.tracking import table
 
-RESULTS = Path(__file__).parent / "results" / "scaleout.md"
 SLOTS = 100
 """Simulated actors in one process."""
 
@@ -58,7 +56,7 @@ class Args:
     rounds: int = 5
     """Alternations; medians and extremes are reported."""
     save: bool = False
-    """Write benchmarks/results/scaleout.md."""
+    """Add the outcome to benchmarks/results/scaleout.md."""
 
 
 def main(args: Args) -> None:
@@ -68,12 +66,9 @@ def main(args: Args) -> None:
     }  # fmt: skip
     texts = []
     for part in args.parts:
+        print(f"{part} ...", file=sys.stderr, flush=True)
         texts.append(jobs[part](args))
-        print(texts[-1] + "\n", flush=True)
-    if args.save:
-        body = "\n\n".join(f"```\n{text}\n```" for text in texts)
-        about = f"# benchmarks/scaleout.py\n\n{commit_and_machine()}\n\n{body}\n"
-        write_atomically(RESULTS, about.encode())
+    publish(__file__, "\n\n".join(texts), args.save)
 
 
 # --- recipes against weights
@@ -106,11 +101,6 @@ def timed(job: Callable[[], Any]) -> float:
     start = time.perf_counter()
     job()
     return time.perf_counter() - start
-
-
-def spread(values: list[float], digits: int = 3) -> str:
-    low, high = min(values), max(values)
-    return f"{statistics.median(values):.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
 def dispatch(args: Args) -> str:
@@ -147,7 +137,7 @@ def dispatch(args: Args) -> str:
         bytes_sent = shipped_bytes if name == "weights" else sent
         ratios = [a / b for a, b in zip(seconds["weights"], values, strict=True)]
         rows.append(
-            [name, spread(values), spread(ratios, 1), f"{bytes_sent / 1e6:.3f}",
+            [name, spread(values, 3), spread(ratios, 1), f"{bytes_sent / 1e6:.3f}",
              f"{shipped_bytes / bytes_sent:,.0f}"]
         )  # fmt: skip
     headings = ["children sent as", "seconds", "times faster", "MB", "times fewer"]
@@ -194,7 +184,7 @@ def scaling(args: Args) -> str:
                 seconds[count].append(timed(lambda crew=crew: list(crew.results(mutations))))  # type: ignore[misc]
     ratios = [a / b for a, b in zip(seconds[1], seconds[2], strict=True)]
     rows = [
-        [f"{count}", spread(values), f"{1000 * statistics.median(values) / args.population:.1f}"]
+        [f"{count}", spread(values, 3), f"{1000 * statistics.median(values) / args.population:.1f}"]
         for count, values in seconds.items()
     ]
     return (

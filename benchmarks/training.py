@@ -9,29 +9,23 @@ first checks that both come to the same mean loss.
 """
 
 import copy
-import statistics
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 import tyro
 from torch import Tensor, nn
 
-from benchmarks.mutation import commit_and_machine
+from benchmarks.timing import alternate, publish, ratios, spread
 from evo_subnets.data import Augmentation, Images, batches
 from evo_subnets.memory import keep_freed_memory
 from evo_subnets.methods import Pruning
 from evo_subnets.models import build
 from evo_subnets.pruning import Pruned
-from evo_subnets.storage import write_atomically
 from evo_subnets.streams import derive_seed
 from evo_subnets.tracking import table
 from evo_subnets.tuning import Constant, Tuning, tune
-
-RESULTS = Path(__file__).parent / "results" / "training.md"
 
 
 @dataclass(frozen=True)
@@ -47,7 +41,7 @@ class Args:
     threads: int = 2
     """torch's threads."""
     save: bool = False
-    """Write benchmarks/results/training.md."""
+    """Add the outcome to benchmarks/results/training.md."""
 
 
 def main(args: Args) -> None:
@@ -67,35 +61,26 @@ def main(args: Args) -> None:
         check(module, ready, images, augmentation, tuning)
         pruning = Pruning("random")
         masks = pruning.masks(module, pruning.subnetworks(1, 0)[0])
-        seconds: dict[str, list[float]] = {"bare": [], "tune": [], "tune, pruned": []}
-        for _ in range(args.rounds):
-            plain, ours, pruned = (copy.deepcopy(module) for _ in range(3))
-            binding = Pruned(pruned, masks)
-            jobs: dict[str, Callable[[], object]] = {
-                "bare": lambda plain=plain: bare(plain, ready, tuning),  # type: ignore[misc]
-                "tune": lambda ours=ours: tune(ours, images, augmentation, tuning),  # type: ignore[misc]
-                "tune, pruned": lambda pruned=pruned, binding=binding: tune(  # type: ignore[misc]
-                    pruned, images, augmentation, tuning, binding=binding
+        plain, ours, pruned = (copy.deepcopy(module) for _ in range(3))
+        binding = Pruned(pruned, masks)
+        seconds = alternate(
+            {
+                "bare": partial(bare, plain, ready, tuning),
+                "tune": partial(tune, ours, images, augmentation, tuning),
+                "tune, pruned": partial(
+                    tune, pruned, images, augmentation, tuning, binding=binding
                 ),
-            }
-            for side, job in jobs.items():
-                start = time.perf_counter()
-                job()
-                seconds[side].append((time.perf_counter() - start) / args.steps)
+            },
+            args.rounds,
+        )
         for side, times in seconds.items():
-            ratios = [a / b for a, b in zip(times, seconds["bare"], strict=True)]
-            rows.append(
-                [f"{name}, {side}", f"{1000 * statistics.median(times):.1f}",
-                 f"{statistics.median(ratios):.3f}", f"{min(ratios):.3f} .. {max(ratios):.3f}"]
-            )  # fmt: skip
+            step = spread([1e3 * second / args.steps for second in times], 1)
+            rows.append([f"{name}, {side}", step, spread(ratios(times, seconds["bare"]), 3)])
     text = (
         f"{args.steps} steps of 128 pictures, {args.threads} threads, {args.rounds} alternations, "
-        "Adam.\n\n" + table(["loop", "ms a step", "times bare", "spread"], rows)
+        "Adam.\n\n" + table(["loop", "ms a step", "times bare"], rows)
     )
-    print(text)
-    if args.save:
-        about = f"# benchmarks/training.py\n\n{commit_and_machine()}\n\n```\n{text}\n```\n"
-        write_atomically(RESULTS, about.encode())
+    publish(__file__, text, args.save)
 
 
 def bare(module: nn.Module, ready: list[tuple[Tensor, Tensor]], tuning: Tuning) -> Tensor:
