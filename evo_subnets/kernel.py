@@ -1,4 +1,4 @@
-"""`kernel.c`, compiled on first need for this machine and kept for later processes.
+"""`kernel.c` and `crops.c`, compiled on first need for this machine, kept for later processes.
 
 A cold start must not cost what it saves. Networks are small at first: until a process has drawn
 some millions of elements, and while no compiled library is on disk, the plain torch code of
@@ -31,7 +31,7 @@ COMPILE_AFTER = 4_000_000
 """Elements drawn by plain torch before a library that is not on disk is compiled."""
 CHUNK = 2**18
 """Elements that one thread takes at a time; a multiple of streams.TILE."""
-SOURCE = Path(__file__).with_suffix(".c")
+SOURCES = [Path(__file__).with_name(name) for name in ("kernel.c", "crops.c")]
 FLAGS = ["-O3", "-march=native", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
 
 _drawn = 0
@@ -90,7 +90,7 @@ def library() -> ctypes.CDLL | None:
 @cache
 def library_path() -> Path:
     """Where the library of this source, compiler and processor is kept."""
-    known = hashlib.sha256(SOURCE.read_bytes())
+    known = hashlib.sha256(b"".join(source.read_bytes() for source in SOURCES))
     for part in (*FLAGS, _compiler(), platform.platform(), _processor()):
         known.update(part.encode() + b"\0")
     home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
@@ -120,7 +120,7 @@ def _compile(path: Path) -> None:
             "-fPIC",
             "-o",
             str(built),
-            str(SOURCE),
+            *map(str, SOURCES),
             "-lm",
         ]
         subprocess.run(command, check=True, capture_output=True, text=True)
@@ -157,6 +157,32 @@ def perturb(draws: Iterable[Draw]) -> None:
     else:
         for piece in pieces:
             piece()
+
+
+def crops(
+    pixels: Tensor,
+    top: Tensor,
+    left: Tensor,
+    mirrored: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    padding: int,
+) -> Tensor:
+    """(count, height, width, channels) float32: see `crops.c`.
+
+    pixels: the same shape, uint8; top, left, mirrored: (count,) int64; scale, shift: (width,
+    channels) float32. All are contiguous and on the CPU.
+    """
+    compiled = library()
+    assert compiled is not None
+    out = torch.empty(pixels.shape)
+    row = torch.empty(scale.shape, dtype=torch.uint8)
+    tensors = (pixels, out, top, left, mirrored, scale, shift, row)
+    compiled.evo_crops(
+        *(ctypes.c_void_p(tensor.data_ptr()) for tensor in tensors),
+        *map(ctypes.c_int64, (*pixels.shape, padding)),
+    )
+    return out
 
 
 def _pieces(draw: Draw) -> Iterator[Callable[[], None]]:

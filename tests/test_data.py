@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from evo_subnets import kernel
 from evo_subnets.data import (
     NAMES,
     Augmentation,
@@ -159,6 +160,12 @@ def test_augmentation_is_that_of_a_slow_loop(count, channels, size, padding, fli
     assert torch.equal(pixels, before)
     last = pixels.contiguous(memory_format=torch.channels_last)
     assert torch.equal(augmentation(last, generator(seed)), fast)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kernel, "available", lambda elements: False)
+        plain = augmentation(pixels, generator(seed)), augmentation.normalize(pixels)
+        patch.setattr(kernel, "available", lambda elements: True)
+        compiled = augmentation(last, generator(seed)), augmentation.normalize(last)
+    assert all(map(torch.equal, plain, compiled))
 
 
 def test_every_crop_and_both_directions_are_equally_likely():

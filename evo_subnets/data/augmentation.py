@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from evo_subnets import kernel
+
 
 @dataclass(frozen=True, eq=False)
 class Images:
@@ -83,22 +85,8 @@ class Augmentation:
     def normalize(self, pixels: Tensor) -> Tensor:
         """(n, channels, height, width) float32, channels last: (pixels / 255 - mean) / std."""
         self._check(pixels)
-        return self._normalized(pixels.permute(0, 2, 3, 1))
-
-    def _normalized(self, pixels: Tensor) -> Tensor:
-        """The same of (n, height, width, channels)."""
-        count, height, width, channels = pixels.shape
-        # a whole row at once: loops over three channels are slow
-        scale, shift = self._scale_and_shift.repeat(1, width).to(pixels.device)
-        rows = pixels.reshape(count * height, width * channels).float().mul_(scale).add_(shift)
-        return rows.view(pixels.shape).permute(0, 3, 1, 2)
-
-    @cached_property
-    def _scale_and_shift(self) -> Tensor:
-        # a multiplication and an addition instead of two divisions and a subtraction
-        mean = torch.tensor(self.mean, dtype=torch.float64)
-        std = torch.tensor(self.std, dtype=torch.float64)
-        return torch.stack((1 / (255 * std), -mean / std)).float()
+        corner = torch.zeros(len(pixels), dtype=torch.int64)
+        return self._crops(pixels.permute(0, 2, 3, 1), corner, corner, corner, 0)
 
     def __call__(self, pixels: Tensor, generator: torch.Generator) -> Tensor:
         """(n, channels, height, width) float32, channels last: cropped and flipped at random,
@@ -110,26 +98,36 @@ class Augmentation:
         self._check(pixels)
         if not self.padding and not self.flip:
             return self.normalize(pixels)
-        count, channels, height, width = pixels.shape
-        places = 2 * self.padding + 1
-        top, left = torch.randint(places, (2, count), generator=generator)
+        count = len(pixels)
+        top, left = torch.randint(2 * self.padding + 1, (2, count), generator=generator)
         mirrored = torch.zeros(count, dtype=torch.int64)
         if self.flip:
             mirrored = torch.randint(2, (count,), generator=generator)
-            # a crop that is mirrored is a crop of the mirrored picture, as far from its other side
-            left = torch.where(mirrored == 1, 2 * self.padding - left, left)
-        padded = pad(pixels.permute(0, 2, 3, 1), (0, 0, *(self.padding,) * 4))
-        if self.flip:
-            padded = torch.cat((padded, padded.flip(2)))
-        # each row of a crop is a run of bytes, so an index for each row is enough: where it starts
-        tall, wide = padded.shape[1:3]
-        picture = torch.arange(count) + count * mirrored
-        corner = (picture * tall + top) * wide + left
-        starts = (corner[:, None] + torch.arange(height) * wide) * channels
-        runs = padded.reshape(-1).unfold(0, width * channels, 1)  # overlapping, at every byte
-        # not runs[starts], which copies byte by byte
-        crops = runs.index_select(0, starts.view(-1).to(pixels.device))
-        return self._normalized(crops.view(count, height, width, channels))
+        return self._crops(pixels.permute(0, 2, 3, 1), top, left, mirrored, self.padding)
+
+    def _crops(
+        self, pixels: Tensor, top: Tensor, left: Tensor, mirrored: Tensor, padding: int
+    ) -> Tensor:
+        """Crops of (n, height, width, channels) pixels with a black border, normalised."""
+        count, height, width, channels = pixels.shape
+        # a whole row at once: loops over three channels are slow
+        scale, shift = self._scale_and_shift.repeat(1, width).to(pixels.device)
+        if pixels.device.type == "cpu" and kernel.available(pixels.numel()):
+            pixels = pixels.contiguous()
+            crops = kernel.crops(pixels, top, left, mirrored, scale, shift, padding)
+            return crops.permute(0, 3, 1, 2)
+        rows = pixels
+        if padding or mirrored.any():
+            rows = _cut(pixels, top, left, mirrored, padding)
+        rows = rows.reshape(count * height, width * channels).float().mul_(scale).add_(shift)
+        return rows.view(pixels.shape).permute(0, 3, 1, 2)
+
+    @cached_property
+    def _scale_and_shift(self) -> Tensor:
+        # a multiplication and an addition instead of two divisions and a subtraction
+        mean = torch.tensor(self.mean, dtype=torch.float64)
+        std = torch.tensor(self.std, dtype=torch.float64)
+        return torch.stack((1 / (255 * std), -mean / std)).float()
 
     def _check(self, pixels: Tensor) -> None:
         channels = len(self.mean)
@@ -138,6 +136,23 @@ class Augmentation:
                 f"expected (n, {channels}, height, width) uint8 pixels, got "
                 f"{tuple(pixels.shape)} {pixels.dtype}"
             )
+
+
+def _cut(pixels: Tensor, top: Tensor, left: Tensor, mirrored: Tensor, padding: int) -> Tensor:
+    """The crops of (n, height, width, channels) pixels in plain torch, as they are."""
+    count, height, width, channels = pixels.shape
+    # a crop that is mirrored is a crop of the mirrored picture, as far from its other side
+    left = torch.where(mirrored == 1, 2 * padding - left, left)
+    padded = pad(pixels, (0, 0, *(padding,) * 4))
+    padded = torch.cat((padded, padded.flip(2)))
+    # each row of a crop is a run of bytes, so an index for each row is enough: where it starts
+    tall, wide = padded.shape[1:3]
+    picture = torch.arange(count) + count * mirrored
+    corner = (picture * tall + top) * wide + left
+    starts = (corner[:, None] + torch.arange(height) * wide) * channels
+    runs = padded.reshape(-1).unfold(0, width * channels, 1)  # overlapping, at every byte
+    # not runs[starts], which copies byte by byte
+    return runs.index_select(0, starts.view(-1).to(pixels.device))
 
 
 def batches(
