@@ -10,8 +10,9 @@
  *
  * pixels: (count, height, width, channels); out: the same shape; scale, shift: (width, channels);
  * row: width * channels bytes to work with. */
-void evo_crops(const uint8_t *pixels, float *out, const int64_t *top, const int64_t *left,
-               const int64_t *mirrored, const float *scale, const float *shift, uint8_t *row,
+void evo_crops(const uint8_t *restrict pixels, float *restrict out, const int64_t *top,
+               const int64_t *left, const int64_t *mirrored, const float *restrict scale,
+               const float *restrict shift, uint8_t *restrict row,
                int64_t count, int64_t height, int64_t width, int64_t channels, int64_t padding) {
     const int64_t size = width * channels;
     for (int64_t n = 0; n < count; n++, pixels += height * size) {
