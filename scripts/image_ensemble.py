@@ -27,8 +27,9 @@ from evo_subnets.models import build
 from evo_subnets.parents import load_parent, save_parent
 from evo_subnets.streams import derive_seed
 from evo_subnets.tracking import Tracker, bar, table
-from evo_subnets.tuning import predict_members, tune
+from evo_subnets.tuning import predict_members, reestimate_norms, tune
 
+REESTIMATED = "parent, norms anew"
 OUTPUTS = ("training", "parent.safetensors", "ensemble.safetensors", "results.json")
 
 
@@ -73,6 +74,11 @@ def main(args: ImageArgs) -> None:
             weights = metrics.count_parameters(parent)
             dense = {"epochs": args.parent_epochs, "flops": 1.0}
             judge("parent", Ensemble([parent]), **dense, parameters=weights)
+            if args.method == "noisy" and args.reestimate_norms:
+                # what the children gain by their norms alone, the parent would have gained as well
+                again = copy.deepcopy(parent)
+                reestimate_norms(again, dataset.train, dataset.augmentation)
+                judge(REESTIMATED, Ensemble([again]), **dense, parameters=weights)
         if args.method == "noisy":
             assert parent is not None
             ensemble, extra = mutated(args, parent, dataset, tracker, journal)
@@ -107,9 +113,11 @@ def main(args: ImageArgs) -> None:
         )
 
     if parent is not None:
-        own = answers.pop("parent")
+        own = answers.pop(REESTIMATED if REESTIMATED in answers else "parent")
         extra["against_parent"] = {
-            who: compared(own, answer, dataset.test.labels) for who, answer in answers.items()
+            who: compared(own, answer, dataset.test.labels)
+            for who, answer in answers.items()
+            if who != "parent"
         }
     results = {"arguments": journal.asked, "test": rows, **extra}
     show(results)
@@ -259,7 +267,8 @@ def show(results: dict[str, Any]) -> None:
             [who, *(f"{x:+.4f} [{low:+.4f}, {high:+.4f}]" for x, low, high in found.values())]
             for who, found in results["against_parent"].items()
         ]
-        print("\nAgainst the parent, paired over test images, with 95 % intervals:\n")
+        base = REESTIMATED if REESTIMATED in results["test"] else "parent"
+        print(f"\nAgainst the {base}, paired over test images, with 95 % intervals:\n")
         print(table(["model", "accuracy", "NLL", "ECE"], lines))
 
 

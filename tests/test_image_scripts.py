@@ -44,6 +44,20 @@ def test_every_method_leaves_whole_results(method, server, tmp_path):
     assert not half_written(out)
 
 
+def test_children_with_norms_of_their_own_are_compared_with_such_a_parent(server, tmp_path):
+    """Two epochs leave running statistics behind: to re-estimate them helps the parent as well."""
+    command = ["--method", "noisy", *TINY, *METHODS["noisy"], "--model", "resnet-20"]
+    result = server.run("image_ensemble", *command, "--reestimate-norms", "--out", tmp_path)
+    assert result.status == 0, result.stderr
+    assert "Against the parent, norms anew, paired" in result.stdout
+    report = json.loads((tmp_path / "results.json").read_text())
+    assert list(report["test"])[:2] == ["parent", "parent, norms anew"]
+    assert report["test"]["parent"]["nll"] != report["test"]["parent, norms anew"]["nll"]
+    assert list(report["against_parent"]) == ["best child", "noisy ensemble of 2"]
+    child = report["test"]["best child"]["nll"] - report["test"]["parent, norms anew"]["nll"]
+    assert report["against_parent"]["best child"]["nll"][0] == pytest.approx(child, abs=1e-5)
+
+
 def test_the_same_command_again_shows_what_was_found(server, tmp_path):
     command = ["--method", "sparse", *TINY, "--members", "2", "--out", tmp_path]
     first = server.run("image_ensemble", *command)
