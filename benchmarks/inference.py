@@ -73,8 +73,7 @@ def compared(model: str, batch: int, args: Args) -> list[list[str]]:
     once, first = timed(lambda: ensemble.member_logits(inputs))
     found = ensemble.member_logits(inputs)
     assert torch.equal(found, first), "the trial's logits are others than those of later calls"
-    scale = expected.abs().max()
-    assert (found - expected).abs().max() <= 1e-5 * max(1, scale), "the logits differ"
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
     calls = max(1, round(args.seconds / args.rounds / timed(loop)[0]))
 
     def repeated(side: Callable[[], Tensor]) -> Callable[[], object]:

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from benchmarks.timing import alternate, publish, ratios, spread
 from evo_subnets.sparse_linear import SparseLinear
-from evo_subnets.streams import normal, uniform
 from evo_subnets.tracking import table
 
 
@@ -58,7 +57,7 @@ def compared(
     """The dense product's milliseconds, and how many times as fast the sparse one is."""
     dense = pruned(inputs, outputs, sparsity)
     sparse = SparseLinear(dense)
-    x = normal(0, "inputs", batch * inputs).view(batch, inputs)
+    x = torch.randn(batch, inputs, generator=torch.Generator().manual_seed(1))
     assert (sparse(x) - dense(x)).abs().max() < 1e-5, "the outputs differ"
     calls = max(1, round(2e8 / (batch * inputs * outputs)))
 
@@ -76,11 +75,12 @@ def compared(
 
 def pruned(inputs: int, outputs: int, sparsity: float) -> nn.Linear:
     """A layer with weights of the size that training starts from, a fraction of them zero."""
-    layer = torch.nn.utils.skip_init(nn.Linear, inputs, outputs)
-    count = inputs * outputs
-    weight = normal(0, "weight", count) * (uniform(0, "kept", count) >= sparsity) / inputs**0.5
-    layer.weight.data.copy_(weight.view(outputs, inputs))
-    layer.bias.data.copy_(normal(0, "bias", outputs))
+    generator = torch.Generator().manual_seed(0)
+    layer = nn.Linear(inputs, outputs, device="meta").to_empty(device="cpu")
+    weight = torch.rand(outputs, inputs, generator=generator).mul_(2).sub_(1).div_(inputs**0.5)
+    kept = torch.rand(outputs, inputs, generator=generator) >= sparsity
+    layer.weight.copy_(weight * kept)
+    layer.bias.copy_(torch.rand(outputs, generator=generator))
     return layer
 
 
