@@ -59,7 +59,7 @@ def compared(
     sparse = SparseLinear(dense)
     x = torch.randn(batch, inputs, generator=torch.Generator().manual_seed(1))
     assert (sparse(x) - dense(x)).abs().max() < 1e-5, "the outputs differ"
-    calls = max(1, round(2e8 / (batch * inputs * outputs)))
+    calls = min(500, max(1, round(2e8 / (batch * inputs * outputs))))
 
     def repeated(layer: nn.Module) -> Tensor:
         for _ in range(calls):

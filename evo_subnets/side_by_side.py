@@ -93,7 +93,8 @@ def _ordinary(inputs: Inputs) -> bool:
         and tensor.ndim > 0
         for tensor in inputs
     )
-    return plain and len({len(tensor) for tensor in inputs} - {0}) == 1
+    lengths = {len(tensor) for tensor in inputs} if plain else {0}
+    return len(lengths) == 1 and 0 not in lengths
 
 
 def _resting(members: Sequence[nn.Module]) -> bool:
