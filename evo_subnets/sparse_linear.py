@@ -18,10 +18,12 @@ class SparseLinear(nn.Module):
     """(..., inputs) to (..., outputs), as the `nn.Linear` that it is made of; for inference alone.
 
     The weight is kept as compressed sparse rows with 32-bit indices: 8 bytes a value that is not
-    zero. It takes no gradient, and is in `state_dict` as its own, sparse tensor.
+    zero. It takes no gradient.
     """
 
-    weight: Tensor
+    starts: Tensor
+    columns: Tensor
+    values: Tensor
     bias: Tensor | None
 
     def __init__(self, linear: nn.Linear) -> None:
@@ -29,27 +31,27 @@ class SparseLinear(nn.Module):
         self.in_features, self.out_features = linear.in_features, linear.out_features
         with warnings.catch_warnings():  # torch calls the layout a beta at its first use
             warnings.filterwarnings("ignore", "Sparse CSR tensor support", UserWarning)
-            wide = linear.weight.detach().to_sparse_csr()
-            weight = torch.sparse_csr_tensor(
-                wide.crow_indices().int(),
-                wide.col_indices().int(),
-                wide.values(),
-                wide.shape,
-                check_invariants=True,
-            )  # with 64 bits MKL would get a copy of the indices at every call
-        self.register_buffer("weight", weight)
+            weight = linear.weight.detach().to_sparse_csr()
+        # With 64 bits MKL would be given a copy of the indices at every call.
+        self.register_buffer("starts", weight.crow_indices().int())
+        self.register_buffer("columns", weight.col_indices().int())
+        self.register_buffer("values", weight.values().clone())
         self.register_buffer("bias", None if linear.bias is None else linear.bias.detach().clone())
 
     def forward(self, x: Tensor) -> Tensor:
+        shape = self.out_features, self.in_features
+        weight = torch.sparse_csr_tensor(  # no copy; a sparse buffer could not be deep-copied
+            self.starts, self.columns, self.values, shape, check_invariants=False
+        )
         columns = x.reshape(-1, self.in_features).t()
         if self.bias is None:
-            product = torch.mm(self.weight, columns)
+            product = torch.mm(weight, columns)
         else:
-            product = torch.addmm(self.bias[:, None], self.weight, columns)
+            product = torch.addmm(self.bias[:, None], weight, columns)
         return product.t().reshape(*x.shape[:-1], self.out_features)
 
     def extra_repr(self) -> str:
-        return f"{self.in_features}, {self.out_features}, {self.weight.values().numel()} weights"
+        return f"{self.in_features}, {self.out_features}, {self.values.numel()} weights"
 
 
 def sparse_linear(module: nn.Module, least_sparsity: float = LEAST_SPARSITY) -> nn.Module:

@@ -334,7 +334,7 @@ def test_sparse_layers_are_linear_layers(shape, bias, dtype):
     x = noise(*shape).to(dtype)
     with torch.no_grad():
         torch.testing.assert_close(sparse(x), layer(x), rtol=1e-5, atol=1e-5)
-    assert sparse.weight.values().numel() == int(layer.weight.count_nonzero())
+    assert sparse.values.numel() == int(layer.weight.count_nonzero())
 
 
 def test_the_sparsest_layers_alone_become_sparse(threads, monkeypatch):
