@@ -35,17 +35,19 @@ class Args:
     """Fractions of weights that are pruned."""
     rounds: int = 7
     """Alternations; medians and extremes are reported."""
+    threads: int = 2
+    """torch's threads."""
     save: bool = False
     """Add the outcome to benchmarks/results/storage.md."""
 
 
 def main(args: Args) -> None:
-    torch.set_num_threads(2)
+    torch.set_num_threads(args.threads)
     with tempfile.TemporaryDirectory() as folder:
         rows = [row(args, sparsity, Path(folder)) for sparsity in args.sparsities]
     headings = ["sparsity", "dense, bytes", "packed, bytes", "times smaller", "save, ms",
                 "dense save, ms", "load, ms", "dense load, ms", "load, times as fast"]  # fmt: skip
-    text = f"One child of {args.model}, {args.rounds} alternations.\n\n{table(headings, rows)}"
+    text = f"One child of {args.model}, {args.threads} threads, {args.rounds} alternations.\n\n{table(headings, rows)}"
     publish(__file__, text, args.save)
 
 

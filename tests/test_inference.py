@@ -363,7 +363,7 @@ def test_the_sparsest_layers_alone_become_sparse(threads, monkeypatch):
 def ran(script, *options):
     """What a benchmark prints."""
     process = subprocess.run(
-        [sys.executable, f"benchmarks/{script}.py", *options],
+        [sys.executable, f"benchmarks/{script}.py", "--threads", "1", *options],
         cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
     )  # fmt: skip
     assert process.returncode == 0, process.stderr
