@@ -47,7 +47,10 @@ def main(args: Args) -> None:
         rows = [row(args, sparsity, Path(folder)) for sparsity in args.sparsities]
     headings = ["sparsity", "dense, bytes", "packed, bytes", "times smaller", "save, ms",
                 "dense save, ms", "load, ms", "dense load, ms", "load, times as fast"]  # fmt: skip
-    text = f"One child of {args.model}, {args.threads} threads, {args.rounds} alternations.\n\n{table(headings, rows)}"
+    text = (
+        f"One child of {args.model}, {args.threads} threads, {args.rounds} alternations.\n\n"
+        f"{table(headings, rows)}"
+    )
     publish(__file__, text, args.save)
 
 
