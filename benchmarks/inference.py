@@ -69,12 +69,12 @@ def compared(model: str, batch: int, args: Args) -> list[list[str]]:
     def loop() -> Tensor:
         return torch.stack([member(inputs) for member in members])
 
-    expected = loop()
+    seconds, expected = timed(loop)
     once, first = timed(lambda: ensemble.member_logits(inputs))
     found = ensemble.member_logits(inputs)
     assert torch.equal(found, first), "the trial's logits are others than those of later calls"
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
-    calls = max(1, round(args.seconds / args.rounds / timed(loop)[0]))
+    calls = max(1, round(args.seconds / args.rounds / seconds))
 
     def repeated(side: Callable[[], Tensor]) -> Callable[[], object]:
         return lambda: [side() for _ in range(calls)]
@@ -85,14 +85,15 @@ def compared(model: str, batch: int, args: Args) -> list[list[str]]:
             "Ensemble": repeated(lambda: ensemble.member_logits(inputs)),
         },
         args.rounds,
+        warm=False,
     )
     rows = []
-    for side, seconds in times.items():
-        a_call = [second / calls for second in seconds]
+    for side, taken in times.items():
+        a_call = [second / calls for second in taken]
         rows.append(
             [f"{model}, {batch}", side, spread([1e3 * second for second in a_call]),
              spread([batch / second for second in a_call], 0),
-             spread(ratios(times["loop"], seconds))]
+             spread(ratios(times["loop"], taken))]
         )  # fmt: skip
     rows.append([f"{model}, {batch}", "Ensemble, first call", f"{1e3 * once:.2f}", "", ""])
     return rows
