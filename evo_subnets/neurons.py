@@ -1,6 +1,5 @@
-"""Neurons as the unit of pruning: which weights belong to one, and networks without them."""
+"""Neurons as the unit of pruning: which weights belong to one."""
 
-import copy
 import operator
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -158,53 +157,10 @@ def neuron_masks(
             require(f"{owner}.bias", keep, 0)
         for reader in group.readers:
             name = f"{reader}.weight"
-            require(name, _columns(keep, params[name]), 1)
+            require(name, reader_columns(keep, params[name]), 1)
     return masks
 
 
-def _columns(keep: Tensor, weight: Tensor) -> Tensor:
+def reader_columns(keep: Tensor, weight: Tensor) -> Tensor:
     """One entry for each input of the reader: flattened pictures have several a neuron."""
     return keep.repeat_interleave(weight.shape[1] // len(keep))
-
-
-def compact(module: nn.Module, neurons: list[Neurons], kept: Mapping[str, Tensor]) -> nn.Module:
-    """A smaller dense network with the same outputs: a copy without the neurons that are not kept.
-
-    `module` must have them silenced (see `neuron_masks`). Every layer keeps a neuron at least.
-    """
-    small = copy.deepcopy(module)
-    for group in neurons:
-        keep = kept[group.layer]
-        if not keep.any():
-            raise ValueError(f"no neuron of {group.layer} is left: lower the sparsity")
-        rows = keep.nonzero()[:, 0]
-        layer = small.get_submodule(group.layer)
-        _select(layer, ("weight", "bias"), 0, rows)
-        _resize(layer, ("out_features", "out_channels"), len(rows))
-        for name in group.norms:
-            norm = small.get_submodule(name)
-            _select(norm, ("weight", "bias", "running_mean", "running_var"), 0, rows)
-            _resize(norm, ("num_features",), len(rows))
-        for name in group.readers:
-            reader = small.get_submodule(name)
-            weight = reader.weight
-            assert isinstance(weight, Tensor)
-            columns = _columns(keep, weight).nonzero()[:, 0]
-            _select(reader, ("weight",), 1, columns)
-            _resize(reader, ("in_features", "in_channels"), len(columns))
-    return small
-
-
-def _select(module: nn.Module, names: tuple[str, ...], dimension: int, index: Tensor) -> None:
-    for name in names:
-        tensor = getattr(module, name)
-        if tensor is None:
-            continue
-        chosen = tensor.detach().index_select(dimension, index.to(tensor.device))
-        setattr(module, name, nn.Parameter(chosen) if isinstance(tensor, nn.Parameter) else chosen)
-
-
-def _resize(module: nn.Module, names: tuple[str, ...], size: int) -> None:
-    for name in names:
-        if hasattr(module, name):
-            setattr(module, name, size)

@@ -28,8 +28,9 @@ def pack(tensor: Tensor) -> tuple[Tensor, Tensor] | None:
     if tensor.dtype not in INTEGERS or not tensor.numel():
         return None
     flat = tensor.detach().cpu().contiguous().view(-1)
-    kept = flat.view(INTEGERS[tensor.dtype]) != 0
-    values = flat[kept]
+    integers = flat.view(INTEGERS[tensor.dtype])  # taking bfloat16 elements may change a NaN's bits
+    kept = integers != 0
+    values = integers[kept].view(tensor.dtype)
     bits = torch.from_numpy(np.packbits(kept.numpy()))
     saved = (flat.numel() - values.numel()) * flat.element_size() - bits.numel()
     return (bits, values) if saved >= WORTH else None
@@ -41,8 +42,10 @@ def unpack(bits: Tensor, values: Tensor, shape: Sequence[int]) -> Tensor:
     if min(shape, default=0) < 0 or bits.dtype != torch.uint8 or bits.shape != (-(-count // 8),):
         raise ValueError(f"{tuple(bits.shape)} {bits.dtype} are no bits for the shape {shape}")
     kept = torch.from_numpy(np.unpackbits(bits.numpy(), count=count)).bool()
-    if values.shape != (int(kept.sum()),):
-        raise ValueError(f"expected {int(kept.sum())} values, got {tuple(values.shape)}")
-    flat = torch.zeros(count, dtype=values.dtype)
-    flat[kept] = values
-    return flat.view(tuple(shape))
+    if values.dtype not in INTEGERS or values.shape != (int(kept.sum()),):
+        raise ValueError(
+            f"expected {int(kept.sum())} values, got {tuple(values.shape)} {values.dtype}"
+        )
+    integers = torch.zeros(count, dtype=INTEGERS[values.dtype])
+    integers[kept] = values.view(integers.dtype)
+    return integers.view(values.dtype).view(tuple(shape))

@@ -38,6 +38,14 @@ def test_every_bit_comes_back(numbers, dtype):
     assert torch.equal(again.view(INTEGERS[dtype]), tensor.view(INTEGERS[dtype]))
 
 
+@pytest.mark.parametrize("dtype", sorted(INTEGERS, key=str))
+def test_every_nan_keeps_its_bits(dtype):
+    integers = torch.zeros(1000, dtype=INTEGERS[dtype])
+    integers[:3] = torch.tensor([-1, -2, torch.iinfo(integers.dtype).max])
+    again = unpack(*pack(integers.view(dtype)), (1000,))
+    assert torch.equal(again.view(integers.dtype), integers)
+
+
 def test_shapes_come_back_and_dense_tensors_stay_as_they_are():
     tensor = sparse_tensor(30 * 5 * 7, 0.3).view(30, 5, 7)
     assert torch.equal(unpack(*pack(tensor), tensor.shape), tensor)

@@ -11,9 +11,10 @@ from networks import PLAIN, built, pictures
 from networks import small_classifier as network
 from torch import nn
 
+from evo_subnets.compaction import compact
 from evo_subnets.methods import Pruning
 from evo_subnets.models import build
-from evo_subnets.neurons import compact, find_neurons, kept_neurons, neuron_masks
+from evo_subnets.neurons import find_neurons, kept_neurons, neuron_masks
 from evo_subnets.pruning import (
     IterativelyPruned,
     Pruned,

@@ -1,0 +1,43 @@
+"""Threads for work that is shared out as a whole: none of torch's own beneath them."""
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+
+_pools: dict[int, ThreadPoolExecutor] = {}
+_lock = threading.Lock()
+
+
+def single_threads(threads: int) -> ThreadPoolExecutor:
+    """So many threads, the same at every call, with one torch thread each.
+
+    The number of torch threads stays as it is everywhere else.
+    """
+    with _lock:
+        if threads not in _pools:
+            _pools[threads] = _started(threads)
+        return _pools[threads]
+
+
+def _started(threads: int) -> ThreadPoolExecutor:
+    before: list[int] = []
+    _elsewhere(lambda: before.append(torch.get_num_threads()))
+    pool = ThreadPoolExecutor(threads, "member", _alone)
+    together = threading.Barrier(threads)
+    list(pool.map(lambda _: together.wait(), range(threads)))  # all are there, not only one
+    # A thread's own number also becomes that of threads to come: here they get the former one.
+    _elsewhere(lambda: torch.set_num_threads(before[0]))
+    return pool
+
+
+def _alone() -> None:
+    torch.get_num_threads()  # a thread takes the common number when it first needs one: now
+    torch.set_num_threads(1)
+
+
+def _elsewhere(job: Callable[[], None]) -> None:
+    thread = threading.Thread(target=job)
+    thread.start()
+    thread.join()
