@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from torch import Tensor, nn
 
@@ -10,6 +11,7 @@ from evo_subnets import metrics
 from evo_subnets.data import Augmentation, Images
 from evo_subnets.ensemble import Ensemble
 from evo_subnets.evolution import Child, Evolution, evaluate
+from evo_subnets.racing import Rules, race
 from evo_subnets.trust_region import TrustRegion, search_trust_region
 from evo_subnets.tuning import predict, reestimate_norms
 
@@ -67,6 +69,8 @@ class Noisy:
     sigma: float
     region: TrustRegion | None
     """None where sigma was given."""
+    seen: tuple[int, ...] | None = None
+    """Of a race: the images that each child was judged on."""
 
 
 def noisy(
@@ -82,6 +86,7 @@ def noisy(
     norm_images: Images | None = None,
     on_child: Callable[[Child], None] | None = None,
     evaluation: Callable[..., list[Child]] = evaluate,
+    racing: Rules | None = None,
 ) -> Noisy:
     """The best of a population of mutations of `parent`, judged by validation accuracy.
 
@@ -90,16 +95,41 @@ def noisy(
     `norm_images` every child's BatchNorm statistics are re-estimated on them; without, they are
     the parent's, as in the paper. `evaluation` is `evolution.evaluate`, perhaps with more arguments
     (`functools.partial`): actors, or the children of a run that was stopped.
+
+    `racing`: rules by which children that are hardly among the best are dropped before they have
+    seen all images (see `racing.race`), in this process and without `evaluation`. The fitness of
+    those is an estimate; `on_child` sees all children at the end.
     """
+    if racing is not None and norm_images is not None:
+        raise ValueError(
+            "a race judges children in blocks, and would re-estimate their BatchNorm statistics "
+            "for every block: leave out racing or norm_images"
+        )
     region = None
     if sigma is None:
         inputs = augmentation.normalize(validation.pixels[:INPUTS])
         region = search_trust_region(parent, inputs, target, (density,), seed=seed)
         sigma = region.sigma
 
-    accuracy = Accuracy(validation, augmentation, norm_images)
     evolution = Evolution(parent, population_size, ensemble_size, sigma, density, seed)
-    evolution.tell(evaluation(parent, evolution.ask(), accuracy, on_child=on_child))
+    if racing is not None:
+        found = race(
+            parent,
+            evolution.ask(),
+            partial(correct, validation, augmentation),
+            len(validation),
+            ensemble_size,
+            racing,
+            halves_by_doubt(parent, validation, augmentation),
+            seed,
+        )
+        for child in found.children:
+            if on_child is not None:
+                on_child(child)
+        ensemble = Ensemble.from_mutations(parent, [child.mutation for child in found.chosen])
+        return Noisy(ensemble, found.children, found.chosen, sigma, region, found.seen)
+    fitness = Accuracy(validation, augmentation, norm_images)
+    evolution.tell(evaluation(parent, evolution.ask(), fitness, on_child=on_child))
     ensemble = evolution.ensemble
     if norm_images is not None:
         members = [copy.deepcopy(member) for member in ensemble.members]
@@ -107,3 +137,10 @@ def noisy(
             reestimate_norms(member, norm_images, augmentation)
         ensemble = Ensemble(members)  # recipes alone would not bring the statistics back
     return Noisy(ensemble, tuple(evolution.children), tuple(evolution.elites), sigma, region)
+
+
+def correct(images: Images, augmentation: Augmentation, model: nn.Module, chosen: Tensor) -> Tensor:
+    """(chosen,) 1.0 where the model is right on the images of these numbers: what a race scores."""
+    some = images[chosen.to(images.pixels.device)]
+    outputs = Accuracy(some, augmentation).outputs(model)
+    return (outputs.argmax(dim=1) == some.labels).float()
