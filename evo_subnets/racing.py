@@ -35,8 +35,8 @@ class Rules:
     - "normal" is the central limit theorem's, and `confidence` is that of each comparison alone, as
       in the races of Moore and Lee 1994. It promises less and spends far fewer samples.
 
-    Without a margin (0) children as good as equal race to the last sample. `block`: samples between
-    two looks.
+    Every decision may give away as much as the margin; without one (0) children that are as good as
+    equal race to the last sample. `block`: samples between two looks.
     """
 
     bound: Bound = "normal"
@@ -165,8 +165,9 @@ class _Field:
         self.groups, self.total, self.rules = groups, len(strata), rules
         self.scores = [torch.empty(racers, len(group)) for group in groups]
         self.seen = [0] * len(groups)
-        looks = -(-self.total // rules.block) + len(groups)
-        self.comparisons = racers * (racers - 1) * looks * len(groups)
+        # with strata it is chance how many samples of one are seen at a look: any number up to all
+        looks = -(-self.total // rules.block) if len(groups) == 1 else self.total
+        self.comparisons = racers * (racers - 1) * looks
 
     def next_block(self, running: list[int]) -> list[Tensor]:
         """The numbers of the samples to be judged next, by stratum."""

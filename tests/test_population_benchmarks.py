@@ -36,7 +36,7 @@ def test_races_are_counted_against_full_evaluation():
         "racing", "--model", "mlp-32", "--epochs", "1", "--targets", "0.02", "--pool", "16",
         "--children", "8", "--places", "2", "--seeds", "2", "--threads", "1",
     )  # fmt: skip
-    rows = re.findall(r"^(.+?)  +\d+\.\d\d +\d+\.\d\d +\d+ % +\d+ % +", text, re.MULTILINE)
+    rows = re.findall(r"^(.+?)  +\d+ +\d+\.\d\d +\d+\.\d\d +\d+ % +\d+ % +", text, re.MULTILINE)
     assert [row.split(",")[0] for row in rows] == [
         "hoeffding", "bernstein", "bernstein", "normal", "normal", "a part for all",
     ]  # fmt: skip
