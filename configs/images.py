@@ -102,6 +102,9 @@ class ImageArgs:
     """KL divergence that the trust region aims at, in nats."""
     reestimate_norms: bool = False
     """Re-estimate the BatchNorm statistics of noisy children on training images."""
+    racing: bool = False
+    """Judge noisy children in blocks of validation images and drop those that are hardly among the
+    best: several times fewer evaluations, in this process alone; one that was killed races anew."""
     corruptions: str | None = None
     """Test on corrupted images as well: 'generated' (18 kinds, five severities, made from the test
     images), or a folder with the files of CIFAR-10-C or CIFAR-100-C."""
@@ -139,6 +142,11 @@ class ImageArgs:
                     f"members must be at most population_size, got {self.members} of "
                     f"{self.population_size}"
                 )
+        if self.racing and (self.method != "noisy" or self.reestimate_norms or self.workers.actors):
+            raise ValueError(
+                "racing is for --method noisy, in one process and with the parent's norms: leave "
+                "out --racing, or --reestimate-norms and --actors"
+            )
         if self.sigma is not None and not 0 < self.sigma < float("inf"):
             raise ValueError(f"sigma must be positive, got {self.sigma}")
         if not 0 < self.target_kl < float("inf"):

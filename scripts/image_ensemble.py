@@ -25,6 +25,7 @@ from evo_subnets.memory import keep_freed_memory
 from evo_subnets.methods import Trained, bagging, independent, noisy, sparse, stochastic
 from evo_subnets.models import build
 from evo_subnets.parents import load_parent, save_parent
+from evo_subnets.racing import Rules
 from evo_subnets.streams import derive_seed
 from evo_subnets.tracking import Tracker, bar, table
 from evo_subnets.tuning import predict_members, reestimate_norms, tune
@@ -219,6 +220,7 @@ def mutated(
             args.density, args.sigma, args.target_kl, args.seed,
             dataset.train if args.reestimate_norms else None, on_child,
             partial(evaluate, done=done, **args.workers.options),
+            Rules() if args.racing else None,
         )  # fmt: skip
     for child in found.children:
         if child.failed:
@@ -226,6 +228,9 @@ def mutated(
     region = found.region
     reached = "" if region is None else f" moves the outputs by a KL of {region.divergence:.4f}"
     print(f"sigma {found.sigma:.5f}{reached}")
+    if found.seen is not None:
+        saved = len(found.seen) * len(dataset.validation) / sum(found.seen)
+        print(f"racing: {saved:.1f} times fewer evaluations of an image")
     fitness = [child.fitness for child in found.children if not child.failed]
     tracker.histogram("children/fitness_histogram", fitness)
     story = {
@@ -233,6 +238,8 @@ def mutated(
         "children": [asdict(child) for child in found.children],
         "elites": [asdict(child) for child in found.elites],
     }
+    if found.seen is not None:
+        story["seen"] = found.seen
     return found.ensemble, story
 
 

@@ -3,18 +3,60 @@
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
-from torch import nn
+from torch import Tensor, nn
 
 from evo_subnets import metrics
 from evo_subnets.data import Augmentation, Images
 from evo_subnets.ensemble import Ensemble
 from evo_subnets.evolution import Child, Evolution, evaluate
+from evo_subnets.racing import Rules, race
 from evo_subnets.trust_region import TrustRegion, search_trust_region
 from evo_subnets.tuning import predict, reestimate_norms
 
 INPUTS = 1000
 """Validation images that the trust region is measured on, as in section 4.3.3."""
+
+
+CPU_BATCH = 100
+"""Images a child is judged on at a time. On a CPU small batches stay in its cache: 500 of them take
+LeNet-L 1.4 times as long (benchmarks/population.py)."""
+BATCH = 500
+"""The same on other devices."""
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """A fitness: the accuracy of a classifier on validation images.
+
+    `norm_images`: its BatchNorm statistics are re-estimated on them before.
+    """
+
+    images: Images
+    augmentation: Augmentation
+    norm_images: Images | None = None
+
+    def __call__(self, model: nn.Module) -> float:
+        if self.norm_images is not None:
+            reestimate_norms(model, self.norm_images, self.augmentation)
+        return metrics.accuracy(self.outputs(model).log_softmax(dim=1), self.images.labels)
+
+    def outputs(self, model: nn.Module) -> Tensor:
+        """(images, classes) logits."""
+        size = CPU_BATCH if self.images.pixels.device.type == "cpu" else BATCH
+        return predict(model, self.images, self.augmentation, size)
+
+
+def halves_by_doubt(parent: nn.Module, images: Images, augmentation: Augmentation) -> Tensor:
+    """(images,) 1 for the half of which the parent is surer, else 0: strata of a race.
+
+    Sure is who gives the two likeliest classes far different probabilities; there children seldom
+    differ.
+    """
+    probabilities = Accuracy(images, augmentation).outputs(parent).softmax(dim=1)
+    first, second = probabilities.topk(2, dim=1).values.unbind(dim=1)
+    return ((first - second).argsort(stable=True).argsort() >= len(images) // 2).long().cpu()
 
 
 @dataclass(frozen=True)
@@ -27,6 +69,8 @@ class Noisy:
     sigma: float
     region: TrustRegion | None
     """None where sigma was given."""
+    seen: tuple[int, ...] | None = None
+    """Of a race: the images that each child was judged on."""
 
 
 def noisy(
@@ -42,6 +86,7 @@ def noisy(
     norm_images: Images | None = None,
     on_child: Callable[[Child], None] | None = None,
     evaluation: Callable[..., list[Child]] = evaluate,
+    racing: Rules | None = None,
 ) -> Noisy:
     """The best of a population of mutations of `parent`, judged by validation accuracy.
 
@@ -50,21 +95,41 @@ def noisy(
     `norm_images` every child's BatchNorm statistics are re-estimated on them; without, they are
     the parent's, as in the paper. `evaluation` is `evolution.evaluate`, perhaps with more arguments
     (`functools.partial`): actors, or the children of a run that was stopped.
+
+    `racing`: rules by which children that are hardly among the best are dropped before they have
+    seen all images (see `racing.race`), in this process and without `evaluation`. The fitness of
+    those is an estimate; `on_child` sees all children at the end.
     """
+    if racing is not None and norm_images is not None:
+        raise ValueError(
+            "a race judges children in blocks, and would re-estimate their BatchNorm statistics "
+            "for every block: leave out racing or norm_images"
+        )
     region = None
     if sigma is None:
         inputs = augmentation.normalize(validation.pixels[:INPUTS])
         region = search_trust_region(parent, inputs, target, (density,), seed=seed)
         sigma = region.sigma
 
-    def accuracy(model: nn.Module) -> float:
-        if norm_images is not None:
-            reestimate_norms(model, norm_images, augmentation)
-        outputs = predict(model, validation, augmentation)
-        return metrics.accuracy(outputs.log_softmax(dim=1), validation.labels)
-
     evolution = Evolution(parent, population_size, ensemble_size, sigma, density, seed)
-    evolution.tell(evaluation(parent, evolution.ask(), accuracy, on_child=on_child))
+    if racing is not None:
+        found = race(
+            parent,
+            evolution.ask(),
+            partial(correct, validation, augmentation),
+            len(validation),
+            ensemble_size,
+            racing,
+            halves_by_doubt(parent, validation, augmentation),
+            seed,
+        )
+        for child in found.children:
+            if on_child is not None:
+                on_child(child)
+        ensemble = Ensemble.from_mutations(parent, [child.mutation for child in found.chosen])
+        return Noisy(ensemble, found.children, found.chosen, sigma, region, found.seen)
+    fitness = Accuracy(validation, augmentation, norm_images)
+    evolution.tell(evaluation(parent, evolution.ask(), fitness, on_child=on_child))
     ensemble = evolution.ensemble
     if norm_images is not None:
         members = [copy.deepcopy(member) for member in ensemble.members]
@@ -72,3 +137,10 @@ def noisy(
             reestimate_norms(member, norm_images, augmentation)
         ensemble = Ensemble(members)  # recipes alone would not bring the statistics back
     return Noisy(ensemble, tuple(evolution.children), tuple(evolution.elites), sigma, region)
+
+
+def correct(images: Images, augmentation: Augmentation, model: nn.Module, chosen: Tensor) -> Tensor:
+    """(chosen,) 1.0 where the model is right on the images of these numbers: what a race scores."""
+    some = images[chosen.to(images.pixels.device)]
+    outputs = Accuracy(some, augmentation).outputs(model)
+    return (outputs.argmax(dim=1) == some.labels).float()

@@ -1,0 +1,49 @@
+"""The benchmarks of populations, tiny: each runs to its end and says what it measures."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+SPREAD = r"\[[\d.]+, [\d.]+\]"
+
+
+def outcome(script, *arguments):
+    process = subprocess.run(
+        [sys.executable, f"benchmarks/{script}.py", *arguments],
+        cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert process.returncode == 0, process.stderr
+    return process.stdout
+
+
+def test_all_sides_judge_a_population_alike():
+    text = outcome(
+        "population", "--model", "lenet-s", "--images", "100", "--batches", "50", "--rounds", "1",
+        "--threads", "1", "--populations", "4",
+    )  # fmt: skip
+    assert "Accuracies agree." in text
+    for side in ("SupervisedNE, batches of 50", "plain passes, batches of 50", "vmap over 4",
+                 "a child a thread", "evaluate"):  # fmt: skip
+        assert re.search(rf"^{side} +\d+\.\d {SPREAD} +\d+\.\d\d {SPREAD}", text, re.MULTILINE)
+    assert re.search(r"population of +4: +-?[\d.]+ MiB", text)
+
+
+def test_races_are_counted_against_full_evaluation():
+    text = outcome(
+        "racing", "--model", "mlp-32", "--epochs", "1", "--targets", "0.02", "--pool", "16",
+        "--children", "8", "--places", "2", "--seeds", "2", "--threads", "1",
+    )  # fmt: skip
+    rows = re.findall(r"^(.+?)  +\d+ +\d+\.\d\d +\d+\.\d\d +\d+ % +\d+ % +", text, re.MULTILINE)
+    assert [row.split(",")[0] for row in rows] == [
+        "hoeffding", "bernstein", "bernstein", "normal", "normal", "a part for all",
+    ]  # fmt: skip
+
+
+def test_the_crossover_is_measured():
+    text = outcome("crossover", "--sizes", "1000", "50000", "--rounds", "1", "--threads", "1")
+    assert re.search(rf"^50,000 +[\d.]+ {SPREAD} +[\d.]+ {SPREAD} +[\d.]+ ", text, re.MULTILINE)
+    assert re.search(r"^loaded from disk: \d+ ", text, re.MULTILINE)
+    assert re.search(r"^compiled first: \d+ ", text, re.MULTILINE)
