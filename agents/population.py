@@ -23,6 +23,8 @@ from evo_subnets.subnetworks import parameters
 
 OnEpisode = Callable[[float], None] | None
 MakePolicy = Callable[[], EnsemblePolicy]
+Seated = tuple[int, int, Block]
+"""The indices of a policy and of a group, and what plays."""
 BLOCKS, BLOCKS_ON_GPU = 4, 64
 """Of a simulator. A CPU gains nothing from more, and its threads would end at other times."""
 
@@ -178,30 +180,35 @@ class _Match:
 
     def _play(self, simulator: ProcgenSimulator) -> None:
         free = deque(range(0, simulator.num_envs - self.size + 1, self.size))
-        playing: dict[int, tuple[int, int, Block]] = {}
+        playing: dict[int, Seated] = {}
         observation = simulator.observation
         while not self.stop.is_set():
-            while free and (taken := self._next()) is not None:
+            while free and (seated := self._next()) is not None:
                 start = free.popleft()
-                playing[start] = taken
-                observation = simulator.set_state(taken[2].group.states, start)
+                playing[start] = seated
+                observation = simulator.set_state(seated[2].group.states, start)
+                del seated  # nothing else holds on to a policy
             if not playing:
                 return
             blocks = {start: block for start, (*_, block) in playing.items()}
             observation = step_together(simulator, observation, blocks)
-            for start, (index, group, block) in list(playing.items()):
-                if block.failure is not None:
-                    self._fail(index, block.failure)
-                elif index in self.failed:  # in another group
-                    pass
-                elif block.active.size:
-                    continue
-                else:
-                    self.finished.put((index, group, block.episodes))
+            del blocks
+            for start in [start for start, each in playing.items() if self._ended(*each)]:
                 del playing[start]
                 free.append(start)
 
-    def _next(self) -> tuple[int, int, Block] | None:
+    def _ended(self, index: int, group: int, block: Block) -> bool:
+        if block.failure is not None:
+            self._fail(index, block.failure)
+        elif index in self.failed:  # in another group
+            return True
+        elif not block.active.size:
+            self.finished.put((index, group, block.episodes))
+        else:
+            return False
+        return True
+
+    def _next(self) -> Seated | None:
         while self.waiting:
             try:
                 index, group = self.waiting.popleft()
