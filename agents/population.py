@@ -25,7 +25,7 @@ OnEpisode = Callable[[float], None] | None
 MakePolicy = Callable[[], EnsemblePolicy]
 Seated = tuple[int, int, Block]
 """The indices of a policy and of a group, and what plays."""
-BLOCKS, BLOCKS_ON_GPU = 4, 64
+BLOCKS, BLOCKS_ON_GPU = 2, 64
 """Of a simulator. A CPU gains nothing from more, and its threads would end at other times."""
 
 
