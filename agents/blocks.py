@@ -112,8 +112,8 @@ def _chosen(
         torch.split(_sent(np.concatenate(numbers), device), counts) if numbers else repeat(None)
     )
     chosen = [
-        block.choose(part, numbers)
-        for (_, block, _), part, numbers in zip(acting, observations, uniforms, strict=False)
+        block.choose(part, drawn_here)
+        for (_, block, _), part, drawn_here in zip(acting, observations, uniforms, strict=False)
     ]
     return torch.cat(chosen).cpu().numpy()
 
