@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.preprocessing import maybe_transpose, preprocess_obs
+from stable_baselines3.common.preprocessing import preprocess_obs
 from stable_baselines3.common.torch_layers import MlpExtractor
 from torch import Tensor, nn
 
@@ -21,6 +21,7 @@ BATCH_SIZE = 64
 """Observations in one forward pass: on a CPU larger batches leave the cache and gain nothing."""
 
 Space = gymnasium.spaces.Space[Any]
+Observations = npt.NDArray[Any] | Tensor
 
 
 class Actor(nn.Module):
@@ -156,39 +157,52 @@ class EnsemblePolicy:
         self.device = torch.device(device)
         self._generator = np.random.default_rng(seed)
 
-    def observations(self, observations: npt.NDArray[Any]) -> Tensor:
+    def observations(self, observations: Observations) -> Tensor:
         """(batch, *network shape), from one of the environment's layouts for images."""
-        observations, shape = np.asarray(observations), self.observation_space.shape
-        assert shape is not None
-        if observations.ndim == len(shape) + 1:
-            observations = maybe_transpose(observations, self.observation_space)
-        if observations.shape[1:] != shape:
+        tensor, shape = torch.as_tensor(observations, device=self.device), self.network_shape
+        if tensor.ndim == 4 and tensor.shape[1:] != shape:
+            tensor = tensor.permute(0, 3, 1, 2)
+        if tensor.shape[1:] != shape:
             raise ValueError(
-                f"expected observations of shape (batch, *{shape}), got {observations.shape}"
+                f"expected observations of shape (batch, *{shape}), "
+                f"got {tuple(np.shape(observations))}"
             )
-        return torch.as_tensor(observations, device=self.device)
+        return tensor
+
+    @property
+    def network_shape(self) -> tuple[int, ...]:
+        """Of one observation, as the model takes it."""
+        shape = self.observation_space.shape
+        assert shape is not None
+        return shape
 
     @torch.inference_mode()
-    def log_probabilities(self, observations: npt.NDArray[Any]) -> Tensor:
+    def log_probabilities(self, observations: Observations) -> Tensor:
         """(batch, actions) log-probabilities of the actions."""
         batches = torch.split(self.observations(observations), BATCH_SIZE)
         outputs = torch.cat([self.model(batch) for batch in batches])
         return (outputs / self.temperature).log_softmax(dim=-1)
 
-    def act(
-        self, observations: npt.NDArray[Any], uniforms: npt.NDArray[np.float64] | None
-    ) -> npt.NDArray[np.int64]:
-        """(batch,) actions: the most likely ones, or those that `uniforms` in [0, 1) choose.
+    @torch.inference_mode()
+    def choose(self, observations: Observations, uniforms: Tensor | None) -> Tensor:
+        """(batch,) actions, on the policy's device: the most likely ones, or those that `uniforms`,
+        float64 in [0, 1) and there as well, choose.
 
         Two policies with the same uniforms choose as alike as their probabilities are.
         """
         log_probabilities = self.log_probabilities(observations)
         if uniforms is None:
-            return log_probabilities.argmax(dim=-1).cpu().numpy()
-        cumulative = log_probabilities.exp().double().cumsum(dim=-1).cpu().numpy()
+            return log_probabilities.argmax(dim=-1)
+        cumulative = log_probabilities.exp().double().cumsum(dim=-1)
         drawn = uniforms[:, None] * cumulative[:, -1:]  # the sum may miss 1 by a rounding
-        actions: npt.NDArray[np.int64] = (drawn >= cumulative).sum(axis=1)
-        return actions
+        return (drawn >= cumulative).sum(dim=1)
+
+    def act(
+        self, observations: Observations, uniforms: npt.NDArray[np.float64] | None
+    ) -> npt.NDArray[np.int64]:
+        """What `choose` chooses, as an array."""
+        there = None if uniforms is None else torch.as_tensor(uniforms, device=self.device)
+        return self.choose(observations, there).cpu().numpy()
 
     def predict(
         self,

@@ -10,9 +10,11 @@ import numpy as np
 import tyro
 from torch import nn
 
-from agents.evaluation import Course, collect_observations, play
+from agents.course import Course
+from agents.evaluation import collect_observations
 from agents.parents import SHIPPED, find_parent
 from agents.policies import EnsemblePolicy
+from agents.population import evaluate_population, play
 from agents.ppo import PPOSettings
 from configs.command_line import choose_device, run
 from configs.sweep import SweepArgs
@@ -68,10 +70,17 @@ def main(args: SweepArgs) -> None:
                 journal.add_child(population, child)
                 advance(1, f"{population}: {child.fitness:.2f}")
 
-            children = evaluate(
-                actor, quads(largest, sigma, density, args.seed), validate, on_child=on_child,
-                done=journal.children(population), **args.workers.options,
-            )  # fmt: skip
+            mutations = quads(largest, sigma, density, args.seed)
+            done = journal.children(population)
+            if args.workers.actors:
+                children = evaluate(
+                    actor, mutations, validate, on_child=on_child, done=done, **args.workers.options
+                )
+            else:  # the same children, together
+                children = evaluate_population(
+                    actor, mutations, course, args.validation_episodes, False, device, on_child,
+                    done,
+                )  # fmt: skip
             for size in args.population_sizes:
                 elites = select(children[:size], min(args.ensemble_size, size))
                 members = [child.mutation for child in elites]

@@ -17,17 +17,11 @@ import numpy as np
 import tyro
 from torch import nn
 
-from agents.evaluation import (
-    Course,
-    Episodes,
-    bootstrap_interval,
-    collect_observations,
-    play,
-    record_clip,
-    spread,
-)
+from agents.course import Course, Episodes
+from agents.evaluation import bootstrap_interval, collect_observations, record_clip, spread
 from agents.parents import find_parent
 from agents.policies import EnsemblePolicy
+from agents.population import evaluate_population, play
 from configs.command_line import choose_device, run
 from configs.procgen import ProcgenArgs
 from envs.procgen import TEST_LEVELS, TRAIN_LEVELS, normalized_return
@@ -122,12 +116,17 @@ def main(args: ProcgenArgs) -> None:
                 count += 1
                 advance(1, f"return {child.fitness:.2f}")
 
-            evolution.tell(
-                evaluate(
-                    actor, evolution.ask(), validate, on_child=on_child,
-                    done=journal.children("children"), **args.workers.options,
+            mutations, done = evolution.ask(), journal.children("children")
+            if args.workers.actors:
+                children = evaluate(
+                    actor, mutations, validate, on_child=on_child, done=done, **args.workers.options
                 )
-            )  # fmt: skip
+            else:  # the same children, together
+                children = evaluate_population(
+                    actor, mutations, course("validation"), args.validation_episodes,
+                    args.deterministic, device, on_child, done,
+                )  # fmt: skip
+            evolution.tell(children)
         for child in evolution.children:
             if child.failed:
                 print(f"  {child.mutation} failed: {child.reason}")

@@ -13,9 +13,11 @@ from typing import Any, Literal
 
 import tyro
 
-from agents.evaluation import Course, bootstrap_interval, play, spread
+from agents.course import Course
+from agents.evaluation import bootstrap_interval, spread
 from agents.parents import open_training
 from agents.policies import Actor, EnsemblePolicy, save_actor
+from agents.population import play
 from agents.ppo import PPOSettings, train
 from configs import command_line
 from configs.ppo import CPU, PAPER

@@ -367,6 +367,21 @@ def test_one_state_can_be_given_to_all_slots(simulator):
     assert len(set(env.info("level_seed").tolist())) == 1
 
 
+def test_states_can_be_given_to_some_slots_and_the_others_play_on(simulator):
+    env, whole = simulator("bossfight", 5, seed=3), simulator("bossfight", 2, seed=8)
+    undisturbed = simulator("bossfight", 5, seed=3)
+    actions = random_actions(40, 5)
+    for action in actions[:10]:
+        env.step(action)
+        undisturbed.step(action)
+    env.set_state(whole.get_state(), first=2)
+    for action in actions[10:]:
+        step = env.step(action)
+        theirs, others = whole.step(action[2:4]), undisturbed.step(action)
+        assert same([column[2:4] for column in step], theirs)
+        assert same([column[[0, 1, 4]] for column in step], [c[[0, 1, 4]] for c in others])
+
+
 def test_a_state_remembers_the_steps_towards_the_time_limit(simulator):
     env = simulator("maze")
     for _ in range(490):
@@ -392,6 +407,8 @@ def test_the_number_of_states_is_checked(simulator):
     env = simulator()
     with pytest.raises(ValueError, match="expected 3 states, got 2"):
         env.set_state(env.get_state()[:2])
+    with pytest.raises(ValueError, match=r"expected slots in 0\.\.2, got 2\.\.3"):
+        env.set_state(env.get_state()[:2], first=2)
 
 
 # --- normalised return

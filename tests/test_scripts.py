@@ -17,7 +17,7 @@ from PIL import Image
 from script_client import ROOT, Result, check_late_failure, check_refusal, half_written
 
 from agents import parents
-from agents.evaluation import Episodes
+from agents.course import Episodes
 from agents.policies import impala_actor, load_actor, save_actor
 from configs.procgen import ProcgenArgs
 from configs.sweep import SweepArgs

@@ -1,0 +1,226 @@
+"""Judging a population on Procgen: all children together, and one by one in stable-baselines3.
+
+    python benchmarks/procgen_population.py
+
+The other side is what a user writes: for each child, its weights go into a PPO agent, and
+`evaluate_policy` plays as many episodes. Where it has as many environments as there are episodes,
+they are the same levels. The script first checks that children play together, bit for bit, what
+each plays alone; the report shows that the other side's mean return agrees within chance.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import tyro
+from torch import Tensor
+
+from agents.course import Course, Episodes
+from agents.impala import ImpalaCNN
+from agents.policies import Actor, EnsemblePolicy, load_actor
+from agents.population import play, play_population
+from benchmarks.timing import publish, ratios, spread
+from envs import TRAIN_LEVELS, ProcgenSimulator, ProcgenVecEnv, SlotState
+from envs.procgen import Frames
+from evo_subnets import Ensemble, quads
+from evo_subnets.memory import keep_freed_memory
+from evo_subnets.tracking import table
+
+from stable_baselines3 import PPO  # isort: skip  # after envs, which silences gym
+from stable_baselines3.common.evaluation import evaluate_policy  # isort: skip
+
+PARENT = Path(__file__).parent.parent / "parents/bigfish/policy.safetensors"
+
+
+@dataclass(frozen=True)
+class Args:
+    """Times the evaluation of a population against stable-baselines3's `evaluate_policy`."""
+
+    game: str = "bigfish"
+    """Procgen game."""
+    parent: Path = PARENT
+    """The network that children are made of."""
+    children: int = 16
+    """Of the population."""
+    episodes: int = 16
+    """Of each child."""
+    other_envs: tuple[int, ...] = (4, 16)
+    """Environments of the other side, each tried."""
+    blocks: int | None = None
+    """Blocks of a simulator; None: the library's choice."""
+    rounds: int = 5
+    """Alternations; medians and extremes are reported."""
+    threads: int = 2
+    """torch's threads."""
+    save: bool = False
+    """Add the outcome to benchmarks/results/procgen_population.md."""
+
+
+class PlainImpala(ImpalaCNN):
+    """Impala as it is usually written, in torch's default layout."""
+
+    def forward(self, observations: Tensor) -> Tensor:
+        """As in the base class."""
+        return F.relu(self.hidden(F.relu(self.blocks(observations)).flatten(1)))
+
+
+class Run(NamedTuple):
+    """One evaluation of the whole population."""
+
+    seconds: float
+    returns: list[float]
+    counted: int
+    """Environment steps of episodes that count."""
+    steps: int
+    """All environment steps in which a network was asked for an action."""
+
+
+def main(args: Args) -> None:
+    keep_freed_memory()
+    torch.set_num_threads(args.threads)
+    actor, _ = load_actor(args.parent)
+    mutations = quads(args.children, sigma=0.0146, density=0.2, seed=0)
+    children = [
+        model for model in Ensemble.from_mutations(actor, mutations).members
+        if isinstance(model, Actor)
+    ]  # fmt: skip
+    course = Course(args.game, TRAIN_LEVELS, 5, frame_stack=actor.observation_shape[0] // 3)
+    check(children, course)
+
+    sides: dict[str, Callable[[], Run]] = {
+        "together": lambda: together(children, course, args.episodes, args.blocks)
+    }
+    for count in args.other_envs:
+        name = f"evaluate_policy, {count} environments"
+        sides[name] = partial(one_by_one, children, course, args.episodes, count)
+    runs: dict[str, list[Run]] = {name: [] for name in sides}
+    for _ in range(args.rounds):
+        for name, job in sides.items():
+            runs[name].append(job())
+    publish(__file__, report(args, runs), args.save)
+
+
+def together(children: list[Actor], course: Course, episodes: int, blocks: int | None) -> Run:
+    """The whole population in `play_population`."""
+    start = time.perf_counter()
+    outcomes = dict(play_population(makers(children), course, episodes, blocks=blocks))
+    seconds = time.perf_counter() - start
+    played = [each for each in outcomes.values() if isinstance(each, Episodes)]
+    assert len(played) == len(children), outcomes
+    counted = int(sum(each.lengths.sum() for each in played))
+    return Run(seconds, [float(each.returns.mean()) for each in played], counted, counted)
+
+
+def one_by_one(children: list[Actor], course: Course, episodes: int, num_envs: int) -> Run:
+    """Child after child in `evaluate_policy`; the agent and its environment are made once."""
+    states = [state for group in course.groups(num_envs) for state in group.states]
+    env = CountingEnv(course.simulator(num_envs), states)
+    with torch.random.fork_rng(devices=[]):
+        agent = PPO(
+            "CnnPolicy", env, device="cpu",
+            policy_kwargs={
+                "features_extractor_class": PlainImpala,
+                "features_extractor_kwargs": {"widths": widths(children[0])},
+                "net_arch": [],
+            },
+        )  # fmt: skip
+        start, means, counted = time.perf_counter(), [], 0
+        for child in children:
+            load(agent, child)
+            returns, lengths = evaluate_policy(
+                agent, env, episodes, deterministic=False, return_episode_rewards=True, warn=False
+            )
+            assert isinstance(returns, list)
+            assert isinstance(lengths, list)
+            means.append(float(np.mean(returns)))
+            counted += sum(lengths)
+        seconds = time.perf_counter() - start
+    env.close()
+    return Run(seconds, means, int(counted), env.steps)
+
+
+class CountingEnv(ProcgenVecEnv):
+    """Which counts its steps, and always starts on the same levels."""
+
+    def __init__(self, simulator: ProcgenSimulator, states: list[SlotState]) -> None:
+        super().__init__(simulator)
+        self.steps, self.states = 0, states
+
+    def reset(self) -> Frames:
+        """The first levels again."""
+        return self.simulator.set_state(self.states)
+
+    def step_async(self, actions: Any) -> None:
+        """As in the base class."""
+        self.steps += self.num_envs
+        super().step_async(actions)
+
+
+def load(agent: PPO, child: Actor) -> None:
+    """The child's weights, in an agent of stable-baselines3's."""
+    agent.policy.features_extractor.load_state_dict(child.features.state_dict())
+    agent.policy.action_net.load_state_dict(child.head.state_dict())
+
+
+def widths(actor: Actor) -> tuple[int, ...]:
+    """Of an Impala network's blocks."""
+    assert isinstance(actor.features, ImpalaCNN)
+    return actor.features.widths
+
+
+def makers(children: list[Actor]) -> list[Callable[[], EnsemblePolicy]]:
+    """As `play_population` takes them."""
+    return [partial(EnsemblePolicy, child, child.observation_space) for child in children]
+
+
+def check(children: list[Actor], course: Course) -> None:
+    """Together each child plays, bit for bit, what it plays alone."""
+    some = children[:2]
+    found = dict(play_population(makers(some), course, 4))
+    for index, make in enumerate(makers(some)):
+        alone, outcome = play(make(), course, 4), found[index]
+        assert isinstance(outcome, Episodes)
+        assert np.array_equal(alone.returns, outcome.returns)
+        assert np.array_equal(alone.lengths, outcome.lengths)
+        assert np.array_equal(alone.level_seeds, outcome.level_seeds)
+
+
+def report(args: Args, runs: dict[str, list[Run]]) -> str:
+    """The table, and whether the sides' returns agree."""
+    ours = runs["together"]
+    rows = []
+    for name, each in runs.items():
+        faster = ratios([run.seconds for run in each], [run.seconds for run in ours])
+        speed = [run.counted / run.seconds for run in each]
+        rows.append(
+            [name, spread([run.seconds for run in each], 1), spread(speed, 0),
+             spread([run.steps / run.seconds for run in each], 0),
+             spread(ratios([run.counted / run.seconds for run in ours], speed)), spread(faster)]
+        )  # fmt: skip
+    headings = [
+        "side", "s", "counted steps/s", "all steps/s", "together, in counted steps/s",
+        "together, in time",
+    ]  # fmt: skip
+    lines = [
+        f"{args.game}, {args.children} children of {args.parent.parent.name}, {args.episodes} "
+        f"episodes each, {args.threads} threads, {args.rounds} alternations.",
+        table(headings, rows),
+        "Mean return of a child, and the mean difference from `together` with its standard error:",
+    ]
+    own = np.array([run.returns for run in ours]).mean(axis=0)
+    for name, each in runs.items():
+        means = np.array([run.returns for run in each])
+        difference = means.mean(axis=0) - own
+        error = difference.std(ddof=1) / np.sqrt(len(own))
+        lines.append(f"  {name:34} {means.mean():.3f}   {difference.mean():+.3f} +- {error:.3f}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args))
