@@ -3,12 +3,13 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help install run test check bench clean
+.PHONY: help install run test check bench bench-gpu clean
 
 help:
 	@echo "make run     the main job: mutate the bigfish parent, select, play unseen levels"
 	@echo "make test    lint, types and tests"
-	@echo "make bench   the benchmarks that a CPU can run"
+	@echo "make bench   the benchmarks that a CPU can run, about half an hour"
+	@echo "make bench-gpu   those that a CUDA device can run"
 	@echo "make clean   removes the virtual environment and caches, keeps runs/"
 
 install: .venv/installed
@@ -22,7 +23,7 @@ run: install
 	$(BIN)/python scripts/procgen_ensemble.py --env bigfish
 
 test: install check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 check: install
 	$(BIN)/ruff format --check .
@@ -30,10 +31,10 @@ check: install
 	$(BIN)/mypy
 
 bench: install
-	$(BIN)/python benchmarks/mutation.py
-	$(BIN)/python benchmarks/training.py
-	$(BIN)/python benchmarks/scaleout.py
-	$(BIN)/python benchmarks/damage.py
+	$(BIN)/python -m benchmarks cpu
+
+bench-gpu: install
+	$(BIN)/python -m benchmarks gpu
 
 clean:
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis

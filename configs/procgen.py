@@ -7,7 +7,8 @@ from typing import Any, Literal
 from agents.ppo import PPOSettings
 from configs.workers import EVERY_RUN, WorkerOptions, Workers
 from envs.procgen import check_game
-from evo_subnets.mutation import check_density
+from evo_subnets.evolution import Sampler
+from evo_subnets.mutation import check_density, independent, quads
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,11 @@ class ProcgenArgs:
     where it stopped. Else the path of a policy.safetensors or of a stable-baselines3 zip (which
     is unpickled: use only your own)."""
     population_size: int = 16
-    """Children, a multiple of four."""
+    """Children."""
+    siblings: Literal["quads", "none"] = "quads"
+    """'quads': children in fours that share a draw, two perturbing a fraction `density` of the
+    weights, two the others; population_size is a multiple of four. 'none': each has its own draw
+    and perturbs that fraction, as in the paper's Procgen experiment."""
     ensemble_size: int = 8
     """Children that are kept. Equal to the population size: the paper's unselected ensemble."""
     density: float = 0.2
@@ -62,7 +67,7 @@ class ProcgenArgs:
     def __post_init__(self) -> None:
         check_game(self.env)
         check_density(self.density)
-        if self.population_size < 4 or self.population_size % 4:
+        if self.siblings == "quads" and (self.population_size < 4 or self.population_size % 4):
             raise ValueError(
                 "quads come in fours: population_size must be a multiple of 4, "
                 f"got {self.population_size}"
@@ -82,6 +87,11 @@ class ProcgenArgs:
             raise ValueError(f"target_kl must be positive, got {self.target_kl}")
         if not 0 <= self.seed < 2**31:
             raise ValueError(f"seed must be in 0..2**31 - 1, got {self.seed}")
+
+    @property
+    def sample(self) -> Sampler:
+        """What draws the population."""
+        return quads if self.siblings == "quads" else independent
 
     @property
     def asked(self) -> dict[str, Any]:

@@ -25,6 +25,9 @@ Mapper = Callable[[Callable[[Any], Any], Sequence[Any]], Iterator[tuple[int, Any
 `in_turn` is one, `scaleout.over_actors` makes others.
 """
 
+Sampler = Callable[[int, float, float, int], list[Mutation]]
+"""population_size, sigma, density and seed to mutations: `quads`, `independent`, or another."""
+
 
 class PopulationError(ValueError):
     """More than half of a generation failed."""
@@ -187,20 +190,21 @@ class Evolution:
         density: float = 0.5,
         seed: int = 0,
         include: Include = None,
+        sample: Sampler = quads,
     ) -> None:
         if ensemble_size < 1:
             raise ValueError(f"ensemble_size must be at least 1, got {ensemble_size}")
         check_density(density)
-        self.module, self.include = module, include
+        self.module, self.include, self.sample = module, include, sample
         self.population_size, self.ensemble_size = population_size, ensemble_size
         self.sigma, self.density, self.seed = sigma, density, seed
         self.generation = 0
         self.children: list[Child] = []
 
     def ask(self) -> list[Mutation]:
-        """The mutations of the next generation, in quads."""
+        """The mutations of the next generation."""
         seed = self.seed if self.generation == 0 else derive_seed(self.seed, "g", self.generation)
-        mutations = quads(self.population_size, self.sigma, self.density, seed)
+        mutations = self.sample(self.population_size, self.sigma, self.density, seed)
         self.generation += 1
         return mutations
 
@@ -242,6 +246,7 @@ def evolve(
     actors: int = 0,
     gpus_per_actor: float | None = None,
     address: str | None = None,
+    sample: Sampler = quads,
 ) -> Evolution:
     """One generation of children, evaluated; the result has `.children`, `.elites`, `.ensemble`.
 
@@ -253,7 +258,9 @@ def evolve(
             "ensemble_size must not exceed population_size, "
             f"got {ensemble_size} > {population_size}"
         )
-    evolution = Evolution(module, population_size, ensemble_size, sigma, density, seed, include)
+    evolution = Evolution(
+        module, population_size, ensemble_size, sigma, density, seed, include, sample
+    )
     children = evaluate(
         module,
         evolution.ask(),

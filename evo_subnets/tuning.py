@@ -240,11 +240,21 @@ def own_randomness(seed: int, device: torch.device) -> Iterator[None]:
         yield
 
 
+CPU_BATCH, BATCH = 100, 500
+"""Pictures in a forward pass without gradients. A CPU's cache holds small batches: 500 pictures at
+a time take LeNet-L 1.4 times as long (`benchmarks/population.py`)."""
+
+
 @torch.no_grad()
 def predict(
-    module: nn.Module, images: Images, augmentation: Augmentation, batch_size: int = 500
+    module: nn.Module, images: Images, augmentation: Augmentation, batch_size: int | None = None
 ) -> Tensor:
-    """(samples, outputs) float32 outputs of `module` in eval mode, without augmentation."""
+    """(samples, outputs) float32 outputs of `module` in eval mode, without augmentation.
+
+    `batch_size=None`: what is fast on the pictures' device.
+    """
+    if batch_size is None:
+        batch_size = CPU_BATCH if images.pixels.device.type == "cpu" else BATCH
     was_training = module.training
     module.eval()
     loader = batches(images, batch_size, augmentation)
@@ -254,7 +264,7 @@ def predict(
 
 
 def predict_members(
-    ensemble: Ensemble, images: Images, augmentation: Augmentation, batch_size: int = 500
+    ensemble: Ensemble, images: Images, augmentation: Augmentation, batch_size: int | None = None
 ) -> Tensor:
     """(members, samples, outputs) of an ensemble: every metric can be computed from them."""
     outputs = [predict(member, images, augmentation, batch_size) for member in ensemble.members]
@@ -263,7 +273,7 @@ def predict_members(
 
 @torch.no_grad()
 def reestimate_norms(
-    module: nn.Module, images: Images, augmentation: Augmentation, batch_size: int = 500
+    module: nn.Module, images: Images, augmentation: Augmentation, batch_size: int = BATCH
 ) -> None:
     """Sets BatchNorm's running statistics to the means over `images`, for the weights as they are.
 

@@ -103,8 +103,9 @@ def main(args: ProcgenArgs) -> None:
 
         # A population, judged on training levels
         evolution = Evolution(
-            actor, args.population_size, args.ensemble_size, sigma, args.density, args.seed
-        )
+            actor, args.population_size, args.ensemble_size, sigma, args.density, args.seed,
+            sample=args.sample,
+        )  # fmt: skip
         with bar("children", args.population_size) as advance:
             count = 0
 

@@ -360,6 +360,12 @@ def test_independent_children_can_be_told_too():
     assert len(evolution.ensemble.members) == 2
 
 
+def test_another_sampler_is_one_argument():
+    evolution = evolve(mlp(), weight_sum, 6, 6, 0.3, 0.2, seed=5, sample=independent)
+    assert [child.mutation for child in evolution.children] == independent(6, 0.3, 0.2, 5)
+    assert {child.mutation.density for child in evolution.children} == {0.2}
+
+
 def test_bad_arguments_are_refused_before_any_evaluation():
     def fitness(child):
         pytest.fail("evaluated")

@@ -571,3 +571,9 @@ def trained_folder(server, tmp_path_factory):
     )  # fmt: skip
     assert result.status == 0, result.stderr
     return out
+
+
+def test_children_without_siblings_are_all_as_dense_as_asked():
+    args = ProcgenArgs(population_size=6, ensemble_size=6, siblings="none")
+    assert {mutation.density for mutation in args.sample(6, 0.1, 0.2, 0)} == {0.2}
+    assert "siblings" in args.asked

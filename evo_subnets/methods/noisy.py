@@ -19,13 +19,6 @@ INPUTS = 1000
 """Validation images that the trust region is measured on, as in section 4.3.3."""
 
 
-CPU_BATCH = 100
-"""Images a child is judged on at a time. On a CPU small batches stay in its cache: 500 of them take
-LeNet-L 1.4 times as long (benchmarks/population.py)."""
-BATCH = 500
-"""The same on other devices."""
-
-
 @dataclass(frozen=True)
 class Accuracy:
     """A fitness: the accuracy of a classifier on validation images.
@@ -40,12 +33,8 @@ class Accuracy:
     def __call__(self, model: nn.Module) -> float:
         if self.norm_images is not None:
             reestimate_norms(model, self.norm_images, self.augmentation)
-        return metrics.accuracy(self.outputs(model).log_softmax(dim=1), self.images.labels)
-
-    def outputs(self, model: nn.Module) -> Tensor:
-        """(images, classes) logits."""
-        size = CPU_BATCH if self.images.pixels.device.type == "cpu" else BATCH
-        return predict(model, self.images, self.augmentation, size)
+        outputs = predict(model, self.images, self.augmentation)
+        return metrics.accuracy(outputs.log_softmax(dim=1), self.images.labels)
 
 
 def halves_by_doubt(parent: nn.Module, images: Images, augmentation: Augmentation) -> Tensor:
@@ -54,7 +43,7 @@ def halves_by_doubt(parent: nn.Module, images: Images, augmentation: Augmentatio
     Sure is who gives the two likeliest classes far different probabilities; there children seldom
     differ.
     """
-    probabilities = Accuracy(images, augmentation).outputs(parent).softmax(dim=1)
+    probabilities = predict(parent, images, augmentation).softmax(dim=1)
     first, second = probabilities.topk(2, dim=1).values.unbind(dim=1)
     return ((first - second).argsort(stable=True).argsort() >= len(images) // 2).long().cpu()
 
@@ -142,5 +131,5 @@ def noisy(
 def correct(images: Images, augmentation: Augmentation, model: nn.Module, chosen: Tensor) -> Tensor:
     """(chosen,) 1.0 where the model is right on the images of these numbers: what a race scores."""
     some = images[chosen.to(images.pixels.device)]
-    outputs = Accuracy(some, augmentation).outputs(model)
+    outputs = predict(model, some, augmentation)
     return (outputs.argmax(dim=1) == some.labels).float()
