@@ -1,5 +1,6 @@
 """Members' predictions combined into one (Whitaker 2023, section 3.2.5)."""
 
+import contextlib
 import copy
 import dataclasses
 import math
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from evo_subnets import storage
 from evo_subnets.mutation import Mutation, materialize
-from evo_subnets.side_by_side import Trials, member_outputs
+from evo_subnets.side_by_side import may_go, rows_that_pay, side_by_side
 from evo_subnets.subnetworks import Include, Params, included, parameters
 
 Combine = Literal["mean", "vote", "logits"]
@@ -63,7 +64,7 @@ class Ensemble(nn.Module):
         self.register_buffer("weights", torch.tensor(given) / math.fsum(given), persistent=False)
         self.given_weights = given  # as given: normalising them twice moves them
         self.recipe: Recipe | None = None
-        self._trials: Trials = {}
+        self._rows_that_pay = rows_that_pay(self.members)  # type: ignore[arg-type]
         self.eval()
 
     @classmethod
@@ -96,10 +97,16 @@ class Ensemble(nn.Module):
     def member_logits(self, *inputs: Tensor) -> Tensor:
         """(members, batch, classes): what each member says.
 
-        Without gradients, on a CPU, they are asked side by side where that is faster and the same
-        within rounding (see `side_by_side.member_outputs`).
+        Without gradients, on a CPU, they are asked side by side where that is faster, in slices of
+        the batch: a row's output must not depend on the other rows.
         """
-        return member_outputs(list(self.members), inputs, self._trials)
+        if may_go(self.members, inputs) and len(inputs[0]) in self._rows_that_pay:  # type: ignore[arg-type]
+            with contextlib.suppress(RuntimeError):  # `view` of a channels-last picture, perhaps
+                return side_by_side(self.members, inputs)  # type: ignore[arg-type]
+            outputs = torch.stack([member(*inputs) for member in self.members])
+            self._rows_that_pay = range(0)  # it was not the inputs' fault
+            return outputs
+        return torch.stack([member(*inputs) for member in self.members])
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """(batch, classes) log-probabilities."""

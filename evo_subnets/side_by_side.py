@@ -15,8 +15,6 @@ from torch import Tensor, nn
 from evo_subnets.threads import single_threads
 
 Inputs = tuple[Tensor, ...]
-Trials = dict[object, range]
-"""By the inputs' kind: for how many rows the members go side by side."""
 
 # Measured on two cores, eight members each (times as fast as the loop): LeNet-S with one row 1.4,
 # ResNet-20 1.4 with one row and 1.7 with 64, VGG-11 1.5. Networks of linear layers alone are better
@@ -32,46 +30,31 @@ LEAST_WEIGHTS = 16_000_000
 """Weights of all members without convolutions: they do not stay in the cache."""
 FEW_ROWS = 4
 """Without convolutions, the most rows: reading the weights is all the work."""
-NEVER = range(0)
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _PROCESS = os.getpid()
 
 
-def member_outputs(members: Sequence[nn.Module], inputs: Inputs, trials: Trials) -> Tensor:
-    """(members, batch, ...): each member's output, on threads where that is allowed and faster.
+def rows_that_pay(members: Sequence[nn.Module]) -> range:
+    """For how many rows of input the members are faster side by side."""
+    weights = sum(weight.numel() for member in members for weight in member.parameters())
+    if any(isinstance(layer, CONVOLUTIONS) for member in members for layer in member.modules()):
+        return range(-(-LEAST_WORK // max(1, weights)), 2**62)
+    return range(1, FEW_ROWS + 1) if weights >= LEAST_WEIGHTS else range(0)
 
-    Side by side only on a CPU, with more than one torch thread, without gradients, autocast,
-    tracing, hooks and modes of torch, for modules in eval mode, and not in a forked process. The
-    first inputs of every shape and type are a trial: a small part of them goes both ways. Where the
-    outputs differ by more than rounding, as for modules that mix the rows of a batch, or where
-    modules keep something of what they saw, the members go in turn ever after. `trials` keeps the
-    outcome.
+
+def may_go(members: Sequence[nn.Module], inputs: Inputs) -> bool:
+    """Whether the members can go side by side and give what they give in turn.
+
+    On a CPU with more than one torch thread, without gradients, autocast, tracing, hooks and modes
+    of torch, in eval mode, with a share of the members for each thread, and not in a forked
+    process, which has none of its parent's threads.
     """
-    if torch.compiler.is_compiling():
-        return _in_turn(members, inputs)
+    if torch.compiler.is_compiling() or os.getpid() != _PROCESS:
+        return False
     threads = torch.get_num_threads()
-    if threads == 1 or os.getpid() != _PROCESS or not _nothing_watches() or not _ordinary(inputs):
-        return _in_turn(members, inputs)
-    rows = len(inputs[0])
-    kind = (rows > SLICE, *((tensor.shape[1:], tensor.dtype) for tensor in inputs))
-    if kind in trials and rows not in trials[kind]:
-        return _in_turn(members, inputs)
-    tasks = len(members) * -(-rows // SLICE)
-    if (tasks % threads and tasks < 4 * threads) or not _resting(members):
-        return _in_turn(members, inputs)
-    if kind not in trials:
-        trials[kind] = _trial(members, inputs, threads)
-        if rows not in trials[kind]:
-            return _in_turn(members, inputs)
-    try:
-        return _side_by_side(members, inputs, threads)
-    except Exception:  # if something is wrong with the inputs, the loop says it best
-        trials[kind] = NEVER
-        return _in_turn(members, inputs)
-
-
-def _in_turn(members: Sequence[nn.Module], inputs: Inputs) -> Tensor:
-    return torch.stack([member(*inputs) for member in members])
+    if threads == 1 or (len(members) % threads and len(members) < 4 * threads):
+        return False
+    return _nothing_watches() and _ordinary(inputs) and _resting(members)
 
 
 def _nothing_watches() -> bool:
@@ -112,79 +95,31 @@ def _resting(members: Sequence[nn.Module]) -> bool:
     return True
 
 
-def _trial(members: Sequence[nn.Module], inputs: Inputs, threads: int) -> range:
-    """For how many rows these members go side by side."""
-    part = tuple(tensor[: SLICE + 1] for tensor in inputs)
-    before = _kept(members)
-    try:
-        same = _agree(_side_by_side(members, part, threads), _in_turn(members, part))
-    except Exception:
-        return NEVER
-    after = _kept(members)
-    if not same or len(before) != len(after) or any(map(_differ, before, after)):
-        return NEVER
-    return _worth_it(members)
-
-
-def _worth_it(members: Sequence[nn.Module]) -> range:
-    weights = sum(weight.numel() for member in members for weight in member.parameters())
-    if any(isinstance(layer, CONVOLUTIONS) for member in members for layer in member.modules()):
-        return range(-(-LEAST_WORK // max(1, weights)), 2**62)
-    return range(1, FEW_ROWS + 1) if weights >= LEAST_WEIGHTS else NEVER
-
-
-def _kept(members: Sequence[nn.Module]) -> list[tuple[object, int]]:
-    """All that the modules hold, with tensors' counts of changes in place."""
-    modules = [module for member in members for module in member.modules()]
-    values = [value for module in modules for value in vars(module).values()]
-    values += [buffer for module in modules for buffer in module._buffers.values()]
-    return [
-        (value, value._version if isinstance(value, Tensor) and not value.is_inference() else 0)
-        for value in values
-    ]
-
-
-def _differ(before: tuple[object, int], after: tuple[object, int]) -> bool:
-    return before[0] is not after[0] or before[1] != after[1]
-
-
-def _agree(found: Tensor, expected: Tensor) -> bool:
-    if found.shape != expected.shape or found.dtype != expected.dtype:
-        return False
-    if not found.is_floating_point():
-        return torch.equal(found, expected)
-    scale = expected[expected.isfinite()].abs().amax().item() if expected.isfinite().any() else 0.0
-    tolerance = torch.finfo(found.dtype).eps ** 0.5
-    return torch.allclose(found, expected, tolerance, tolerance * scale, equal_nan=True)
-
-
-def _side_by_side(members: Sequence[nn.Module], inputs: Inputs, threads: int) -> Tensor:
+def side_by_side(members: Sequence[nn.Module], inputs: Inputs) -> Tensor:
+    """(members, batch, ...): each member's output. Rows of the inputs must not mix in a member."""
+    threads = torch.get_num_threads()
     parts = [torch.split(_channels_last(tensor), SLICE) for tensor in inputs]
     slices = list(zip(*parts, strict=True))
-    outputs: list[list[Tensor]] = [[torch.empty(0)] * len(slices) for _ in members]
-    tasks = iter(
-        [(member, piece) for member in range(len(members)) for piece in range(len(slices))]
-    )
+    outputs: list[Tensor | None] = [None] * len(members)
+    waiting = iter(range(len(members)))
     inference = torch.is_inference_mode_enabled()
 
     def work() -> None:
         with torch.inference_mode() if inference else torch.no_grad():
-            for member, piece in tasks:  # shared: a thread that is done takes the next
-                outputs[member][piece] = members[member](*slices[piece])
+            for index in waiting:  # shared: a thread that is done takes the next member
+                outputs[index] = torch.cat([members[index](*piece) for piece in slices])
 
     futures: list[Future[None]] = []
     try:
         futures = [single_threads(threads).submit(work) for _ in range(threads)]
         wait(futures)
     finally:  # interrupted: no member runs on behind the caller's back
-        for _ in tasks:
+        for _ in waiting:
             pass
         wait(futures)
     for future in futures:
         future.result()
-    if len(slices) == 1:
-        return torch.stack([output for (output,) in outputs])
-    return torch.stack([torch.cat(pieces) for pieces in outputs])
+    return torch.stack([output for output in outputs if output is not None])
 
 
 def _channels_last(tensor: Tensor) -> Tensor:

@@ -253,22 +253,26 @@ def predict(
 
     `batch_size=None`: what is fast on the pictures' device.
     """
-    if batch_size is None:
-        batch_size = CPU_BATCH if images.pixels.device.type == "cpu" else BATCH
     was_training = module.training
     module.eval()
-    loader = batches(images, batch_size, augmentation)
+    loader = batches(images, batch_size or _batch_size(images), augmentation)
     outputs = [module(inputs).float() for inputs, _ in loader]
     module.train(was_training)
     return torch.cat(outputs)
 
 
+@torch.no_grad()
 def predict_members(
     ensemble: Ensemble, images: Images, augmentation: Augmentation, batch_size: int | None = None
 ) -> Tensor:
     """(members, samples, outputs) of an ensemble: every metric can be computed from them."""
-    outputs = [predict(member, images, augmentation, batch_size) for member in ensemble.members]
-    return torch.stack(outputs)
+    loader = batches(images, batch_size or _batch_size(images), augmentation)
+    outputs = [ensemble.member_logits(inputs).float() for inputs, _ in loader]
+    return torch.cat(outputs, dim=1)
+
+
+def _batch_size(images: Images) -> int:
+    return CPU_BATCH if images.pixels.device.type == "cpu" else BATCH
 
 
 @torch.no_grad()
