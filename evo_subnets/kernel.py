@@ -27,8 +27,14 @@ from torch import Tensor
 
 from evo_subnets.streams import name_hash
 
-COMPILE_AFTER = 4_000_000
-"""Elements drawn by plain torch before a library that is not on disk is compiled."""
+COMPILE_AFTER = 8_000_000
+"""Elements drawn by plain torch before a library that is not on disk is compiled.
+
+As many as plain torch needs about as long for as the compiler (8.6 million and 0.55 s on two cores:
+benchmarks/crossover.py): then no process waits more than twice as long as it would have at best,
+whatever it goes on to draw. A library on disk is taken at once: to find and load it takes 3 ms, and
+each draw is faster from a thousand elements on.
+"""
 CHUNK = 2**18
 """Elements that one thread takes at a time; a multiple of streams.TILE."""
 SOURCES = [Path(__file__).with_name(name) for name in ("kernel.c", "crops.c")]
