@@ -228,7 +228,7 @@ def gradient(
     entropy_loss = (log_probability if entropy is None else -entropy).sum() / count
     loss = settings.total(policy_loss, value_loss, entropy_loss)
     parameters = [weight for weight in policy.parameters() if weight.requires_grad]
-    gradients = list(torch.autograd.grad(loss, parameters, allow_unused=True))
+    gradients: Gradients = list(torch.autograd.grad(loss, parameters, allow_unused=True))
     with torch.no_grad():
         clip_fraction = ((ratio - 1).abs() > clip).float().sum() / count
         divergence = (ratio - 1 - log_ratio).sum() / count

@@ -75,14 +75,14 @@ def features(network: "ImpalaCNN", observations: Tensor) -> Tensor:
 
 def _blocks(network: "ImpalaCNN", pictures: Tensor) -> Tensor:
     """(batch, height, width, channels) to the same of the last block."""
-    apply: Callable[..., Tensor]
-    for stem, _, *residuals in network.blocks:
-        apply = Stem.apply
-        pictures = apply(pictures, stem.weight, stem.bias)
-        for residual in residuals:
-            first, second = residual.first, residual.second
-            apply = Residual.apply
-            pictures = apply(pictures, first.weight, first.bias, second.weight, second.bias)
+    stem: Callable[..., Tensor] = Stem.apply
+    residual: Callable[..., Tensor] = Residual.apply
+    for block in network.blocks.children():
+        convolution, _, *pair = block.children()
+        pictures = stem(pictures, convolution.weight, convolution.bias)
+        for each in pair:
+            first, second = each.first, each.second
+            pictures = residual(pictures, first.weight, first.bias, second.weight, second.bias)
     return pictures
 
 

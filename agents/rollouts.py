@@ -18,6 +18,8 @@ class DeviceRolloutBuffer(RolloutBuffer):
     arrays as in stable-baselines3 while a rollout lasts.
     """
 
+    _pictures: Tensor | None = None
+
     def reset(self) -> None:
         """Makes room for a new rollout; pictures are overwritten in place."""
         shape, self.obs_shape = self.obs_shape, (0,)  # no second array for the observations
@@ -25,12 +27,13 @@ class DeviceRolloutBuffer(RolloutBuffer):
         self.obs_shape = shape
         channels, height, width = shape
         size = (self.buffer_size, self.n_envs, height, width, channels)
-        if getattr(self, "_pictures", None) is None or self._pictures.shape != size:
+        if self._pictures is None or self._pictures.shape != size:
             dtype = torch.from_numpy(np.zeros(0, self.observation_space.dtype)).dtype
             self._pictures = torch.empty(size, dtype=dtype, device=self.device)
 
     def add(self, obs: Any, *rest: Any) -> None:
         """As in stable-baselines3."""
+        assert self._pictures is not None
         pictures = torch.as_tensor(obs).permute(0, 2, 3, 1)
         self._pictures[self.pos].copy_(pictures, non_blocking=True)
         super().add(np.empty((self.n_envs, 0)), *rest)
@@ -38,6 +41,7 @@ class DeviceRolloutBuffer(RolloutBuffer):
     def get(self, batch_size: int | None = None) -> Generator[RolloutBufferSamples, None, None]:
         """One epoch's minibatches: those that stable-baselines3 draws from the same generator."""
         assert self.full, "the rollout is not complete"
+        assert self._pictures is not None
         count = self.buffer_size * self.n_envs
         order = torch.from_numpy(np.random.permutation(count)).to(self.device)
         names = ("actions", "values", "log_probs", "advantages", "returns")
@@ -47,7 +51,7 @@ class DeviceRolloutBuffer(RolloutBuffer):
             self._columns = [self._column(getattr(self, name)) for name in names]
             self.generator_ready = True
         pictures = self._pictures.flatten(0, 1)
-        for chosen in order.split(batch_size or count):
+        for chosen in torch.split(order, batch_size or count):
             environment, step = chosen // self.buffer_size, chosen % self.buffer_size
             seen = pictures[step * self.n_envs + environment].permute(0, 3, 1, 2)
             yield RolloutBufferSamples(seen, *(column[chosen] for column in self._columns))
