@@ -226,7 +226,7 @@ def after_an_update(agent):
 @pytest.mark.parametrize(
     "options",
     [{}, {"clip_range_vf": None}, {"normalize_advantage": False}, {"batch_size": 19},
-     {"n_epochs": 1, "batch_size": 48}, {"target_kl": 0.01, "n_epochs": 6},
+     {"n_epochs": 1, "batch_size": 48}, {"target_kl": 0.004, "n_epochs": 6},
      {"max_grad_norm": 1e-3}],
     ids=str,
 )  # fmt: skip
