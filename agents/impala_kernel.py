@@ -1,7 +1,8 @@
-"""`impala.c`: the Impala network's blocks as two differentiable functions each a block and layer.
+"""`impala.c`: what an Impala block is made of, `Stem` and `Residual`, as differentiable functions.
 
-Measured on two cores with AVX2 (`benchmarks/ppo.py`). Compiled once by the machine's C compiler and
-kept on disk; without one, torch's own convolutions serve, with the same results to float rounding.
+Compiled once by the machine's C compiler and kept on disk; without one, torch's own convolutions
+serve, with the same results to float rounding. `EVO_SUBNETS_EAGER` (set to anything) leaves the
+compiled library out, for comparisons.
 """
 
 import ctypes
@@ -78,7 +79,8 @@ def _blocks(network: "ImpalaCNN", pictures: Tensor) -> Tensor:
     stem: Callable[..., Tensor] = Stem.apply
     residual: Callable[..., Tensor] = Residual.apply
     for block in network.blocks.children():
-        convolution, _, *pair = block.children()
+        layers: list[Any] = list(block.children())
+        convolution, _, *pair = layers
         pictures = stem(pictures, convolution.weight, convolution.bias)
         for each in pair:
             first, second = each.first, each.second
@@ -172,7 +174,7 @@ def _call(name: str, count: int, shape: Shape, *tensors: Tensor | None) -> None:
 
 @cache
 def library() -> ctypes.CDLL | None:
-    """The compiled library, None where it cannot be had or `EVO_SUBNETS_EAGER` is set."""
+    """The compiled library, None where it cannot be had or is left out."""
     if os.environ.get("EVO_SUBNETS_EAGER"):
         return None
     command = [*shlex.split(os.environ.get("CC") or shutil.which("cc") or "gcc"), *FLAGS]

@@ -1,7 +1,12 @@
 """FastPPO against stable-baselines3's PPO: the same learning, minibatches, logs and files."""
 
+import os
 import random
+import re
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import gymnasium
 import numpy as np
@@ -11,9 +16,10 @@ from networks import all_same_bits, built, noise
 from torch import nn
 
 from agents import impala_kernel
-from agents.fast_ppo import PART, FastPPO, compiled_blocks
+from agents.fast_ppo import FastPPO, compiled_blocks
 from agents.impala import ImpalaBlock, ImpalaCNN
 from agents.ppo import PPOSettings, make_ppo, make_training_env
+from agents.ppo_gradients import PART
 from agents.rollouts import DeviceRolloutBuffer
 from envs import TRAIN_LEVELS
 
@@ -388,3 +394,37 @@ def test_the_blocks_are_compiled_only_meanwhile():
     with compiled_blocks(network):
         assert network.compiled
     assert not network.compiled
+
+
+# --- benchmarks
+
+
+def run_benchmark(*command):
+    root = Path(__file__).parent.parent
+    process = subprocess.run(
+        [sys.executable, *map(str, command)], cwd=root, capture_output=True, text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert process.returncode == 0, process.stderr
+    return process.stdout
+
+
+def test_the_benchmark_runs_to_its_end():
+    text = run_benchmark(
+        "benchmarks/ppo.py", "--widths", 16, "--num-envs", 4, "--rollout-steps", 4, "--rounds", 1,
+        "--threads", 1,
+    )  # fmt: skip
+    assert len(re.findall(r"losses differ by \de-\d+, gradients by \de-\d+", text)) == 2
+    for side in ("stable-baselines3", "stable-baselines3, our network", "FastPPO"):
+        assert re.search(rf"^{side} +\d+ \[\d+, \d+\] +[\d.]+ \[[\d.]+, [\d.]+\]", text, re.M)
+        assert re.search(rf"^{side}: \d+ \[\d+, \d+\] steps a second", text, re.M)
+    assert "The simulator's stepping would take" in text
+
+
+def test_the_learning_benchmark_runs_to_its_end():
+    text = run_benchmark(
+        "benchmarks/ppo_learning.py", "--games", "bossfight", "--seeds", 2, "--total-timesteps",
+        256, "--rollout-steps", 1, "--minibatches", 1, "--widths", 2, "--threads", 1,
+    )  # fmt: skip
+    values = r"[\d.]+ [\d.]+"
+    assert re.search(rf"^entropy +{values} +{values} +[+-][\d.]+", text, re.M)
