@@ -15,11 +15,10 @@ import torch
 from networks import all_same_bits, built, noise
 from torch import nn
 
-from agents import impala_kernel
+from agents import impala_kernel, ppo_gradients
 from agents.fast_ppo import FastPPO, compiled_blocks
 from agents.impala import ImpalaBlock, ImpalaCNN
 from agents.ppo import PPOSettings, make_ppo, make_training_env
-from agents.ppo_gradients import PART
 from agents.rollouts import DeviceRolloutBuffer
 from envs import TRAIN_LEVELS
 
@@ -174,6 +173,12 @@ def test_a_new_rollout_overwrites_the_old_one():
 
 
 # --- updates
+
+
+@pytest.fixture(autouse=True)
+def small_parts(monkeypatch):
+    """Minibatches here are small, and cut in parts all the same."""
+    monkeypatch.setattr(ppo_gradients, "PART", 20)
 
 
 @pytest.fixture(scope="module")
@@ -337,7 +342,7 @@ class Watching(nn.Module):
 @pytest.mark.moves_generators
 @pytest.mark.parametrize(
     ("layer", "expected"),
-    [(nn.Identity(), {PART, 48 - PART}), (nn.BatchNorm1d(64), {48}), (nn.Dropout(), {48})],
+    [(nn.Identity(), {20, 8}), (nn.BatchNorm1d(64), {48}), (nn.Dropout(), {48})],
 )
 def test_layers_that_see_the_batch_are_not_given_parts(env, layer, expected):
     agent = make_ppo(env, replace(TINY, minibatches=1), 0, "cpu")
