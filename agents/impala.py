@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import Tensor, nn
 
+from agents import impala_kernel
+
 PAPER_WIDTHS = (32, 64, 128)
 """Whitaker 2023, table 4.2."""
 COBBE_WIDTHS = (16, 32, 32)
@@ -45,7 +47,12 @@ class ImpalaCNN(BaseFeaturesExtractor):
     A features extractor for stable-baselines3's `CnnPolicy`. `widths` are the channels of the
     blocks. Convolutions run in the channels-last layout, which on a CPU takes half the time; the
     weights' own layout makes no difference to it.
+
+    With `compiled` set, `impala_kernel` computes the blocks where it can: the same features and
+    gradients to float rounding, for training on a CPU. FastPPO sets it while it trains.
     """
+
+    compiled = False
 
     def __init__(
         self,
@@ -63,5 +70,7 @@ class ImpalaCNN(BaseFeaturesExtractor):
         self.hidden = nn.Linear(flat, features_dim)
 
     def forward(self, observations: Tensor) -> Tensor:
+        if self.compiled and impala_kernel.fits(self, observations):
+            return impala_kernel.features(self, observations)
         x = self.blocks(observations.contiguous(memory_format=torch.channels_last))
         return F.relu(self.hidden(F.relu(x).flatten(1)))

@@ -20,6 +20,7 @@ from agents.checkpoints import (
     remove_half_written,
     save_checkpoint,
 )
+from agents.fast_ppo import FastPPO
 from agents.impala import PAPER_WIDTHS, ImpalaCNN
 from envs.adapters import ProcgenVecEnv
 from envs.procgen import TRAIN_LEVELS, Levels, Mode, ProcgenSimulator
@@ -101,18 +102,25 @@ def hyper_parameters(settings: PPOSettings) -> dict[str, Any]:
     }
 
 
-def make_ppo(env: VecNormalize, settings: PPOSettings, seed: int, device: str = "auto") -> PPO:
+def make_ppo(
+    env: VecNormalize,
+    settings: PPOSettings,
+    seed: int,
+    device: str = "auto",
+    agent: type[PPO] = FastPPO,
+    network: type[ImpalaCNN] = ImpalaCNN,
+) -> PPO:
     """An untrained agent with the reference's initialisation.
 
     stable-baselines3's `ortho_init` would also re-initialise the convolutions; the reference
     leaves them to the framework and makes only the two heads orthogonal (gain 0.01 and 1).
     """
-    model = PPO(
+    model = agent(
         "CnnPolicy",
         env,
         **hyper_parameters(settings),
         policy_kwargs={
-            "features_extractor_class": ImpalaCNN,
+            "features_extractor_class": network,
             "features_extractor_kwargs": {"widths": settings.widths},
             "net_arch": [],
             "ortho_init": False,

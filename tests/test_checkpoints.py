@@ -20,6 +20,7 @@ from agents.checkpoints import (
     newest_checkpoint,
     save_checkpoint,
 )
+from agents.fast_ppo import FastPPO
 from agents.ppo import PPOSettings, make_ppo, make_training_env, train
 from envs.procgen import GAMES, TRAIN_LEVELS, ProcgenSimulator
 from evo_subnets import storage
@@ -133,9 +134,9 @@ def interrupt(patch, owner, method, calls):
 @pytest.mark.parametrize(
     ("owner", "method", "calls", "left"),
     [
-        (PPO, "train", 4, ["checkpoint-128"]),
+        (FastPPO, "train", 4, ["checkpoint-128"]),
         (ProcgenSimulator, "step", 32 * 4 + 7, ["checkpoint-128", "checkpoint-256"]),
-        (PPO, "train", 2, []),
+        (FastPPO, "train", 2, []),
     ],
     ids=["update 4", "rollout 5", "before any checkpoint"],
 )  # fmt: skip

@@ -1,0 +1,211 @@
+"""`impala.c`: what an Impala block is made of, `Stem` and `Residual`, as differentiable functions.
+
+Compiled once by the machine's C compiler and kept on disk; without one, torch's own convolutions
+serve, with the same results to float rounding. `EVO_SUBNETS_EAGER` (set to anything) leaves the
+compiled library out, for comparisons.
+"""
+
+import ctypes
+import hashlib
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import tempfile
+import warnings
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from agents.impala import ImpalaCNN
+
+SOURCE = Path(__file__).with_name("impala.c")
+FLAGS = ["-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC"]
+LANES = 16
+"""Channels come in multiples of this."""
+
+
+class Shape(ctypes.Structure):
+    """Of a convolution: its input's height and width, and its channels."""
+
+    _fields_ = (
+        ("height", ctypes.c_long),
+        ("width", ctypes.c_long),
+        ("inputs", ctypes.c_long),
+        ("outputs", ctypes.c_long),
+    )
+
+
+def fits(network: "ImpalaCNN", observations: Tensor) -> bool:
+    """Whether the compiled blocks can compute this network's features."""
+    return (
+        observations.device.type == "cpu"
+        and observations.dtype == torch.float32
+        and not observations.requires_grad
+        and network.hidden.weight.dtype == torch.float32
+        and all(width % LANES == 0 for width in network.widths)
+        and library() is not None
+    )
+
+
+def features(network: "ImpalaCNN", observations: Tensor) -> Tensor:
+    """What `network(observations)` returns; see `fits`.
+
+    Without gradients the observations are shared out to torch's number of threads. With them all is
+    done on the calling thread: a caller with several gives each a part of the observations.
+    """
+    pictures = observations.permute(0, 2, 3, 1).contiguous()
+    threads = min(torch.get_num_threads(), len(pictures))
+    if torch.is_grad_enabled() or threads == 1:
+        x = _blocks(network, pictures)
+    else:
+        with ThreadPoolExecutor(threads) as pool:
+            parts = pool.map(lambda part: _blocks(network, part), pictures.tensor_split(threads))
+            x = torch.cat(list(parts))
+    x = F.relu(x.permute(0, 3, 1, 2)).flatten(1)
+    return F.relu(network.hidden(x))
+
+
+def _blocks(network: "ImpalaCNN", pictures: Tensor) -> Tensor:
+    """(batch, height, width, channels) to the same of the last block."""
+    stem: Callable[..., Tensor] = Stem.apply
+    residual: Callable[..., Tensor] = Residual.apply
+    for block in network.blocks.children():
+        layers: list[Any] = list(block.children())
+        convolution, _, *pair = layers
+        pictures = stem(pictures, convolution.weight, convolution.bias)
+        for each in pair:
+            first, second = each.first, each.second
+            pictures = residual(pictures, first.weight, first.bias, second.weight, second.bias)
+    return pictures
+
+
+class Stem(torch.autograd.Function):
+    """A 3x3 convolution and a 3x3 maximum pooling of stride 2, both with a border of one."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        shape = _shape(x, weight)
+        pooled = (len(x), (shape.height + 1) // 2, (shape.width + 1) // 2, shape.outputs)
+        out, winner = x.new_empty(pooled), x.new_empty(pooled, dtype=torch.uint8)
+        _call("impala_stem", len(x), shape, x, packed(weight), bias, out, winner)
+        ctx.save_for_backward(x, weight, winner)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, winner = ctx.saved_tensors
+        shape, back = _shape(x, weight), ctx.needs_input_grad[0]
+        input_gradient = torch.empty_like(x) if back else None
+        turned = packed(turn(weight)) if back else None
+        weights, bias = x.new_zeros(_packed_shape(weight)), x.new_zeros(shape.outputs)
+        _call("impala_stem_backward", len(x), shape, x, turned, winner, gradient.contiguous(),
+              input_gradient, weights, bias)  # fmt: skip
+        return input_gradient, unpacked(weights, weight), bias
+
+
+class Residual(torch.autograd.Function):
+    """x + conv(relu(conv(relu(x)))), the convolutions 3x3 with a border of one."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, first: Tensor, first_bias: Tensor, second: Tensor, second_bias: Tensor
+    ) -> Tensor:
+        hidden, out = torch.empty_like(x), torch.empty_like(x)
+        _call("impala_residual", len(x), _shape(x, first), x, packed(first), first_bias,
+              packed(second), second_bias, hidden, out)  # fmt: skip
+        ctx.save_for_backward(x, hidden, first, second)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
+        x, hidden, first, second = ctx.saved_tensors
+        shape, out = _shape(x, first), torch.empty_like(x)
+        firsts, seconds = (x.new_zeros(_packed_shape(weight)) for weight in (first, second))
+        first_bias, second_bias = x.new_zeros(shape.outputs), x.new_zeros(shape.outputs)
+        _call("impala_residual_backward", len(x), shape, x, hidden, gradient.contiguous(),
+              packed(turn(first)), packed(turn(second)), out, firsts, first_bias, seconds,
+              second_bias)  # fmt: skip
+        return out, unpacked(firsts, first), first_bias, unpacked(seconds, second), second_bias
+
+
+def packed(weight: Tensor) -> Tensor:
+    """(outputs, inputs, 3, 3) as impala.c reads it: (outputs / 16, 9 * inputs, 16)."""
+    blocks, rows, lanes = _packed_shape(weight)
+    matrix = weight.detach().permute(2, 3, 1, 0).reshape(rows, blocks, lanes)
+    return matrix.transpose(0, 1).contiguous()
+
+
+def unpacked(gradient: Tensor, like: Tensor) -> Tensor:
+    """The inverse of `packed`."""
+    outputs, inputs = like.shape[:2]
+    matrix = gradient.transpose(0, 1).reshape(3, 3, inputs, outputs)
+    return matrix.permute(3, 2, 0, 1).contiguous()
+
+
+def turn(weight: Tensor) -> Tensor:
+    """The weights of the convolution that takes the outputs' gradient to the inputs'."""
+    return weight.detach().flip(2, 3).transpose(0, 1)
+
+
+def _packed_shape(weight: Tensor) -> tuple[int, int, int]:
+    return weight.shape[0] // LANES, 9 * weight.shape[1], LANES
+
+
+def _shape(x: Tensor, weight: Tensor) -> Shape:
+    return Shape(x.shape[1], x.shape[2], weight.shape[1], weight.shape[0])
+
+
+def _call(name: str, count: int, shape: Shape, *tensors: Tensor | None) -> None:
+    compiled = library()
+    assert compiled is not None
+    assert all(each is None or each.is_contiguous() for each in tensors)
+    pointers = [ctypes.c_void_p(None if each is None else each.data_ptr()) for each in tensors]
+    getattr(compiled, name)(ctypes.c_long(count), shape, *pointers)
+
+
+@cache
+def library() -> ctypes.CDLL | None:
+    """The compiled library, None where it cannot be had or is left out."""
+    if os.environ.get("EVO_SUBNETS_EAGER"):
+        return None
+    command = [*shlex.split(os.environ.get("CC") or shutil.which("cc") or "gcc"), *FLAGS]
+    known = hashlib.sha256(SOURCE.read_bytes())
+    for part in (*command, platform.platform(), _processor()):
+        known.update(part.encode() + b"\0")
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    path = Path(home) / "evo_subnets" / f"impala-{known.hexdigest()[:16]}.so"
+    try:
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=path.parent) as folder:  # others may race
+                built = Path(folder) / path.name
+                command += ["-o", str(built), str(SOURCE)]
+                subprocess.run(command, check=True, capture_output=True, text=True)
+                built.replace(path)
+        return ctypes.CDLL(str(path))
+    except (OSError, subprocess.CalledProcessError) as error:
+        reason = getattr(error, "stderr", None) or str(error)
+        warnings.warn(
+            "no compiled Impala blocks: torch's convolutions serve, more slowly; a C compiler on "
+            f"the path (or named in CC) mends this ({reason.strip()[:200]})",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return None
+
+
+def _processor() -> str:
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return platform.processor()
+    return next((line for line in text.splitlines() if line.startswith(("flags", "Features"))), "")
