@@ -6,14 +6,7 @@ compiled library out, for comparisons.
 """
 
 import ctypes
-import hashlib
 import os
-import platform
-import shlex
-import shutil
-import subprocess
-import tempfile
-import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -24,11 +17,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from evo_subnets import compiler
+
 if TYPE_CHECKING:
     from agents.impala import ImpalaCNN
 
 SOURCE = Path(__file__).with_name("impala.c")
-FLAGS = ["-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC"]
+FLAGS = ["-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math"]
 LANES = 16
 """Channels come in multiples of this."""
 
@@ -177,35 +172,5 @@ def library() -> ctypes.CDLL | None:
     """The compiled library, None where it cannot be had or is left out."""
     if os.environ.get("EVO_SUBNETS_EAGER"):
         return None
-    command = [*shlex.split(os.environ.get("CC") or shutil.which("cc") or "gcc"), *FLAGS]
-    known = hashlib.sha256(SOURCE.read_bytes())
-    for part in (*command, platform.platform(), _processor()):
-        known.update(part.encode() + b"\0")
-    home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    path = Path(home) / "evo_subnets" / f"impala-{known.hexdigest()[:16]}.so"
-    try:
-        if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=path.parent) as folder:  # others may race
-                built = Path(folder) / path.name
-                command += ["-o", str(built), str(SOURCE)]
-                subprocess.run(command, check=True, capture_output=True, text=True)
-                built.replace(path)
-        return ctypes.CDLL(str(path))
-    except (OSError, subprocess.CalledProcessError) as error:
-        reason = getattr(error, "stderr", None) or str(error)
-        warnings.warn(
-            "no compiled Impala blocks: torch's convolutions serve, more slowly; a C compiler on "
-            f"the path (or named in CC) mends this ({reason.strip()[:200]})",
-            RuntimeWarning,
-            stacklevel=2,
-        )
-        return None
-
-
-def _processor() -> str:
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return platform.processor()
-    return next((line for line in text.splitlines() if line.startswith(("flags", "Features"))), "")
+    without = "no compiled Impala blocks: torch's convolutions serve, more slowly"
+    return compiler.library([SOURCE], FLAGS, without)

@@ -8,14 +8,7 @@ Without a C compiler everything stays right, and slow. The environment variable
 """
 
 import ctypes
-import hashlib
 import os
-import platform
-import shlex
-import shutil
-import subprocess
-import tempfile
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -25,6 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from evo_subnets import compiler
 from evo_subnets.streams import name_hash
 
 COMPILE_AFTER = 8_000_000
@@ -77,60 +71,14 @@ def available(elements: int) -> bool:
 @cache
 def library() -> ctypes.CDLL | None:
     """The compiled library, None where it cannot be had."""
-    path = library_path()
-    try:
-        if not path.exists():
-            _compile(path)
-        return ctypes.CDLL(str(path))
-    except (OSError, subprocess.CalledProcessError) as error:
-        reason = getattr(error, "stderr", None) or str(error)
-        warnings.warn(
-            "no compiled draws: children are built by plain torch, far more slowly; "
-            f"a C compiler on the path (or named in CC) mends this ({reason.strip()[:200]})",
-            RuntimeWarning,
-            stacklevel=2,
-        )
-        return None
+    without = "no compiled draws: children are built by plain torch, far more slowly"
+    return compiler.library(SOURCES, FLAGS, without)
 
 
 @cache
 def library_path() -> Path:
-    """Where the library of this source, compiler and processor is kept."""
-    known = hashlib.sha256(b"".join(source.read_bytes() for source in SOURCES))
-    for part in (*FLAGS, _compiler(), platform.platform(), _processor()):
-        known.update(part.encode() + b"\0")
-    home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    return Path(home) / "evo_subnets" / f"kernel-{known.hexdigest()[:16]}.so"
-
-
-def _compiler() -> str:
-    return os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or "cc"
-
-
-def _processor() -> str:
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return platform.processor()
-    return next((line for line in text.splitlines() if line.startswith(("flags", "Features"))), "")
-
-
-def _compile(path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:  # renamed whole: others may race
-        built = Path(folder) / path.name
-        command = [
-            *shlex.split(_compiler()),
-            *FLAGS,
-            "-shared",
-            "-fPIC",
-            "-o",
-            str(built),
-            *map(str, SOURCES),
-            "-lm",
-        ]
-        subprocess.run(command, check=True, capture_output=True, text=True)
-        built.replace(path)
+    """Where it is kept."""
+    return compiler.library_path(SOURCES, FLAGS)
 
 
 @dataclass(frozen=True)

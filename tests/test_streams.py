@@ -15,7 +15,15 @@ from hypothesis import strategies as st
 from networks import all_same_bits, noise, same_bits
 
 import evo_subnets
-from evo_subnets import Mutation, kernel, materialize, materialize_siblings, mutation, streams
+from evo_subnets import (
+    Mutation,
+    compiler,
+    kernel,
+    materialize,
+    materialize_siblings,
+    mutation,
+    streams,
+)
 from evo_subnets.storage import fingerprint
 
 quick = settings(max_examples=30, deadline=None, derandomize=True, database=None)
@@ -347,9 +355,7 @@ def test_without_a_compiler_plain_torch_serves_with_one_warning(nothing_cached, 
 
 
 def test_small_networks_do_not_wait_for_a_compiler(nothing_cached, monkeypatch):
-    monkeypatch.setattr(
-        kernel, "_compile", lambda path: pytest.fail("compiled for a small network")
-    )
+    monkeypatch.setattr(compiler, "build", lambda *_: pytest.fail("compiled for a small network"))
     for _ in range(10):
         materialize({"w": noise(20, 30)}, Mutation(1, 0.1, 0.0, 0.5))
     assert not kernel.available(kernel.COMPILE_AFTER - 6001)

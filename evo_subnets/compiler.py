@@ -1,0 +1,63 @@
+"""C sources compiled on first need for this machine, and kept on disk for later processes."""
+
+import ctypes
+import hashlib
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import tempfile
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def library(sources: Sequence[Path], flags: Sequence[str], without: str) -> ctypes.CDLL | None:
+    """The compiled library; None where it cannot be had, with a warning that says `without`."""
+    path = library_path(sources, flags)
+    try:
+        if not path.exists():
+            build(sources, flags, path)
+        return ctypes.CDLL(str(path))
+    except (OSError, subprocess.CalledProcessError) as error:
+        reason = getattr(error, "stderr", None) or str(error)
+        warnings.warn(
+            f"{without}; a C compiler on the path (or named in CC) mends this "
+            f"({reason.strip()[:200]})",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return None
+
+
+def library_path(sources: Sequence[Path], flags: Sequence[str]) -> Path:
+    """Where the library of these sources, this compiler and this processor is kept."""
+    known = hashlib.sha256(b"".join(source.read_bytes() for source in sources))
+    for part in (*flags, _compiler(), platform.platform(), _processor()):
+        known.update(part.encode() + b"\0")
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    return Path(home) / "evo_subnets" / f"{sources[0].stem}-{known.hexdigest()[:16]}.so"
+
+
+def build(sources: Sequence[Path], flags: Sequence[str], path: Path) -> None:
+    """Compiles, about a second long, and puts the library where it is kept."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:  # renamed whole: others may race
+        built = Path(folder) / path.name
+        command = [*shlex.split(_compiler()), *flags, "-shared", "-fPIC", "-o", str(built)]
+        command += [*map(str, sources), "-lm"]
+        subprocess.run(command, check=True, capture_output=True, text=True)
+        built.replace(path)
+
+
+def _compiler() -> str:
+    return os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or "cc"
+
+
+def _processor() -> str:
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return platform.processor()
+    return next((line for line in text.splitlines() if line.startswith(("flags", "Features"))), "")
