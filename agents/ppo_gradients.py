@@ -12,9 +12,10 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import RolloutBufferSamples
 from torch import Tensor, nn
 
-PART = 128
-"""Observations whose gradient a thread takes at once: one thread did 318 a second of 16-32-32, and
-276 in parts of 32, where the small steps between the compiled blocks weigh more."""
+PART = 64
+"""Observations whose gradient a thread takes at once. Two threads with parts of 32, 64 and 128 were
+1.36, 1.61 and 1.46 times as fast as stable-baselines3 (`benchmarks/ppo.py`, 16-32-32): small parts
+have more steps between the compiled blocks, large ones leave the cache."""
 
 STATISTICS = ("policy", "value", "entropy", "clip_fraction", "approx_kl")
 Gradients = list[Tensor | None]
