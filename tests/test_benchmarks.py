@@ -6,6 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+import torch
+
+from benchmarks.__main__ import CPU, GPU, SLOW
+
 ROOT = Path(__file__).parent.parent
 SPREAD = r"\[[\d.]+, [\d.]+\]"
 
@@ -60,3 +65,40 @@ def test_killed_runs_end_with_the_same_results():
     )  # fmt: skip
     assert process.returncode == 0, process.stdout + process.stderr
     assert re.search(r"1 of 1$", process.stdout, re.MULTILINE)
+
+
+def test_every_benchmark_is_run_by_make_or_left_out_for_a_reason():
+    scripts = {path.stem for path in (ROOT / "benchmarks").glob("*.py")}
+    assert scripts - {"__init__", "__main__", "timing"} == {*CPU, *SLOW}
+    for name in GPU:
+        assert "cuda" in (ROOT / "benchmarks" / f"{name}.py").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["cpu", "--only", "nothing"], "--only nothing: expected names of mutation, "),
+        (["gpu"], "there is no CUDA device here"),
+    ],
+)
+def test_what_cannot_be_run_is_refused_in_a_line(arguments, message):
+    if arguments == ["gpu"] and torch.cuda.is_available():
+        pytest.skip("there is a CUDA device here")
+    process = subprocess.run(
+        [sys.executable, "-m", "benchmarks", *arguments], cwd=ROOT, capture_output=True, text=True
+    )
+    assert process.returncode == 1
+    assert process.stderr.startswith("error: ")
+    assert message in process.stderr
+    assert len(process.stderr.splitlines()) == 1
+
+
+def test_a_benchmark_of_make_runs_and_says_what_was_left_out():
+    process = subprocess.run(
+        [sys.executable, "-m", "benchmarks", "cpu", "--only", "storage"],
+        cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert process.returncode == 0, process.stderr
+    assert "times smaller" in process.stdout
+    assert "mutation: not asked for" in process.stdout
+    assert "make bench-gpu" in process.stdout
