@@ -26,6 +26,8 @@ SOURCE = Path(__file__).with_name("impala.c")
 FLAGS = ["-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math"]
 LANES = 16
 """Channels come in multiples of this."""
+WIDEST = 32
+"""Channels at most: with 32-64-128 torch's own convolutions are faster (`benchmarks/ppo.py`)."""
 
 
 class Shape(ctypes.Structure):
@@ -46,7 +48,7 @@ def fits(network: "ImpalaCNN", observations: Tensor) -> bool:
         and observations.dtype == torch.float32
         and not observations.requires_grad
         and network.hidden.weight.dtype == torch.float32
-        and all(width % LANES == 0 for width in network.widths)
+        and all(width % LANES == 0 and width <= WIDEST for width in network.widths)
         and library() is not None
     )
 
