@@ -8,7 +8,7 @@ BIN := .venv/bin
 help:
 	@echo "make run     the main job: mutate the bigfish parent, select, play unseen levels"
 	@echo "make test    lint, types and tests"
-	@echo "make bench   the benchmarks that a CPU can run, about half an hour"
+	@echo "make bench   the benchmarks that a CPU can run"
 	@echo "make bench-gpu   those that a CUDA device can run"
 	@echo "make clean   removes the virtual environment and caches, keeps runs/"
 

@@ -37,9 +37,9 @@ CPU = {
 GPU = ("mutation",)
 """Those that take `--device cuda`."""
 SLOW = {
-    "ppo_learning": "trains both sides on two games, an hour",
-    "crash": "kills runs 60 times, some 40 minutes",
-    "damage": "opens 70,000 damaged files, some 30 minutes",
+    "ppo_learning": "trains both sides on two games, three seeds each",
+    "crash": "kills runs 60 times",
+    "damage": "opens 70,000 damaged files",
 }
 """Scripts that show something and time nothing, to be called by name."""
 

@@ -16,14 +16,10 @@ from evo_subnets.threads import single_threads
 
 Inputs = tuple[Tensor, ...]
 
-# Measured on two cores, eight members each (times as fast as the loop): LeNet-S with one row 1.4,
-# ResNet-20 1.4 with one row and 1.7 with 64, VGG-11 1.5. Networks of linear layers alone are better
-# off in turn, where both threads share a large product: two layers of 1,024 with one row 1.4, with
-# 64 1.1, with 1,024 0.7 to 1.0; two of 256 and 128 0.9, 0.7 with 16 rows; of 64 and 64 0.5.
+# Networks of linear layers alone are better off in turn, where both threads share a large product.
 SLICE = 32
-"""Rows that go through a member together. LeNet-L with 256 rows gains 1.4 times in slices of 8, 1.8
-of 16, 2.2 of 32, 64 and 128. Two threads with 64 rows of the Impala network's first layer hold more
-than a cache of 32 MB."""
+"""Rows that go through a member together (`benchmarks/inference.py`). Two threads with 64 rows of
+the Impala network's first layer hold more than a cache of 32 MB."""
 LEAST_WORK = 2_000_000
 """Weights times rows of all members with convolutions, to be worth handing to threads."""
 LEAST_WEIGHTS = 16_000_000
