@@ -12,12 +12,13 @@ from itertools import product
 from queue import SimpleQueue
 
 import torch
+from torch import nn
 
 from agents.blocks import Block, step_together
 from agents.course import Course, Episodes
 from agents.policies import Actor, EnsemblePolicy
 from envs.procgen import ProcgenSimulator
-from evo_subnets.evolution import Child, gather
+from evo_subnets.evolution import Child, evaluate, gather
 from evo_subnets.mutation import Mutation, materialize
 from evo_subnets.subnetworks import parameters
 
@@ -101,17 +102,31 @@ def evaluate_population(
     device: torch.device | str = "cpu",
     on_child: Callable[[Child], None] | None = None,
     done: Sequence[Child] = (),
+    actors: int = 0,
+    gpus_per_actor: float | None = None,
+    address: str | None = None,
 ) -> list[Child]:
-    """What `evolution.evaluate` returns with the mean return of `play` as the fitness, sooner.
+    """What `evolution.evaluate` returns with the mean return of `play` as the fitness.
 
-    Children are told and kept as there, in the order in which they finish.
+    Children are told and kept as there, in the order in which they finish. In this process they
+    play together, in others (`actors`, see there) one by one.
     """
+    space = parent.observation_space
+    if actors:
+
+        def fitness(model: nn.Module) -> float:
+            agent = EnsemblePolicy(model, space, device=device)
+            return float(play(agent, course, episodes, deterministic).returns.mean())
+
+        return evaluate(
+            parent, mutations, fitness, None, on_child, done, actors, gpus_per_actor, address
+        )
     weights = parameters(parent)
 
     def policy(mutation: Mutation) -> EnsemblePolicy:
         model = copy.deepcopy(parent)
         materialize(weights, mutation, parameters(model))
-        return EnsemblePolicy(model, parent.observation_space, device=device)
+        return EnsemblePolicy(model, space, device=device)
 
     def evaluated(missing: Sequence[Mutation]) -> Iterator[tuple[int, Child]]:
         policies = [partial(policy, mutation) for mutation in missing]

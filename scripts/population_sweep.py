@@ -19,7 +19,7 @@ from agents.ppo import PPOSettings
 from configs.command_line import choose_device, run
 from configs.sweep import SweepArgs
 from envs.procgen import TRAIN_LEVELS
-from evo_subnets import Child, Ensemble, evaluate, quads, search_trust_region, select, storage
+from evo_subnets import Child, Ensemble, quads, search_trust_region, select, storage
 from evo_subnets.journal import Journal
 from evo_subnets.memory import keep_freed_memory
 from evo_subnets.streams import derive_seed
@@ -71,16 +71,10 @@ def main(args: SweepArgs) -> None:
                 advance(1, f"{population}: {child.fitness:.2f}")
 
             mutations = quads(largest, sigma, density, args.seed)
-            done = journal.children(population)
-            if args.workers.actors:
-                children = evaluate(
-                    actor, mutations, validate, on_child=on_child, done=done, **args.workers.options
-                )
-            else:  # the same children, together
-                children = evaluate_population(
-                    actor, mutations, course, args.validation_episodes, False, device, on_child,
-                    done,
-                )  # fmt: skip
+            children = evaluate_population(
+                actor, mutations, course, args.validation_episodes, False, device, on_child,
+                journal.children(population), **args.workers.options,
+            )  # fmt: skip
             for size in args.population_sizes:
                 elites = select(children[:size], min(args.ensemble_size, size))
                 members = [child.mutation for child in elites]

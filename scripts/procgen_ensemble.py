@@ -25,7 +25,7 @@ from agents.population import evaluate_population, play
 from configs.command_line import choose_device, run
 from configs.procgen import ProcgenArgs
 from envs.procgen import TEST_LEVELS, TRAIN_LEVELS, normalized_return
-from evo_subnets import Child, Evolution, evaluate, search_trust_region, storage
+from evo_subnets import Child, Evolution, search_trust_region, storage
 from evo_subnets.journal import Journal
 from evo_subnets.memory import keep_freed_memory
 from evo_subnets.streams import derive_seed
@@ -117,17 +117,13 @@ def main(args: ProcgenArgs) -> None:
                 count += 1
                 advance(1, f"return {child.fitness:.2f}")
 
-            mutations, done = evolution.ask(), journal.children("children")
-            if args.workers.actors:
-                children = evaluate(
-                    actor, mutations, validate, on_child=on_child, done=done, **args.workers.options
+            evolution.tell(
+                evaluate_population(
+                    actor, evolution.ask(), course("validation"), args.validation_episodes,
+                    args.deterministic, device, on_child, journal.children("children"),
+                    **args.workers.options,
                 )
-            else:  # the same children, together
-                children = evaluate_population(
-                    actor, mutations, course("validation"), args.validation_episodes,
-                    args.deterministic, device, on_child, done,
-                )  # fmt: skip
-            evolution.tell(children)
+            )  # fmt: skip
         for child in evolution.children:
             if child.failed:
                 print(f"  {child.mutation} failed: {child.reason}")
