@@ -9,7 +9,6 @@ damage, it is no signature. No file may crash the loader, or load as something e
 """
 
 import random
-import resource
 import sys
 import tempfile
 import time
@@ -24,6 +23,7 @@ import tyro
 from torch import nn
 
 from agents.policies import impala_actor, load_actor, save_actor
+from benchmarks.memory import peak_bytes
 from configs.command_line import run
 from evo_subnets import Child, Ensemble, quads, storage
 from evo_subnets.checkpoints import Checkpoint
@@ -247,7 +247,7 @@ def main(args: Args) -> None:
                 [kind.name, str(count), str(outcomes["refused"]), str(outcomes["the same"]),
                  str(outcomes["well-formed"]), str(outcomes["wrong"]), f"{slowest:.3f} s"]
             )  # fmt: skip
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    memory = peak_bytes() / 2**30
     print(
         table(
             [

@@ -15,13 +15,13 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Literal
 
 import torch
 import tyro
 from torch import Tensor, nn
 
+from benchmarks.memory import peak_bytes, resident_bytes
 from benchmarks.timing import alternate, comparison, publish, ratios, spread
 from evo_subnets import Mutation, evaluate, materialize, materialize_siblings, quads
 
@@ -169,15 +169,9 @@ def measure_memory(population_size: int, weights: int) -> None:
     evaluate(warm, quads(8, 0.01, 0.2, 0), lambda _: 0.0)  # loads what is loaded once
     module = Layers(network(weights, 25))
     gc.collect()
-    before = status_bytes("VmRSS")
+    before = resident_bytes()
     evaluate(module, quads(population_size, 0.01, 0.2, 0), lambda _: 0.0)
-    print((status_bytes("VmHWM") - before) / (4 * weights))
-
-
-def status_bytes(field: str) -> int:
-    """Of this process: VmRSS is what is resident, VmHWM its peak."""
-    status = Path("/proc/self/status").read_text()
-    return int(next(line for line in status.splitlines() if field in line).split()[1]) * 1024
+    print((peak_bytes() - before) / (4 * weights))
 
 
 def cold_start(args: Args) -> str:

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.utils.data import TensorDataset
 
-from benchmarks.mutation import status_bytes
+from benchmarks.memory import peak_bytes, resident_bytes
 from benchmarks.timing import alternate, comparison, publish, spread
 from evo_subnets import evaluate, materialize, parameters, quads
 from evo_subnets.data import Augmentation, Images
@@ -257,9 +257,9 @@ def measure_memory(model: str, population_size: int) -> None:
     evaluate(network("lenet-s"), quads(4, SIGMA, DENSITY, 0), fitness)  # loads what is loaded once
     module = network(model)
     gc.collect()
-    before = status_bytes("VmRSS")
+    before = resident_bytes()
     evaluate(module, quads(population_size, SIGMA, DENSITY, 0), fitness)
-    print(status_bytes("VmHWM") - before)
+    print(peak_bytes() - before)
 
 
 if __name__ == "__main__":

@@ -49,6 +49,15 @@ def test_the_mutation_benchmark_runs_to_its_end(tmp_path):
     assert len(re.findall(r"on disk +\d+\.\d{3}", text)) == 5
 
 
+def test_the_peak_memory_of_a_process_is_not_the_peak_of_whoever_started_it():
+    ballast = b"1" * 2**28
+    process = subprocess.run(
+        [sys.executable, "-c", "from benchmarks.memory import *; print(peak_bytes())"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert 2**20 < int(process.stdout) < len(ballast)
+
+
 def test_damaged_files_are_refused_or_harmless():
     process = subprocess.run(
         [sys.executable, "benchmarks/damage.py", "--tiny"],
