@@ -105,12 +105,14 @@ def run_race(
     rules: Rules = DEFAULT,
     strata: Tensor | None = None,
     seed: int = 0,
+    on_leave: Callable[[int, float], None] | None = None,
 ) -> Outcome:
     """The best k of `racers` by their mean score over `samples` samples; higher is better.
 
     All racers see the same samples, in an order drawn from `seed`. strata: (samples,) int64
     numbers from 0 on of groups of samples; those in which racers differ more get more of the blocks
-    (Neyman 1934), so put together what they are likely to disagree on.
+    (Neyman 1934), so put together what they are likely to disagree on. `on_leave` gets the number
+    and the estimate of each racer whose race is over.
     """
     if not 1 <= k <= racers:
         raise ValueError(f"k must be in 1..{racers}, the number of racers, got {k}")
@@ -122,8 +124,9 @@ def run_race(
     running, accepted, seen = list(range(racers)), list[int](), [0] * racers
     estimates = [math.nan] * racers
     while running:
+        racing = list(running)
         block = field.next_block(running)
-        for i in list(running):
+        for i in racing:
             scores = judge(i, torch.cat(block))
             seen[i] += sum(map(len, block))
             if scores is None:
@@ -132,14 +135,17 @@ def run_race(
             else:
                 field.add(i, block, scores)
         field.advance(block)
-        if not running:
-            break
-        means, surely = field.compare(running)
-        for i, mean in zip(running, means.tolist(), strict=True):
-            estimates[i] = mean
-        now_in, now_out = _decided(means, surely, k - len(accepted))
-        accepted += [running[i] for i in now_in]
-        running = [i for n, i in enumerate(running) if n not in {*now_in, *now_out}]
+        if running:
+            means, surely = field.compare(running)
+            for i, mean in zip(running, means.tolist(), strict=True):
+                estimates[i] = mean
+            now_in, now_out = _decided(means, surely, k - len(accepted))
+            accepted += [running[i] for i in now_in]
+            running = [i for n, i in enumerate(running) if n not in {*now_in, *now_out}]
+        if on_leave is not None:
+            for i in racing:
+                if i not in running:
+                    on_leave(i, estimates[i])
     accepted.sort(key=lambda i: (-estimates[i], i))
     return Outcome(tuple(accepted), tuple(estimates), tuple(seen))
 
@@ -246,12 +252,14 @@ def race(
     strata: Tensor | None = None,
     seed: int = 0,
     include: Include = None,
+    on_child: Callable[[Child], None] | None = None,
 ) -> Race:
     """The k best children of `module` for a part of the evaluations that `evaluate` needs.
 
     `score` gets children as a fitness does (see `Evaluator`), and the numbers of `samples`:
     validation images to 0 or 1, levels to returns. A child that raises or scores NaN fails, and is
-    never chosen; a PopulationError says that more than half have. The other arguments: `run_race`.
+    never chosen; a PopulationError says that more than half have. `on_child` sees each child as its
+    race ends. The other arguments: `run_race`.
     """
     failed: dict[int, Child] = {}
     latest = torch.empty(0)
@@ -280,9 +288,13 @@ def race(
             )
         return None
 
-    outcome = run_race(judge, len(mutations), samples, k, rules, strata, seed)
-    children = tuple(
-        failed.get(i) or Child(mutation, outcome.estimates[i])
-        for i, mutation in enumerate(mutations)
-    )
+    def child(number: int, estimate: float) -> Child:
+        return failed.get(number) or Child(mutations[number], estimate)
+
+    def leave(number: int, estimate: float) -> None:
+        if on_child is not None:
+            on_child(child(number, estimate))
+
+    outcome = run_race(judge, len(mutations), samples, k, rules, strata, seed, leave)
+    children = tuple(map(child, range(len(mutations)), outcome.estimates))
     return Race(children, tuple(children[i] for i in outcome.chosen), outcome.seen)

@@ -53,8 +53,15 @@ def test_a_race_to_the_end_chooses_as_full_evaluation():
     assert [c.fitness for c in slow.children] == pytest.approx([c.fitness for c in full.children])
     assert [c.mutation for c in slow.elites] == [c.mutation for c in select(full.children, 3)]
     assert [c.mutation for c in slow.elites] == list(slow.ensemble.recipe.mutations)
-    fast = noisy(module, images, PLAIN, 8, 3, sigma=0.3, racing=Rules(block=20))
+    seen.clear()
+    fast = noisy(
+        module, images, PLAIN, 8, 3, sigma=0.3, on_child=seen.append, racing=Rules(block=20)
+    )
     assert sum(fast.seen) < sum(slow.seen)
+    told = [fast.children.index(child) for child in seen]  # each once, as its race ends
+    assert sorted(told) == list(range(8))
+    assert told != sorted(told)
+    assert [fast.seen[i] for i in told] == sorted(fast.seen)
     assert len(fast.ensemble.members) == 3
 
 

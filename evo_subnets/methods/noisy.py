@@ -87,7 +87,7 @@ def noisy(
 
     `racing`: rules by which children that are hardly among the best are dropped before they have
     seen all images (see `racing.race`), in this process and without `evaluation`. The fitness of
-    those is an estimate; `on_child` sees all children at the end.
+    those is an estimate.
     """
     if racing is not None and norm_images is not None:
         raise ValueError(
@@ -111,10 +111,8 @@ def noisy(
             racing,
             halves_by_doubt(parent, validation, augmentation),
             seed,
+            on_child=on_child,
         )
-        for child in found.children:
-            if on_child is not None:
-                on_child(child)
         ensemble = Ensemble.from_mutations(parent, [child.mutation for child in found.chosen])
         return Noisy(ensemble, found.children, found.chosen, sigma, region, found.seen)
     fitness = Accuracy(validation, augmentation, norm_images)
