@@ -12,6 +12,8 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import RolloutBufferSamples
 from torch import Tensor, nn
 
+from evo_subnets.winograd import FastConvolutions
+
 PART = 64
 """Observations whose gradient a thread takes at once. Two threads with parts of 32, 64 and 128 were
 1.36, 1.61 and 1.46 times as fast as stable-baselines3 (`benchmarks/ppo.py`, 16-32-32): small parts
@@ -102,7 +104,8 @@ def gradient(
     require them.
     """
     actions = rows.actions.long().flatten() if settings.discrete else rows.actions
-    values, log_probability, entropy = policy.evaluate_actions(rows.observations, actions)
+    with FastConvolutions():
+        values, log_probability, entropy = policy.evaluate_actions(rows.observations, actions)
     log_ratio = log_probability - rows.old_log_prob
     ratio, clip = log_ratio.exp(), settings.clip_range
     surrogate = rows.advantages * ratio

@@ -23,6 +23,7 @@ CPU = {
     "mutation": "building children, against plain torch and a memory copy",
     "crossover": "from how many weights on compiled draws pay",
     "population": "judging children, against EvoTorch's SupervisedNE",
+    "winograd": "convolutions of many pictures, against torch's",
     "racing": "judging fewer children, against judging all",
     "procgen_population": "children that play together, against evaluate_policy one by one",
     "ppo": "PPO, against stable-baselines3's",

@@ -7,7 +7,8 @@ first checks that they agree. EvoTorch and the plain loops are given the childre
 normalised images; this library builds its children and normalises its images within its time. Two
 more sides are other ways to use the cores, measured and not taken: `vmap` over four children at
 once, and `a child a thread`, two side by side. Then the speed of the processor's matrix products,
-which bounds all of them, and the peak memory of a small and of a large population.
+which bounds all sides that convolve directly, and the peak memory of a small and of a large
+population.
 """
 
 import copy
@@ -115,8 +116,8 @@ def main(args: Args) -> None:
         f"{args.model}, {args.children} children, {args.images:,} images of 3x32x32, "
         f"{args.threads} threads, {args.rounds} alternations. Accuracies agree.",
         comparison(per_child, next(iter(sides)), "ms per child"),
-        f"evaluate: {spread(rates, 0)} GFLOP/s; matrix products of 2048x2048: "
-        f"{spread(product_rates(), 0)} GFLOP/s.",
+        f"evaluate: {spread(rates, 0)} GFLOP/s of direct convolutions; "
+        f"matrix products of 2048x2048: {spread(product_rates(), 0)} GFLOP/s.",
     ]
     if args.populations:
         sections.append(memory(args))

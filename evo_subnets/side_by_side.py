@@ -1,18 +1,20 @@
-"""An ensemble's members side by side on the threads of a CPU, instead of one after the other.
+"""Forward passes side by side on the threads of a CPU, instead of one after the other.
 
-A thread to a member instead of all threads to each: nothing is shared out and waited for at every
-layer. Pictures go through in slices that stay in the cache, and in the channels-last layout, which
-is made once for all members.
+A thread to a member of an ensemble, or to a batch, instead of all threads to each: nothing is
+shared out and waited for at every layer. Pictures go through in slices that stay in the cache, and
+in the channels-last layout, which is made once for all members.
 """
 
+import copy
 import os
-from collections.abc import Sequence
-from concurrent.futures import Future, wait
+from collections.abc import Iterable, Sequence
+from queue import SimpleQueue
 
 import torch
 from torch import Tensor, nn
 
-from evo_subnets.threads import single_threads
+from evo_subnets.threads import share_out
+from evo_subnets.winograd import FastConvolutions
 
 Inputs = tuple[Tensor, ...]
 
@@ -45,12 +47,16 @@ def may_go(members: Sequence[nn.Module], inputs: Inputs) -> bool:
     of torch, in eval mode, with a share of the members for each thread, and not in a forked
     process, which has none of its parent's threads.
     """
-    if torch.compiler.is_compiling() or os.getpid() != _PROCESS:
-        return False
     threads = torch.get_num_threads()
-    if threads == 1 or (len(members) % threads and len(members) < 4 * threads):
+    if len(members) % threads and len(members) < 4 * threads:
         return False
-    return _nothing_watches() and _ordinary(inputs) and _resting(members)
+    return _threads_help() and _ordinary(inputs) and _resting(members)
+
+
+def _threads_help() -> bool:
+    if torch.compiler.is_compiling() or os.getpid() != _PROCESS or torch.get_num_threads() == 1:
+        return False
+    return _nothing_watches()
 
 
 def _nothing_watches() -> bool:
@@ -93,29 +99,57 @@ def _resting(members: Sequence[nn.Module]) -> bool:
 
 def side_by_side(members: Sequence[nn.Module], inputs: Inputs) -> Tensor:
     """(members, batch, ...): each member's output. Rows of the inputs must not mix in a member."""
-    threads = torch.get_num_threads()
     parts = [torch.split(_channels_last(tensor), SLICE) for tensor in inputs]
     slices = list(zip(*parts, strict=True))
     outputs: list[Tensor | None] = [None] * len(members)
-    waiting = iter(range(len(members)))
     inference = torch.is_inference_mode_enabled()
 
-    def work() -> None:
-        with torch.inference_mode() if inference else torch.no_grad():
-            for index in waiting:  # shared: a thread that is done takes the next member
-                outputs[index] = torch.cat([members[index](*piece) for piece in slices])
+    def answer(index: int) -> None:
+        with torch.inference_mode() if inference else torch.no_grad(), FastConvolutions():
+            outputs[index] = torch.cat([members[index](*piece) for piece in slices])
 
-    futures: list[Future[None]] = []
-    try:
-        futures = [single_threads(threads).submit(work) for _ in range(threads)]
-        wait(futures)
-    finally:  # interrupted: no member runs on behind the caller's back
-        for _ in waiting:
-            pass
-        wait(futures)
-    for future in futures:
-        future.result()
+    share_out(answer, range(len(members)), torch.get_num_threads())
     return torch.stack([output for output in outputs if output is not None])
+
+
+@torch.no_grad()
+def forward_passes(module: nn.Module, batches: Iterable[Tensor]) -> list[Tensor]:
+    """The module's output for each batch, without gradients.
+
+    A network with convolutions, in eval mode and on a CPU, has a thread to a batch, and
+    `FastConvolutions`. Its forward pass must not draw random numbers: threads would share them.
+    """
+    convolutions = any(isinstance(layer, CONVOLUTIONS) for layer in module.modules())
+    if not convolutions or any(each.device.type != "cpu" for each in module.parameters()):
+        return [module(inputs) for inputs in batches]
+    if not (_threads_help() and _resting([module])):
+        with FastConvolutions():
+            return [module(inputs) for inputs in batches]
+    threads = torch.get_num_threads()
+    twins: SimpleQueue[nn.Module] = SimpleQueue()
+    for _ in range(threads):
+        twins.put(_twin(module))
+    outputs: dict[int, Tensor] = {}
+
+    @torch.no_grad()
+    def answer(numbered: tuple[int, Tensor]) -> None:
+        number, inputs = numbered
+        twin = twins.get()
+        with FastConvolutions():
+            outputs[number] = twin(inputs)
+        twins.put(twin)
+
+    share_out(answer, enumerate(batches), threads)
+    return [outputs[number] for number in sorted(outputs)]
+
+
+def _twin(module: nn.Module) -> nn.Module:
+    """A module with the same tensors, whose attributes another thread does not see."""
+    twin = copy.copy(module)
+    twin._modules = {
+        name: None if child is None else _twin(child) for name, child in module._modules.items()
+    }
+    return twin
 
 
 def _channels_last(tensor: Tensor) -> Tensor:

@@ -1,11 +1,13 @@
 """Threads for work that is shared out as a whole: none of torch's own beneath them."""
 
 import threading
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from typing import TypeVar
 
 import torch
 
+Item = TypeVar("Item")
 _pools: dict[int, ThreadPoolExecutor] = {}
 _lock = threading.Lock()
 
@@ -19,6 +21,37 @@ def single_threads(threads: int) -> ThreadPoolExecutor:
         if threads not in _pools:
             _pools[threads] = _started(threads)
         return _pools[threads]
+
+
+def share_out(job: Callable[[Item], None], items: Iterable[Item], threads: int) -> None:
+    """Does `job` with each item, none of which is None, on so many `single_threads`.
+
+    A thread that is done takes the next item. What a job raises is raised here, and what nobody has
+    taken by then is left.
+    """
+    left, taking, stop = iter(items), threading.Lock(), threading.Event()
+
+    def work() -> None:
+        try:
+            while not stop.is_set():
+                with taking:  # the items may be a generator's
+                    item = next(left, None)
+                if item is None:
+                    return
+                job(item)
+        except BaseException:
+            stop.set()
+            raise
+
+    futures: list[Future[None]] = []
+    try:
+        futures = [single_threads(threads).submit(work) for _ in range(threads)]
+        wait(futures)
+    finally:  # interrupted: nothing runs on behind the caller's back
+        stop.set()
+        wait(futures)
+    for future in futures:
+        future.result()
 
 
 def _started(threads: int) -> ThreadPoolExecutor:

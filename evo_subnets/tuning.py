@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from evo_subnets.checkpoints import Checkpoint
 from evo_subnets.data import Augmentation, Images, batches
 from evo_subnets.ensemble import Ensemble
+from evo_subnets.side_by_side import forward_passes
 from evo_subnets.streams import derive_seed
 
 
@@ -256,9 +257,9 @@ def predict(
     was_training = module.training
     module.eval()
     loader = batches(images, batch_size or _batch_size(images), augmentation)
-    outputs = [module(inputs).float() for inputs, _ in loader]
+    outputs = forward_passes(module, (inputs for inputs, _ in loader))
     module.train(was_training)
-    return torch.cat(outputs)
+    return torch.cat(outputs).float()
 
 
 @torch.no_grad()

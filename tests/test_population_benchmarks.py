@@ -31,6 +31,13 @@ def test_all_sides_judge_a_population_alike():
     assert re.search(r"population of +4: +-?[\d.]+ MiB", text)
 
 
+def test_convolutions_are_timed_layer_by_layer():
+    text = outcome("winograd", "--layers", "ResNet-20, 3rd stage", "--batch", "10",
+                   "--rounds", "1", "--batches", "2")  # fmt: skip
+    row = rf"^ResNet-20, 3rd stage .+ +\d+\.\d\d {SPREAD} +\d+\.\d\d {SPREAD} +\d\.\de-0\d$"
+    assert re.search(row, text, re.MULTILINE)
+
+
 def test_races_are_counted_against_full_evaluation():
     text = outcome(
         "racing", "--model", "mlp-32", "--epochs", "1", "--targets", "0.02", "--pool", "16",
