@@ -4,8 +4,8 @@
 
 All sides judge the same children of one network by their accuracy on the same images; the script
 first checks that they agree. EvoTorch and the plain loops are given the children's weights and
-normalised images; this library builds its children and normalises its images within its time. Two
-more sides are other ways to use the cores, measured and not taken: `vmap` over four children at
+normalised images; this library builds its children and normalises its images within its time.
+`--others` adds two ways to use the cores, measured and not taken: `vmap` over four children at
 once, and `a child a thread`, two side by side. Then the speed of the processor's matrix products,
 which bounds all sides that convolve directly, and the peak memory of a small and of a large
 population.
@@ -34,6 +34,7 @@ from benchmarks.memory import peak_bytes, resident_bytes
 from benchmarks.timing import alternate, comparison, publish, spread
 from evo_subnets import evaluate, materialize, parameters, quads
 from evo_subnets.data import Augmentation, Images
+from evo_subnets.memory import keep_freed_memory
 from evo_subnets.methods.noisy import Accuracy
 from evo_subnets.metrics.cost import multiply_adds
 from evo_subnets.models import build
@@ -57,8 +58,10 @@ class Args:
     """Validation images of 3x32x32."""
     batches: tuple[int, ...] = (100, 500)
     """Batch sizes of EvoTorch and of plain passes, divisors of the images."""
-    others: bool = True
-    """Time vmap and a child a thread too."""
+    others: bool = False
+    """Time vmap and a child a thread too; what they leave in memory helps the sides after them."""
+    keep_memory: bool = False
+    """Freed memory stays with the process, for all sides, as this project's scripts have it."""
     rounds: int = 5
     """Alternations; medians and extremes are reported."""
     threads: int = 2
@@ -87,6 +90,8 @@ class Setting:
 def main(args: Args) -> None:
     logging.getLogger("evotorch").setLevel(logging.WARNING)
     torch.set_num_threads(args.threads)
+    if args.keep_memory:
+        keep_freed_memory()
     module, images = network(args.model), pictures(args.images)
     mutations = quads(args.children, SIGMA, DENSITY, seed=0)
     children = [materialize(parameters(module), mutation) for mutation in mutations]
@@ -114,7 +119,8 @@ def main(args: Args) -> None:
     rates = [work / second / 1e9 for second in per_child["evaluate"]]
     sections = [
         f"{args.model}, {args.children} children, {args.images:,} images of 3x32x32, "
-        f"{args.threads} threads, {args.rounds} alternations. Accuracies agree.",
+        f"{args.threads} threads, {args.rounds} alternations"
+        f"{', freed memory kept' if args.keep_memory else ''}. Accuracies agree.",
         comparison(per_child, next(iter(sides)), "ms per child"),
         f"evaluate: {spread(rates, 0)} GFLOP/s of direct convolutions; "
         f"matrix products of 2048x2048: {spread(product_rates(), 0)} GFLOP/s.",
