@@ -12,7 +12,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import RolloutBufferSamples
 from torch import Tensor, nn
 
-from evo_subnets.winograd import FastConvolutions
+from evo_subnets.fast_convolutions import FastConvolutions
 
 PART = 64
 """Observations whose gradient a thread takes at once. Two threads with parts of 32, 64 and 128 were

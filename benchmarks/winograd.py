@@ -3,7 +3,7 @@
     python benchmarks/winograd.py
 
 As in `side_by_side.forward_passes`, every thread has a batch of its own and one torch thread. The
-script first checks the outputs. From its table come `FEWEST_PAIRS` and `FEWEST_TILES`.
+script first checks the outputs. Its table is where `fast_convolutions.FEWEST_PAIRS` comes from.
 """
 
 from collections.abc import Callable

@@ -13,8 +13,8 @@ from queue import SimpleQueue
 import torch
 from torch import Tensor, nn
 
+from evo_subnets.fast_convolutions import FastConvolutions
 from evo_subnets.threads import share_out
-from evo_subnets.winograd import FastConvolutions
 
 Inputs = tuple[Tensor, ...]
 

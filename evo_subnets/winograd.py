@@ -3,15 +3,14 @@
 Winograd's minimal filtering (Lavin and Gray 2016, arXiv 1509.09308, section 4): an output tile of
 4 x 4 is taken from t x t inputs, t = 4 + r - 1 for an r x r kernel, by t * t products for each pair
 of channels instead of 16 * r * r; gradients likewise. The same convolution to float rounding, which
-grows somewhat: to 1e-5 of their spread, 1e-4 for the gradients of 5 x 5 kernels. Products are
-torch's; `winograd.c` is compiled on first need. `EVO_SUBNETS_EAGER` (set to anything) leaves it
-out, for comparisons.
+grows somewhat: to 1e-5 of their spread, 1e-4 for the gradients of 5 x 5 kernels; what is not finite
+spoils its tile. Products are torch's; `winograd.c` is compiled on first need. `EVO_SUBNETS_EAGER`
+(set to anything) leaves it out, for comparisons.
 """
 
 import ctypes
-import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -20,7 +19,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.overrides import TorchFunctionMode
 
 from evo_subnets import compiler
 
@@ -37,66 +35,6 @@ GAP = 16
 """Floats between two matrices, lest all of a tile's values fall on the same line of the cache."""
 CHUNK_BYTES, CHUNK_TILES = 2**21, 64
 """What is in work at once: so much that a core's cache holds it, but no fewer tiles."""
-FEWEST_PAIRS, FEWEST_TILES = 1024, 100
-"""Channels in times channels out, and tiles in all pictures: below, torch's own way is faster."""
-
-
-class FastConvolutions(TorchFunctionMode):
-    """Within it, those of this thread's convolutions that `fits` approves of take this way."""
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Sequence[type],
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        kwargs = kwargs or {}
-        if func is torch.conv2d:
-            found = _convolution(*args, **kwargs)
-            if found is not None:
-                return found
-        return func(*args, **kwargs)
-
-
-def _convolution(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    stride: Any = 1,
-    padding: Any = 0,
-    dilation: Any = 1,
-    groups: int = 1,
-) -> Tensor | None:
-    """torch.conv2d's result, None where this is not its way."""
-    plain = all(each in (1, (1, 1), [1, 1]) for each in (stride, dilation)) and groups == 1
-    borders = (padding, padding) if isinstance(padding, int) else tuple(padding)
-    if not plain or len(borders) != 2 or borders[0] != borders[1] or input.ndim != 4:
-        return None
-    if not fits(input, weight, borders[0]):
-        return None
-    if torch.is_grad_enabled():
-        with_gradients: Callable[..., Tensor] = Convolution.apply
-        return with_gradients(input, weight, bias, borders[0])
-    return convolve(input, weight, bias, borders[0])
-
-
-def fits(pictures: Tensor, weight: Tensor, padding: int) -> bool:
-    """Whether `convolve` can do it and is worth it (`benchmarks/winograd.py`)."""
-    outputs, inputs, height, width = weight.shape
-    return (
-        not torch.is_autocast_enabled("cpu")
-        and pictures.device.type == "cpu"
-        and pictures.dtype == weight.dtype == torch.float32
-        and height == width
-        and height in KERNELS
-        and 0 <= padding < height
-        and inputs * outputs >= FEWEST_PAIRS
-        and inputs % LANES == outputs % LANES == 0
-        and pictures.is_contiguous(memory_format=torch.channels_last)
-        and len(pictures) * math.prod(_tiles(pictures, height, padding)) >= FEWEST_TILES
-        and library() is not None
-    )
 
 
 class Convolution(torch.autograd.Function):
@@ -137,7 +75,7 @@ def convolve(pictures: Tensor, weight: Tensor, bias: Tensor | None, padding: int
     weights = weights.view(-1, channels, outputs)
     bias = torch.zeros(outputs) if bias is None else bias.contiguous()
     result = torch.empty(
-        (len(pictures), outputs, *_output_size(pictures, r, padding)),
+        (len(pictures), outputs, *output_size(pictures, r, padding)),
         memory_format=torch.channels_last,
     )
     cut = Cut.of(pictures, r, padding, channels + outputs)
@@ -178,7 +116,7 @@ class Cut:
     def of(cls, pictures: Tensor, r: int, padding: int, channels: int) -> "Cut":
         """Of a convolution's input; channels: in and out."""
         t = OUT + r - 1
-        rows, columns = _tiles(pictures, r, padding)
+        rows, columns = tiles(pictures, r, padding)
         fit = CHUNK_BYTES // (4 * t * t * channels * rows * columns)
         least = -(-CHUNK_TILES // (rows * columns))
         return cls(t, rows, columns, min(max(fit, least), len(pictures)))
@@ -226,14 +164,14 @@ def matrices(r: int) -> tuple[Tensor, Tensor, Tensor]:
     return tuple(each.float().contiguous() for each in found)  # type: ignore[return-value]
 
 
-def _output_size(pictures: Tensor, r: int, padding: int) -> tuple[int, int]:
+def output_size(pictures: Tensor, r: int, padding: int) -> tuple[int, int]:
     height, width = pictures.shape[2:]
     return height + 2 * padding - r + 1, width + 2 * padding - r + 1
 
 
-def _tiles(pictures: Tensor, r: int, padding: int) -> tuple[int, int]:
+def tiles(pictures: Tensor, r: int, padding: int) -> tuple[int, int]:
     """Rows and columns of tiles in a picture."""
-    height, width = _output_size(pictures, r, padding)
+    height, width = output_size(pictures, r, padding)
     return -(-height // OUT), -(-width // OUT)
 
 

@@ -7,11 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from evo_subnets import winograd
+from evo_subnets import fast_convolutions, winograd
+from evo_subnets.fast_convolutions import FastConvolutions
 from evo_subnets.models import build
 from evo_subnets.side_by_side import forward_passes
 from evo_subnets.threads import share_out
-from evo_subnets.winograd import FastConvolutions, convolve, matrices
+from evo_subnets.winograd import convolve, matrices
 
 
 def draw(*shape, seed=0):
@@ -108,7 +109,7 @@ LAYERS = {
 @pytest.mark.parametrize("case", LAYERS)
 def test_what_it_is_not_made_for_is_torchs(case, monkeypatch):
     called = []
-    monkeypatch.setattr(winograd, "convolve", lambda *_: called.append(1) or expected)
+    monkeypatch.setattr(fast_convolutions, "convolve", lambda *_: called.append(1) or expected)
     layer, given = LAYERS[case]
     module = nn.Conv2d(**{"in_channels": 64, "out_channels": 32, "kernel_size": 3} | layer)
     x = draw(given.get("count", 32), 64, 9, 9).to(given.get("dtype", torch.float32))
@@ -120,12 +121,33 @@ def test_what_it_is_not_made_for_is_torchs(case, monkeypatch):
     assert len(called) == (case == "made for it")
 
 
+@pytest.mark.parametrize(
+    ("x", "weight", "bias", "message"),
+    [
+        ((32, 32, 9, 9), (32, 64, 3, 3), 32, "expected input.* to have 64 channels"),
+        ((32, 64, 9, 9), (32, 64, 3, 3), 24, "bias"),
+        ((200, 64, 1, 1), (32, 64, 5, 5), 32, "size"),
+        ((64, 9, 9), (32, 64, 3, 3), 32, None),
+    ],
+)
+def test_bad_shapes_are_left_to_torchs_errors(x, weight, bias, message):
+    x, weight, bias = draw(*x), draw(*weight), draw(bias)
+    if x.ndim == 4:
+        x = x.contiguous(memory_format=torch.channels_last)
+    with FastConvolutions():
+        if message is None:
+            assert F.conv2d(x, weight, bias).shape == (32, 7, 7)
+            return
+        with pytest.raises(RuntimeError, match=message):
+            F.conv2d(x, weight, bias)
+
+
 @pytest.mark.usefixtures("seeded")
 @pytest.mark.parametrize("setting", ["autocast", "no library"])
 def test_where_it_must_not_go_torch_does(setting, monkeypatch):
-    monkeypatch.setattr(winograd, "convolve", None)
+    monkeypatch.setattr(fast_convolutions, "convolve", None)
     if setting == "no library":
-        monkeypatch.setattr(winograd, "library", lambda: None)
+        monkeypatch.setattr(fast_convolutions, "library", lambda: None)
     module, x = nn.Conv2d(64, 32, 3), pictures(32, 64, 9, 9)
     autocast = torch.autocast("cpu", enabled=setting == "autocast")
     with autocast:
@@ -137,7 +159,9 @@ def test_where_it_must_not_go_torch_does(setting, monkeypatch):
 
 def test_networks_take_it_and_say_the_same(monkeypatch):
     taken = []
-    monkeypatch.setattr(winograd, "convolve", lambda *given: taken.append(1) or convolve(*given))
+    monkeypatch.setattr(
+        fast_convolutions, "convolve", lambda *given: taken.append(1) or convolve(*given)
+    )
     for name, layers in (("lenet-m", 1), ("resnet-20", 10)):
         module, x = build(name, seed=0).eval(), pictures(100, 3, 32, 32)
         module.to(memory_format=torch.channels_last)
