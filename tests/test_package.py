@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import evo_subnets
-from evo_subnets import kernel
+from evo_subnets import kernel, winograd
 
 PACKAGE = Path(evo_subnets.__file__).parent
 ROOT = PACKAGE.parent
@@ -103,5 +103,5 @@ def test_the_wheel_holds_the_library_alone():
     assert required == {"numpy", "safetensors", "torch"}
 
 
-def test_the_kernel_source_lies_inside_the_library():
-    assert sorted(kernel.SOURCES) == sorted(PACKAGE.rglob("*.c"))
+def test_the_compiled_sources_lie_inside_the_library():
+    assert sorted([*kernel.SOURCES, winograd.SOURCE]) == sorted(PACKAGE.rglob("*.c"))
