@@ -43,17 +43,17 @@ def test_it_is_the_same_convolution(r, height, width, padding, with_bias):
     expected = F.conv2d(x.double(), weight.double(), wide, padding=padding)
     assert found.shape == expected.shape
     assert found.is_contiguous(memory_format=torch.channels_last)
-    torch.testing.assert_close(found.double(), expected, rtol=0, atol=3e-5)
+    torch.testing.assert_close(found.double(), expected, rtol=0, atol=6e-5)
 
 
 def test_pictures_do_not_mix_and_chunks_do_not_matter(monkeypatch):
     x, weight = pictures(30, 8, 9, 9), draw(8, 8, 3, 3, seed=1)
     whole = convolve(x, weight, None, 1)
     alone = torch.cat([convolve(x[i : i + 1], weight, None, 1) for i in range(30)])
-    torch.testing.assert_close(whole, alone, rtol=0, atol=2e-5)
+    torch.testing.assert_close(whole, alone, rtol=0, atol=4e-5)
     monkeypatch.setattr(winograd, "CHUNK_BYTES", 1)
     monkeypatch.setattr(winograd, "CHUNK_TILES", 64)  # seven pictures at once, two in the last
-    torch.testing.assert_close(convolve(x, weight, None, 1), whole, rtol=0, atol=2e-5)
+    torch.testing.assert_close(convolve(x, weight, None, 1), whole, rtol=0, atol=4e-5)
 
 
 @pytest.fixture
@@ -75,7 +75,7 @@ def test_its_gradients_are_the_same(r, height, width, padding):
     expected = torch.autograd.grad(F.conv2d(*wide, padding=padding), wide, upstream.double())
     for one, other in zip(found, expected, strict=True):
         assert one.shape == other.shape
-        atol = {3: 2e-5, 5: 1e-4}[r] * other.std().item()
+        atol = {3: 4e-5, 5: 2e-4}[r] * other.std().item()
         torch.testing.assert_close(one.double(), other, rtol=0, atol=atol)
 
 
