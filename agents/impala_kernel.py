@@ -6,10 +6,8 @@ compiled library out, for comparisons.
 """
 
 import ctypes
-import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +21,6 @@ if TYPE_CHECKING:
     from agents.impala import ImpalaCNN
 
 SOURCE = Path(__file__).with_name("impala.c")
-FLAGS = ["-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math"]
 LANES = 16
 """Channels come in multiples of this."""
 WIDEST = 32
@@ -169,10 +166,7 @@ def _call(name: str, count: int, shape: Shape, *tensors: Tensor | None) -> None:
     getattr(compiled, name)(ctypes.c_long(count), shape, *pointers)
 
 
-@cache
 def library() -> ctypes.CDLL | None:
     """The compiled library, None where it cannot be had or is left out."""
-    if os.environ.get("EVO_SUBNETS_EAGER"):
-        return None
     without = "no compiled Impala blocks: torch's convolutions serve, more slowly"
-    return compiler.library([SOURCE], FLAGS, without)
+    return compiler.fast_library(SOURCE, without)

@@ -9,7 +9,6 @@ spoils its tile. Products are torch's; `winograd.c` is compiled on first need. `
 """
 
 import ctypes
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -23,7 +22,6 @@ from torch.autograd.function import once_differentiable
 from evo_subnets import compiler
 
 SOURCE = Path(__file__).with_name("winograd.c")
-FLAGS = ["-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math"]
 OUT = 4
 """Rows and columns of an output tile."""
 POINTS = (0.0, 1.0, -1.0, 2.0, -0.5, -2.0, 0.5)
@@ -204,10 +202,7 @@ def _as_c(argument: Tensor | ctypes.Structure | int) -> Any:
     return ctypes.c_long(argument) if isinstance(argument, int) else argument
 
 
-@cache
 def library() -> ctypes.CDLL | None:
     """The compiled library, None where it cannot be had or is left out."""
-    if os.environ.get("EVO_SUBNETS_EAGER"):
-        return None
     without = "no compiled convolutions: torch's serve, more slowly"
-    return compiler.library([SOURCE], FLAGS, without)
+    return compiler.fast_library(SOURCE, without)
