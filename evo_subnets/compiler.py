@@ -48,8 +48,13 @@ def library_path(sources: Sequence[Path], flags: Sequence[str]) -> Path:
     known = hashlib.sha256(b"".join(source.read_bytes() for source in sources))
     for part in (*flags, _compiler(), platform.platform(), _processor()):
         known.update(part.encode() + b"\0")
+    return cache_folder() / f"{sources[0].stem}-{known.hexdigest()[:16]}.so"
+
+
+def cache_folder() -> Path:
+    """Of this user, for what was compiled."""
     home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    return Path(home) / "evo_subnets" / f"{sources[0].stem}-{known.hexdigest()[:16]}.so"
+    return Path(home) / "evo_subnets"
 
 
 def build(sources: Sequence[Path], flags: Sequence[str], path: Path) -> None:

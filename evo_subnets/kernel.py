@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from evo_subnets import compiler
-from evo_subnets.streams import name_hash
+from evo_subnets.streams import LEVELS, chunk_size, name_hash, normal, uniform_levels
 
 COMPILE_AFTER = 8_000_000
 """Elements drawn by plain torch before a library that is not on disk is compiled.
@@ -85,8 +85,8 @@ def library_path() -> Path:
 class Draw:
     """Siblings of one seed to be written into `outs`, one for each recipe.
 
-    All tensors are contiguous float32 on the CPU and hold the elements of the parameter `name` from
-    `start` on.
+    All tensors are contiguous, of one device, and hold the elements of the parameter `name` from
+    `start` on. Compiled libraries take float32.
     """
 
     name: str
@@ -111,6 +111,21 @@ def perturb(draws: Iterable[Draw]) -> None:
     else:
         for piece in pieces:
             piece()
+
+
+def draw_plainly(draws: Iterable[Draw]) -> None:
+    """Carries the draws out by plain torch, on any device: what the compiled ones must give."""
+    for draw in draws:
+        parents, outs = draw.parent.view(-1), [out.view(-1) for out in draw.outs]
+        chunk = chunk_size(parents.device)
+        for first in range(0, parents.numel(), chunk):
+            parent = parents[first : first + chunk]
+            place = (draw.seed, draw.name, parent.numel(), draw.start + first, parent.device)
+            levels, noise = uniform_levels(*place), normal(*place)
+            for out, recipe in zip(outs, draw.recipes, strict=True):
+                inside = ((levels - recipe.low) & (LEVELS - 1)) < recipe.width
+                changed = parent + noise * recipe.sigma
+                out[first : first + chunk] = torch.where(inside, changed, parent)
 
 
 def crops(

@@ -1,14 +1,16 @@
 """ξ as noise on a subnetwork: children as four numbers (Whitaker 2023, section 4.2)."""
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from evo_subnets import kernel
-from evo_subnets.streams import LEVELS, check_seed, derive_seed, normal, uniform_levels
-from evo_subnets.subnetworks import MASK_CHUNK, Include, Params, Subnetwork, complement, included
+from evo_subnets import cuda_kernel, kernel
+from evo_subnets.kernel import Draw, Recipe
+from evo_subnets.streams import LEVELS, check_seed, chunk_size, derive_seed
+from evo_subnets.subnetworks import Include, Params, Subnetwork, complement, included
 
 
 @dataclass(frozen=True)
@@ -121,12 +123,16 @@ def materialize_siblings(
     if len(outs) != len(mutations):
         raise ValueError(f"expected {len(mutations)} work buffers, got {len(outs)}")
     names = set(included(parent, include))
-    compiled = kernel.available(sum(parent[name].numel() for name in names))
-    draws: list[kernel.Draw] = []
+    elements = Counter[torch.device]()
+    for name in names:
+        elements[parent[name].device] += parent[name].numel()
+    engines = {device: _engine(device, count) for device, count in elements.items()}
+    draws: dict[Engine, list[Draw]] = {engine: [] for engine in engines.values()}
     for name, weight in parent.items():
         if name in names:
             buffers = [_buffer(out, name, weight) for out in outs]
-            draws += _perturb(name, weight, mutations, buffers, compiled)
+            engine = engines[weight.device]
+            draws[engine] += _draws(name, weight, mutations, buffers, engine)
             continue
         for out in outs:
             held = out.get(name)
@@ -134,8 +140,23 @@ def materialize_siblings(
                 out[name] = weight
             else:
                 held.copy_(weight)
-    kernel.perturb(draws)
+    for engine, left in draws.items():
+        engine(left)
     return list(outs)
+
+
+Engine = Callable[[Iterable[Draw]], None]
+"""What carries draws out."""
+COMPILED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def _engine(device: torch.device, elements: int) -> Engine:
+    """The fastest that there is for so many elements on this device; all give the same bits."""
+    if device.type == "cpu" and kernel.available(elements):
+        return kernel.perturb
+    if device.type == "cuda" and cuda_kernel.available(device):
+        return cuda_kernel.perturb
+    return kernel.draw_plainly
 
 
 def _same_memory(a: Tensor, b: Tensor) -> bool:
@@ -154,47 +175,37 @@ def _buffer(out: Params, name: str, weight: Tensor) -> Tensor:
     return held
 
 
-def _perturb(
+def _draws(
     name: str,
     weight: Tensor,
     mutations: Sequence[Mutation],
     outs: Sequence[Tensor],
-    compiled: bool,
-) -> list[kernel.Draw]:
-    """Writes the children of one parameter, or returns what is left for the compiled library."""
+    engine: Engine,
+) -> list[Draw]:
+    """The children of one parameter, to be drawn with those of others; none where the weights need
+    a float32 copy, a part of them at a time: then they are drawn at once."""
     seed = mutations[0].seed
     intervals = [mutation.subnetwork.interval for mutation in mutations]
-    compiled = compiled and weight.device.type == "cpu" and weight.dtype in COMPILED_DTYPES
     recipes = [
-        kernel.Recipe(interval.low % LEVELS, interval.width, mutation.sigma)
+        Recipe(interval.low % LEVELS, interval.width, mutation.sigma)
         for interval, mutation in zip(intervals, mutations, strict=True)
     ]
-    if compiled and all(_is_plain(tensor) for tensor in (weight, *outs)):
-        return [kernel.Draw(name, weight, outs, seed, recipes)]
+    if all(_is_plain(tensor) for tensor in (weight, *outs)):
+        return [Draw(name, weight, outs, seed, recipes)]
+    engine = engine if weight.dtype in COMPILED_DTYPES else kernel.draw_plainly
     flat = weight.reshape(-1)  # elements are numbered row-major whatever the memory format
     flat_outs = [out.view(-1) if out.is_contiguous() else torch.empty_like(flat) for out in outs]
-    wide = torch.promote_types(weight.dtype, torch.float32)
-    for start in range(0, flat.numel(), MASK_CHUNK):
-        part = flat[start : start + MASK_CHUNK].to(wide)
-        if compiled:
-            children = [torch.empty_like(part) for _ in mutations]
-            kernel.perturb([kernel.Draw(name, part, children, seed, recipes, start)])
-        else:
-            levels = uniform_levels(seed, name, part.numel(), start, weight.device)
-            noise = normal(seed, name, part.numel(), start, weight.device)
-            children = [
-                torch.where(interval.contains(levels), part + noise * mutation.sigma, part)
-                for mutation, interval in zip(mutations, intervals, strict=True)
-            ]
+    wide, chunk = torch.promote_types(weight.dtype, torch.float32), chunk_size(weight.device)
+    for start in range(0, flat.numel(), chunk):
+        part = flat[start : start + chunk].to(wide)
+        children = [torch.empty_like(part) for _ in mutations]
+        engine([Draw(name, part, children, seed, recipes, start)])
         for child, flat_out in zip(children, flat_outs, strict=True):
-            flat_out[start : start + MASK_CHUNK] = child
+            flat_out[start : start + chunk] = child
     for out, flat_out in zip(outs, flat_outs, strict=True):
         if not out.is_contiguous():
             out.copy_(flat_out.view(out.shape))
     return []
-
-
-COMPILED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def _is_plain(tensor: Tensor) -> bool:

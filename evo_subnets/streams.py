@@ -26,6 +26,9 @@ TILE: Final = 4 * LANES
 LEVELS: Final = 2**24
 """u is a multiple of 1 / LEVELS, which float32 holds exactly."""
 
+CPU_CHUNK, CHUNK = 2**16, 2**22
+"""See `chunk_size`: what fits a CPU's cache, and what keeps other devices busy."""
+
 _MASK = 0xFFFFFFFF
 
 
@@ -47,6 +50,11 @@ def derive_seed(seed: int, *path: int | str) -> int:
     """An independent seed below 2**53 for each path, which JSON and float64 hold exactly."""
     text = "/".join(str(part) for part in (seed, *path))
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 11
+
+
+def chunk_size(device: torch.device) -> int:
+    """Elements that plain torch draws at a time: what it needs besides stays small."""
+    return CPU_CHUNK if device.type == "cpu" else CHUNK
 
 
 def name_hash(name: str) -> int:

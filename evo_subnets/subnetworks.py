@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from evo_subnets.streams import LEVELS, check_seed, uniform_levels
+from evo_subnets.streams import LEVELS, check_seed, chunk_size, uniform_levels
 
 Params = dict[str, Tensor]
 """θ: a network's parameters by name, as `torch.func.functional_call` takes them."""
@@ -111,16 +111,13 @@ class Subnetwork:
         for name in included(params, include):
             parameter = params[name]
             mask = torch.empty(parameter.numel(), dtype=torch.bool, device=parameter.device)
-            for start in range(0, parameter.numel(), MASK_CHUNK):
-                part = mask[start : start + MASK_CHUNK]
+            chunk = chunk_size(parameter.device)
+            for start in range(0, parameter.numel(), chunk):
+                part = mask[start : start + chunk]
                 levels = uniform_levels(self.seed, name, part.numel(), start, parameter.device)
                 part.copy_(interval.contains(levels))
             masks[name] = mask.view(parameter.shape)
         return masks
-
-
-MASK_CHUNK = 2**16
-"""Elements drawn at a time: what plain torch needs besides stays small and in the cache."""
 
 
 def complement(low: float, high: float) -> tuple[float, float]:

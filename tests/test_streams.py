@@ -21,7 +21,6 @@ from evo_subnets import (
     kernel,
     materialize,
     materialize_siblings,
-    mutation,
     streams,
 )
 from evo_subnets.storage import fingerprint
@@ -284,7 +283,7 @@ def test_chunks_continue_each_other(compiled, monkeypatch):
     }
     whole = materialize_siblings(parent, siblings())
     monkeypatch.setattr(kernel, "CHUNK", 128)
-    monkeypatch.setattr(mutation, "MASK_CHUNK", 64)
+    monkeypatch.setattr(streams, "CPU_CHUNK", 64)
     fast, slow, calls = compiled_and_eager(parent, siblings(), monkeypatch)
     assert calls == 1 + 5
     for a, b, c in zip(whole, fast, slow, strict=True):

@@ -139,7 +139,7 @@ def test_mask_does_not_depend_on_values_dtypes_or_memory_formats():
 def test_mask_does_not_depend_on_the_chunking(monkeypatch):
     params = zeros((33, 65))
     whole = Subnetwork(3, 0.2, 0.7).mask(params)["0.weight"]
-    monkeypatch.setattr(subnetworks, "MASK_CHUNK", 64)
+    monkeypatch.setattr(streams, "CPU_CHUNK", 64)
     assert torch.equal(Subnetwork(3, 0.2, 0.7).mask(params)["0.weight"], whole)
 
 
