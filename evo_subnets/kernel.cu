@@ -35,11 +35,12 @@ static __device__ void philox(Word block, Word stream, Long name, Long seed, Wor
     c[2] = (Word)name;
     c[3] = (Word)(name >> 32);
     for (int round = 0; round < 10; round++) {
-        Long low = (Long)c[0] * 0xD2511F53u, high = (Long)c[2] * 0xCD9E8D57u;
-        c[0] = (Word)(high >> 32) ^ c[1] ^ key0;
-        c[1] = (Word)high;
-        c[2] = (Word)(low >> 32) ^ c[3] ^ key1;
-        c[3] = (Word)low;
+        const Word low = c[0] * 0xD2511F53u, low_high = __umulhi(c[0], 0xD2511F53u);
+        const Word high = c[2] * 0xCD9E8D57u, high_high = __umulhi(c[2], 0xCD9E8D57u);
+        c[0] = high_high ^ c[1] ^ key0;
+        c[1] = high;
+        c[2] = low_high ^ c[3] ^ key1;
+        c[3] = low;
         key0 += 0x9E3779B9u;
         key1 += 0xBB67AE85u;
     }

@@ -19,6 +19,7 @@ typedef struct { unsigned x; } Index;
 static Index blockIdx, blockDim, threadIdx;
 static unsigned __float_as_uint(float value) { unsigned w; memcpy(&w, &value, 4); return w; }
 static float __uint_as_float(unsigned word) { float v; memcpy(&v, &word, 4); return v; }
+static unsigned __umulhi(unsigned a, unsigned b) { return (unsigned long long)a * b >> 32; }
 #include "%s"
 void run(const Draw *draw, unsigned blocks, unsigned threads) {
     blockDim.x = threads;
