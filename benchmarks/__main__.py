@@ -35,8 +35,14 @@ CPU = {
     "scaleout": "recipes in other processes, against weights",
 }
 """Scripts and what they time."""
-GPU = ("mutation",)
-"""Those that take `--device cuda`."""
+GPU = {
+    "mutation": (),
+    "population": ("--others", "--batches", "500", "2000"),
+    "procgen_population": ("--children", "64", "--other-envs", "16"),
+    "ppo": ("--widths", "32", "64", "128", "--rollout-steps", "256", "--minibatches", "8"),
+    "inference": (),
+}
+"""Those that take `--device cuda`, and what else they are given there."""
 SLOW = {
     "ppo_learning": "trains both sides on two games, three seeds each",
     "crash": "kills runs 60 times",
@@ -60,7 +66,7 @@ class Args:
 def main(args: Args) -> None:
     if args.device == "gpu" and not torch.cuda.is_available():
         raise ValueError("there is no CUDA device here: `make bench` measures what a CPU can")
-    chosen = GPU if args.device == "gpu" else tuple(CPU)
+    chosen = tuple(GPU if args.device == "gpu" else CPU)
     unknown = [name for name in args.only if name not in chosen]
     if unknown:
         raise ValueError(f"--only {' '.join(unknown)}: expected names of {', '.join(chosen)}")
@@ -71,7 +77,7 @@ def main(args: Args) -> None:
         print(f"\n=== {name}: {CPU[name]}\n", flush=True)
         started = time.monotonic()
         command = [sys.executable, str(FOLDER / f"{name}.py")]
-        command += ["--device", "cuda"] if args.device == "gpu" else []
+        command += ["--device", "cuda", *GPU[name]] if args.device == "gpu" else []
         command += ["--save"] if args.save else []
         if subprocess.run(command).returncode:
             failed.append(name)

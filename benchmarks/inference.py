@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from agents.impala import COBBE_WIDTHS
 from agents.policies import impala_actor
-from benchmarks.timing import alternate, publish, ratios, spread
+from benchmarks.timing import Device, alternate, publish, ratios, spread, wait_for_gpu
 from evo_subnets import Ensemble
 from evo_subnets.models import build
 from evo_subnets.tracking import table
@@ -40,6 +40,8 @@ class Args:
     """Calls of a round are repeated until the loop takes about this long in all its rounds."""
     threads: int = 2
     """torch's threads."""
+    device: Device = "cpu"
+    """Where networks and pictures lie."""
     save: bool = False
     """Add the outcome to benchmarks/results/inference.md."""
 
@@ -54,16 +56,16 @@ def main(args: Args) -> None:
     ]
     headings = ["model, pictures", "side", "ms a call", "pictures/s", "times as fast as the loop"]
     text = (
-        f"{args.members} members, {args.threads} threads, {args.rounds} alternations, bandwidth "
-        f"{bandwidth():.0f} GB/s.\n\n{table(headings, rows)}"
+        f"{args.members} members, {args.device}, {args.threads} threads, {args.rounds} "
+        f"alternations, bandwidth {bandwidth(args.device):.0f} GB/s.\n\n{table(headings, rows)}"
     )
     publish(__file__, text, args.save)
 
 
 @torch.no_grad()
 def compared(model: str, batch: int, args: Args) -> list[list[str]]:
-    members = [member(model, seed) for seed in range(args.members)]
-    inputs = pictures(model, batch)
+    members = [member(model, seed).to(args.device) for seed in range(args.members)]
+    inputs = pictures(model, batch).to(args.device)
     ensemble = Ensemble(members)
 
     def loop() -> Tensor:
@@ -117,12 +119,13 @@ def pictures(model: str, batch: int) -> Tensor:
 def timed(job: Callable[[], Tensor]) -> tuple[float, Tensor]:
     start = time.perf_counter()
     result = job()
+    wait_for_gpu()
     return time.perf_counter() - start, result
 
 
-def bandwidth(megabytes: int = 256) -> float:
+def bandwidth(device: Device, megabytes: int = 256) -> float:
     """GB/s at which memory is read by a sum over tensors far larger than the caches."""
-    tensor = torch.ones(megabytes * 2**18)
+    tensor = torch.ones(megabytes * 2**18, device=device)
     seconds = min(timed(tensor.sum)[0] for _ in range(5))
     return tensor.nbytes / seconds / 1e9
 

@@ -14,15 +14,13 @@ import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
-from typing import Literal
 
 import torch
 import tyro
 from torch import Tensor, nn
 
 from benchmarks.memory import peak_bytes, resident_bytes
-from benchmarks.timing import alternate, comparison, publish, ratios, spread
+from benchmarks.timing import Device, alternate, comparison, publish, ratios, spread
 from evo_subnets import Mutation, evaluate, materialize, materialize_siblings, quads
 
 
@@ -38,7 +36,7 @@ class Args:
     """Alternations; medians and extremes are reported."""
     threads: int = 2
     """torch's threads."""
-    device: Literal["cpu", "cuda"] = "cpu"
+    device: Device = "cpu"
     """Where the weights lie; memory and cold start are measured on a CPU alone."""
     save: bool = False
     """Add the outcome to benchmarks/results/mutation.md."""
@@ -62,8 +60,7 @@ def main(args: Args) -> None:
         "one child": (lambda: materialize(parent, population[0], child), 1),
         "a quad": (lambda: materialize_siblings(parent, population, siblings), 4),
     }
-    jobs = {name: partial(whole, build, args.device) for name, (build, _) in sides.items()}
-    seconds = alternate(jobs, args.rounds)
+    seconds = alternate({name: build for name, (build, _) in sides.items()}, args.rounds)
     per_child = {
         name: [second / sides[name][1] for second in times] for name, times in seconds.items()
     }
@@ -83,13 +80,6 @@ def main(args: Args) -> None:
         sections += [memory(args), cold_start(args)]
     text = "\n\n".join(sections)
     publish(__file__, text, args.save)
-
-
-def whole(build: Callable[[], object], device: str) -> None:
-    """Builds, and waits for the device."""
-    build()
-    if device == "cuda":
-        torch.cuda.synchronize()
 
 
 def network(weights: int, layers: int) -> dict[str, Tensor]:

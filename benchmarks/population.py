@@ -31,7 +31,7 @@ from torch.func import functional_call, vmap
 from torch.utils.data import TensorDataset
 
 from benchmarks.memory import peak_bytes, resident_bytes
-from benchmarks.timing import alternate, comparison, publish, spread
+from benchmarks.timing import Device, alternate, comparison, publish, spread
 from evo_subnets import evaluate, materialize, parameters, quads
 from evo_subnets.data import Augmentation, Images
 from evo_subnets.memory import keep_freed_memory
@@ -66,6 +66,8 @@ class Args:
     """Alternations; medians and extremes are reported."""
     threads: int = 2
     """torch's threads."""
+    device: Device = "cpu"
+    """Where networks and images lie; memory and matrix products are measured on a CPU alone."""
     populations: tuple[int, ...] = (16, 1024)
     """Sizes whose peak memory is measured, with few images; none: leaves it out."""
     save: bool = False
@@ -90,9 +92,10 @@ class Setting:
 def main(args: Args) -> None:
     logging.getLogger("evotorch").setLevel(logging.WARNING)
     torch.set_num_threads(args.threads)
+    torch.backends.cudnn.allow_tf32 = False  # sides must agree image by image
     if args.keep_memory:
         keep_freed_memory()
-    module, images = network(args.model), pictures(args.images)
+    module, images = network(args.model).to(args.device), pictures(args.images).to(args.device)
     mutations = quads(args.children, SIGMA, DENSITY, seed=0)
     children = [materialize(parameters(module), mutation) for mutation in mutations]
     inputs = AUGMENTATION.normalize(images.pixels).contiguous()
@@ -108,7 +111,8 @@ def main(args: Args) -> None:
         sides[f"plain passes, batches of {size}"] = partial(plain, given, size)
     if args.others:
         sides[f"vmap over {SHARE}"] = partial(over_children, given)
-        sides["a child a thread"] = partial(side_by_side, given)
+        if args.device == "cpu":
+            sides["a child a thread"] = partial(side_by_side, given)
     sides["evaluate"] = ours
     check({name: judged() for name, judged in sides.items()}, args.images)  # warms them, too
     seconds = alternate(sides, args.rounds, warm=False)
@@ -119,13 +123,13 @@ def main(args: Args) -> None:
     rates = [work / second / 1e9 for second in per_child["evaluate"]]
     sections = [
         f"{args.model}, {args.children} children, {args.images:,} images of 3x32x32, "
-        f"{args.threads} threads, {args.rounds} alternations"
+        f"{args.device}, {args.threads} threads, {args.rounds} alternations"
         f"{', freed memory kept' if args.keep_memory else ''}. Accuracies agree.",
         comparison(per_child, next(iter(sides)), "ms per child"),
         f"evaluate: {spread(rates, 0)} GFLOP/s of direct convolutions; "
         f"matrix products of 2048x2048: {spread(product_rates(), 0)} GFLOP/s.",
     ]
-    if args.populations:
+    if args.populations and args.device == "cpu":
         sections.append(memory(args))
     publish(__file__, "\n\n".join(sections), args.save)
 
@@ -152,6 +156,7 @@ def evotorch_side(given: Setting, size: int) -> Judged:
         error,
         minibatch_size=size,
         num_minibatches=len(given.images) // size,
+        device=given.inputs.device,
     )
     flat = [torch.cat([weight.reshape(-1) for weight in one.values()]) for one in given.children]
     values = torch.stack(flat)
@@ -196,7 +201,7 @@ def over_children(given: Setting) -> list[float]:
     for first in range(0, len(given.children), SHARE):
         share = given.children[first : first + SHARE]
         stacked = {name: torch.stack([one[name] for one in share]) for name in share[0]}
-        right = torch.zeros(len(share))
+        right = torch.zeros(len(share), device=given.inputs.device)
         for some, answers in zip(*pieces, strict=True):
             right += (batched(stacked, some).argmax(dim=2) == answers).sum(dim=1)
         found += (right / len(given.images)).tolist()

@@ -22,7 +22,7 @@ from torch import Tensor
 from agents.fast_ppo import FastPPO
 from agents.impala import COBBE_WIDTHS, ImpalaCNN
 from agents.ppo import PPOSettings, make_ppo, make_training_env
-from benchmarks.timing import alternate, comparison, publish, ratios, spread
+from benchmarks.timing import Device, alternate, comparison, publish, ratios, spread
 from configs.ppo import CPU
 from envs.procgen import TRAIN_LEVELS, ProcgenSimulator
 from evo_subnets.memory import keep_freed_memory
@@ -54,6 +54,8 @@ class Args:
     """Alternations; medians and extremes are reported."""
     threads: int = 2
     """torch's threads."""
+    device: Device = "cpu"
+    """Where the networks are trained."""
     save: bool = False
     """Add the outcome to benchmarks/results/ppo.md."""
 
@@ -68,13 +70,14 @@ class PlainImpala(ImpalaCNN):
 
 def main(args: Args) -> None:
     torch.set_num_threads(args.threads)
+    torch.backends.cudnn.allow_tf32 = False  # sides must agree to float32's rounding
     keep_freed_memory()
     settings = replace(
         CPU, widths=args.widths, num_envs=args.num_envs, rollout_steps=args.rollout_steps,
         minibatches=args.minibatches, target_kl=None,
     )  # fmt: skip
     env = make_training_env(args.game, settings, TRAIN_LEVELS, "easy", seed=0)
-    agents = make_agents(env, settings)
+    agents = make_agents(env, settings, args.device)
     agreement = check(agents)
     steps = settings.num_envs * settings.rollout_steps
     jobs: dict[str, Callable[[], object]] = {
@@ -87,7 +90,7 @@ def main(args: Args) -> None:
         [
             f"{args.game}, Impala {'-'.join(map(str, args.widths))}, {args.num_envs} environments, "
             f"rollouts of {steps} steps, {args.minibatches} minibatches, {settings.epochs} epochs, "
-            f"{args.threads} threads, {args.rounds} alternations.",
+            f"{args.device}, {args.threads} threads, {args.rounds} alternations.",
             agreement,
             comparison(seconds, PLAIN, "ms a rollout and update", 1e3, 0),
             "\n".join(f"{name}: {spread(rate, 0)} steps a second" for name, rate in rates.items()),
@@ -99,16 +102,16 @@ def main(args: Args) -> None:
     publish(__file__, text, args.save)
 
 
-def make_agents(env: object, settings: PPOSettings) -> dict[str, PPO]:
+def make_agents(env: object, settings: PPOSettings, device: str = "cpu") -> dict[str, PPO]:
     """The sides, with the same weights, on one environment."""
-    model = make_ppo(env, settings, seed=0, device="cpu", agent=FastPPO)  # type: ignore[arg-type]
+    model = make_ppo(env, settings, seed=0, device=device, agent=FastPPO)  # type: ignore[arg-type]
     agents: dict[str, PPO] = {}
     for name, kind, network in (
         (PLAIN, PPO, PlainImpala),
         (OURS_IN_SB3, PPO, ImpalaCNN),
         (FAST, FastPPO, ImpalaCNN),
     ):
-        agents[name] = make_ppo(env, settings, seed=0, device="cpu", agent=kind, network=network)  # type: ignore[arg-type]
+        agents[name] = make_ppo(env, settings, seed=0, device=device, agent=kind, network=network)  # type: ignore[arg-type]
         agents[name].policy.load_state_dict(model.policy.state_dict())
         agents[name].set_logger(Logger(None, []))
     return agents

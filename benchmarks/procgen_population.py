@@ -25,7 +25,7 @@ from agents.course import Course, Episodes
 from agents.impala import ImpalaCNN
 from agents.policies import Actor, EnsemblePolicy, load_actor
 from agents.population import play, play_population
-from benchmarks.timing import publish, ratios, spread
+from benchmarks.timing import Device, publish, ratios, spread
 from envs import TRAIN_LEVELS, ProcgenSimulator, ProcgenVecEnv, SlotState
 from envs.procgen import Frames
 from evo_subnets import Ensemble, quads
@@ -46,11 +46,11 @@ class Args:
     """Procgen game."""
     parent: Path = PARENT
     """The network that children are made of."""
-    children: int = 16
+    children: int = 4
     """Of the population."""
     episodes: int = 16
     """Of each child."""
-    other_envs: tuple[int, ...] = (4, 16)
+    other_envs: tuple[int, ...] = (16,)
     """Environments of the other side, each tried."""
     blocks: int | None = None
     """Blocks of a simulator; None: the library's choice."""
@@ -58,6 +58,8 @@ class Args:
     """Alternations; medians and extremes are reported."""
     threads: int = 2
     """torch's threads."""
+    device: Device = "cpu"
+    """Where the networks lie."""
     save: bool = False
     """Add the outcome to benchmarks/results/procgen_population.md."""
 
@@ -84,7 +86,7 @@ class Run(NamedTuple):
 def main(args: Args) -> None:
     keep_freed_memory()
     torch.set_num_threads(args.threads)
-    actor, _ = load_actor(args.parent)
+    actor = load_actor(args.parent)[0].to(args.device)
     mutations = quads(args.children, sigma=0.0146, density=0.2, seed=0)
     children = [
         model for model in Ensemble.from_mutations(actor, mutations).members
@@ -98,7 +100,7 @@ def main(args: Args) -> None:
     }
     for count in args.other_envs:
         name = f"evaluate_policy, {count} environments"
-        sides[name] = partial(one_by_one, children, course, args.episodes, count)
+        sides[name] = partial(one_by_one, children, course, args.episodes, count, args.device)
     runs: dict[str, list[Run]] = {name: [] for name in sides}
     for _ in range(args.rounds):
         for name, job in sides.items():
@@ -109,7 +111,9 @@ def main(args: Args) -> None:
 def together(children: list[Actor], course: Course, episodes: int, blocks: int | None) -> Run:
     """The whole population in `play_population`."""
     start = time.perf_counter()
-    outcomes = dict(play_population(makers(children), course, episodes, blocks=blocks))
+    device = next(children[0].parameters()).device
+    playing = play_population(makers(children), course, episodes, device=device, blocks=blocks)
+    outcomes = dict(playing)
     seconds = time.perf_counter() - start
     played = [each for each in outcomes.values() if isinstance(each, Episodes)]
     assert len(played) == len(children), outcomes
@@ -117,13 +121,15 @@ def together(children: list[Actor], course: Course, episodes: int, blocks: int |
     return Run(seconds, [float(each.returns.mean()) for each in played], counted, counted)
 
 
-def one_by_one(children: list[Actor], course: Course, episodes: int, num_envs: int) -> Run:
+def one_by_one(
+    children: list[Actor], course: Course, episodes: int, num_envs: int, device: Device
+) -> Run:
     """Child after child in `evaluate_policy`; the agent and its environment are made once."""
     states = [state for group in course.groups(num_envs) for state in group.states]
     env = CountingEnv(course.simulator(num_envs), states)
     with torch.random.fork_rng(devices=[]):
         agent = PPO(
-            "CnnPolicy", env, device="cpu",
+            "CnnPolicy", env, device=device,
             policy_kwargs={
                 "features_extractor_class": PlainImpala,
                 "features_extractor_kwargs": {"widths": widths(children[0])},
@@ -176,13 +182,17 @@ def widths(actor: Actor) -> tuple[int, ...]:
 
 def makers(children: list[Actor]) -> list[Callable[[], EnsemblePolicy]]:
     """As `play_population` takes them."""
-    return [partial(EnsemblePolicy, child, child.observation_space) for child in children]
+    device = next(children[0].parameters()).device
+    return [
+        partial(EnsemblePolicy, child, child.observation_space, device=device) for child in children
+    ]
 
 
 def check(children: list[Actor], course: Course) -> None:
     """Together each child plays, bit for bit, what it plays alone."""
     some = children[:2]
-    found = dict(play_population(makers(some), course, 4))
+    device = next(children[0].parameters()).device
+    found = dict(play_population(makers(some), course, 4, device=device))
     for index, make in enumerate(makers(some)):
         alone, outcome = play(make(), course, 4), found[index]
         assert isinstance(outcome, Episodes)
@@ -209,7 +219,7 @@ def report(args: Args, runs: dict[str, list[Run]]) -> str:
     ]  # fmt: skip
     lines = [
         f"{args.game}, {args.children} children of {args.parent.parent.name}, {args.episodes} "
-        f"episodes each, {args.threads} threads, {args.rounds} alternations.",
+        f"episodes each, {args.device}, {args.threads} threads, {args.rounds} alternations.",
         table(headings, rows),
         "Mean return of a child, and the mean difference from `together` with its standard error:",
     ]

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import date
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -16,6 +17,8 @@ from evo_subnets.tracking import table
 
 RESULTS = Path(__file__).parent / "results"
 
+Device = Literal["cpu", "cuda"]
+
 Seconds = dict[str, list[float]]
 """By side, of each round."""
 
@@ -23,18 +26,26 @@ Seconds = dict[str, list[float]]
 def alternate(sides: Mapping[str, Callable[[], object]], rounds: int, warm: bool = True) -> Seconds:
     """Every side once in every round, so that a slow moment of the machine meets all of them.
 
-    `warm` runs each side once before, untimed.
+    `warm` runs each side once before, untimed. A GPU's work counts until it is done.
     """
     if warm:
         for job in sides.values():
             job()
+    wait_for_gpu()
     seconds: Seconds = {name: [] for name in sides}
     for _ in range(rounds):
         for name, job in sides.items():
             start = time.perf_counter()
             job()
+            wait_for_gpu()
             seconds[name].append(time.perf_counter() - start)
     return seconds
+
+
+def wait_for_gpu() -> None:
+    """Until all that was asked of it is done, where one is used."""
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.synchronize()
 
 
 def ratios(over: Sequence[float], under: Sequence[float]) -> list[float]:
@@ -76,8 +87,10 @@ def commit_and_machine() -> str:
     command = ["git", "-C", str(RESULTS), "rev-parse", "--short", "HEAD"]
     found = subprocess.run(command, capture_output=True, text=True).stdout.strip()
     model = _processor() or platform.processor() or platform.machine()
+    used = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    gpu = f"{torch.cuda.get_device_name()}, " if used else ""
     return (
-        f"{model}, {os.cpu_count()} cores, Python {platform.python_version()}, "
+        f"{gpu}{model}, {os.cpu_count()} cores, Python {platform.python_version()}, "
         f"torch {torch.__version__}, commit {found or 'unknown'}."
     )
 

@@ -33,8 +33,9 @@ class Server:
         )
 
     def start(self, script, *arguments, threads=1, file_limit=None):
-        """The process id."""
-        command = [f"scripts/{script}.py", *map(str, arguments)]
+        """The process id. `script`: a name in scripts/, or a path as "benchmarks/winograd"."""
+        path = script if "/" in script else f"scripts/{script}"
+        command = [f"{path}.py", *map(str, arguments)]
         request = {"command": command, "threads": threads, "file_limit": file_limit}
         self.process.stdin.write(json.dumps(request).encode() + b"\n")
         self.pid = self.answer(60)
@@ -51,6 +52,12 @@ class Server:
     def run(self, script, *arguments, **options):
         self.start(script, *arguments, **options)
         return self.finish()
+
+    def printed(self, script, *arguments):
+        """What a script prints that comes to its end."""
+        result = self.run(script, *arguments)
+        assert result.status == 0, result.stderr
+        return result.stdout
 
     def answer(self, seconds):
         if not select.select([self.process.stdout], [], [], seconds)[0]:

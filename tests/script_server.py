@@ -52,7 +52,7 @@ def become(command: list[str], threads: int, file_limit: int | None) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, hard))
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # so that writing raises OSError
     sys.argv = command
-    sys.path[0] = str(ROOT / "scripts")
+    sys.path[0] = str(ROOT / Path(command[0]).parent)
     status: object = 0
     try:
         runpy.run_path(command[0], run_name="__main__")

@@ -1,5 +1,6 @@
 """Every benchmark, tiny: it runs to its end and says what it promises to measure."""
 
+import importlib
 import os
 import re
 import subprocess
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import tyro
 
 from benchmarks.__main__ import CPU, GPU, SLOW
 
@@ -15,30 +17,20 @@ ROOT = Path(__file__).parent.parent
 SPREAD = r"\[[\d.]+, [\d.]+\]"
 
 
-def test_the_training_benchmark_runs_to_its_end():
-    process = subprocess.run(
-        [sys.executable, "benchmarks/training.py", "--models", "lenet-s", "--steps", "1",
-         "--rounds", "1", "--threads", "1"],
-        cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
-    )  # fmt: skip
-    assert process.returncode == 0, process.stderr
+def test_the_training_benchmark_runs_to_its_end(server):
+    text = server.printed("benchmarks/training", "--models", "lenet-s", "--steps", 1, "--rounds", 1,
+                          "--threads", 1)  # fmt: skip
     for side in ("bare", "tune", "tune, pruned"):
         assert re.search(
             rf"^lenet-s, {side} +\d+\.\d {SPREAD} +\d+\.\d{{3}} {SPREAD}",
-            process.stdout,
+            text,
             re.MULTILINE,
         )
 
 
-def test_the_mutation_benchmark_runs_to_its_end(tmp_path):
-    process = subprocess.run(
-        [sys.executable, "benchmarks/mutation.py", "--weights", "200000", "--layers", "2",
-         "--rounds", "2", "--threads", "1"],
-        cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
-    )  # fmt: skip
-    assert process.returncode == 0, process.stderr
-    assert process.stderr == ""
-    text = process.stdout
+def test_the_mutation_benchmark_runs_to_its_end(server):
+    text = server.printed("benchmarks/mutation", "--weights", 200_000, "--layers", 2, "--rounds", 2,
+                          "--threads", 1)  # fmt: skip
     assert "200,000 weights in 2 matrices, 1 threads, 2 alternations." in text
     for side in ("plain torch", "memory copy", "one child", "a quad"):
         seconds = re.search(rf"^{side} +(\d+\.\d+) {SPREAD}", text, re.MULTILINE)
@@ -79,8 +71,14 @@ def test_killed_runs_end_with_the_same_results():
 def test_every_benchmark_is_run_by_make_or_left_out_for_a_reason():
     scripts = {path.stem for path in (ROOT / "benchmarks").glob("*.py")}
     assert scripts - {"__init__", "__main__", "memory", "timing"} == {*CPU, *SLOW}
-    for name in GPU:
-        assert "cuda" in (ROOT / "benchmarks" / f"{name}.py").read_text()
+
+
+@pytest.mark.moves_generators  # importing evotorch does
+@pytest.mark.parametrize("name", GPU)
+def test_a_benchmark_takes_what_it_is_given_for_a_gpu(name):
+    script = importlib.import_module(f"benchmarks.{name}")
+    arguments = tyro.cli(script.Args, args=["--device", "cuda", *GPU[name]])
+    assert arguments.device == "cuda"
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,8 @@
 """FastPPO against stable-baselines3's PPO: the same learning, minibatches, logs and files."""
 
-import os
 import random
 import re
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import gymnasium
 import numpy as np
@@ -404,19 +400,9 @@ def test_the_blocks_are_compiled_only_meanwhile():
 # --- benchmarks
 
 
-def run_benchmark(*command):
-    root = Path(__file__).parent.parent
-    process = subprocess.run(
-        [sys.executable, *map(str, command)], cwd=root, capture_output=True, text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert process.returncode == 0, process.stderr
-    return process.stdout
-
-
-def test_the_benchmark_runs_to_its_end():
-    text = run_benchmark(
-        "benchmarks/ppo.py", "--widths", 16, "--num-envs", 4, "--rollout-steps", 4, "--rounds", 1,
+def test_the_benchmark_runs_to_its_end(server):
+    text = server.printed(
+        "benchmarks/ppo", "--widths", 16, "--num-envs", 4, "--rollout-steps", 4, "--rounds", 1,
         "--threads", 1,
     )  # fmt: skip
     assert len(re.findall(r"losses differ by \de-\d+, gradients by \de-\d+", text)) == 2
@@ -426,9 +412,9 @@ def test_the_benchmark_runs_to_its_end():
     assert "The simulator's stepping would take" in text
 
 
-def test_the_learning_benchmark_runs_to_its_end():
-    text = run_benchmark(
-        "benchmarks/ppo_learning.py", "--games", "bossfight", "--seeds", 2, "--total-timesteps",
+def test_the_learning_benchmark_runs_to_its_end(server):
+    text = server.printed(
+        "benchmarks/ppo_learning", "--games", "bossfight", "--seeds", 2, "--total-timesteps",
         256, "--rollout-steps", 1, "--minibatches", 1, "--widths", 2, "--threads", 1,
     )  # fmt: skip
     values = r"[\d.]+ [\d.]+"

@@ -1,11 +1,8 @@
 """Members side by side, networks without silent neurons or zeros: faster, and the same outputs."""
 
 import copy
-import os
 import pickle
 import re
-import subprocess
-import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -338,34 +335,29 @@ def test_the_sparsest_layers_alone_become_sparse(threads, monkeypatch):
     assert type(sparse_linear(module[2])) is SparseLinear
 
 
-def ran(script, *options):
+def ran(server, script, *options):
     """What a benchmark prints."""
-    process = subprocess.run(
-        [sys.executable, f"benchmarks/{script}.py", "--threads", "1", *options],
-        cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
-    )  # fmt: skip
-    assert process.returncode == 0, process.stderr
-    return process.stdout
+    return server.printed(f"benchmarks/{script}", "--threads", "1", *options)
 
 
-def test_the_inference_benchmark_runs_to_its_end():
-    text = ran("inference", "--models", "lenet-s", "--batches", "1", "40", "--members", "2",
+def test_the_inference_benchmark_runs_to_its_end(server):
+    text = ran(server, "inference", "--models", "lenet-s", "--batches", "1", "40", "--members", "2",
                "--rounds", "1", "--seconds", "0.01")  # fmt: skip
     assert len(re.findall(r"^lenet-s, (?:1|40) +Ensemble  .*\[[\d.]+, [\d.]+\]$", text, re.M)) == 2
 
 
-def test_the_compaction_benchmark_runs_to_its_end():
-    text = ran("compaction", "--models", "lenet-s", "--batch", "2", "--rounds", "1")
+def test_the_compaction_benchmark_runs_to_its_end(server):
+    text = ran(server, "compaction", "--models", "lenet-s", "--batch", "2", "--rounds", "1")
     assert re.search(r"^lenet-s, 2 +compacted +[\d,]+ +[\d.]+ \[", text, re.M)
 
 
-def test_packed_files_are_as_small_as_they_should_be():
-    text = ran("storage", "--model", "lenet-m", "--rounds", "1")
+def test_packed_files_are_as_small_as_they_should_be(server):
+    text = ran(server, "storage", "--model", "lenet-m", "--rounds", "1")
     smaller = re.findall(r"^\d0 % +[\d,]+ +[\d,]+ +([\d.]+)", text, re.M)
     assert [float(one) for one in smaller] == pytest.approx([1.88, 4.3, 7.6], abs=0.1)
 
 
-def test_the_sparse_linear_benchmark_runs_to_its_end():
-    text = ran("sparse_linear", "--shapes", "30", "20", "--batches", "1", "3", "--rounds", "1",
-               "--sparsities", "0.9")  # fmt: skip
+def test_the_sparse_linear_benchmark_runs_to_its_end(server):
+    text = ran(server, "sparse_linear", "--shapes", "30", "20", "--batches", "1", "3", "--rounds",
+               "1", "--sparsities", "0.9")  # fmt: skip
     assert len(re.findall(r"^30 to 20, [13] +[\d.]+ \[", text, re.M)) == 2

@@ -1,9 +1,6 @@
 """Children that play together: each plays what it would alone, bit for bit."""
 
-import os
 import re
-import subprocess
-import sys
 import threading
 import time
 from dataclasses import astuple
@@ -12,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from networks import built
-from script_client import ROOT
 from torch import nn
 
 from agents.course import Course
@@ -216,14 +212,12 @@ def test_no_policies_is_no_play():
     assert list(play_population([], COURSE, 4)) == []
 
 
-def test_the_benchmark_runs_to_its_end(tmp_path, actor):
+def test_the_benchmark_runs_to_its_end(server, tmp_path, actor):
     save_actor(tmp_path / "policy.safetensors", actor, {})
-    process = subprocess.run(
-        [sys.executable, "benchmarks/procgen_population.py", "--game", "bossfight", "--parent",
-         str(tmp_path / "policy.safetensors"), "--children", "4", "--episodes", "2",
-         "--other-envs", "2", "--rounds", "1", "--threads", "1"],
-        cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
+    text = server.printed(
+        "benchmarks/procgen_population", "--game", "bossfight", "--parent",
+        tmp_path / "policy.safetensors", "--children", 4, "--episodes", 2, "--other-envs", 2,
+        "--rounds", 1, "--threads", 1,
     )  # fmt: skip
-    assert process.returncode == 0, process.stderr
-    rows = re.findall(r"^(together|evaluate_policy, 2 environments) +\d", process.stdout, re.M)
+    rows = re.findall(r"^(together|evaluate_policy, 2 environments) +\d", text, re.M)
     assert rows == ["together", "evaluate_policy, 2 environments"]
