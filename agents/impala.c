@@ -1,67 +1,51 @@
 /* The blocks of impala.py forward and backward, in float32 on one thread of a CPU.
  *
- * Pictures are (height, width, channels). A 3x3 convolution reads a copy of its input with a border
- * of zeros, in which the three pixels of a row under the kernel lie side by side: for each row of
- * the kernel it is one product with a matrix of 3 * inputs rows. Sums are kept in registers, for
- * PIXELS pixels (or PIXELS rows of a weight's gradient) and LANES channels at a time.
+ * Pictures are (height, width, channels). Convolutions go in tiles (tiles.c), but for those whose
+ * inputs do not fill vectors, as the three colours of frames: there the three pixels of a row under
+ * the kernel lie side by side in a bordered picture, and for each row of the kernel it is one
+ * product with a matrix of 3 * inputs rows. Sums are kept in registers, for PIXELS pixels (or
+ * PIXELS rows of a weight's gradient) and LANES channels at a time.
  *
- * Weights and their gradients come packed, (outputs / LANES, 3, 3 * inputs, LANES).
+ * Weights and their gradients come packed: (outputs / LANES, 3, 3 * inputs, LANES), or as tiles.c
+ * has them.
  */
-#include <stdint.h>
-#include <stdlib.h>
-#include <string.h>
+#include "impala.h"
 
-enum { HALF = 8, LANES = 2 * HALF, PIXELS = 6, STRIP = 4 };
+enum { STRIP = 4, GROUP = 16 }; /* GROUP: tiles of the pictures that are in work at once, at least */
 
-typedef float Floats __attribute__((vector_size(4 * HALF), aligned(4), may_alias));
-typedef int32_t Words __attribute__((vector_size(4 * HALF), aligned(4), may_alias));
-typedef uint8_t Bytes __attribute__((vector_size(HALF), aligned(1), may_alias));
+static int in_tiles(Shape shape) { return shape.inputs % HALF == 0; }
 
-typedef struct {
-    long height, width, inputs, outputs;
-} Shape;
-
-static inline Floats load(const float *from) { return *(const Floats *)from; }
-static inline void store(float *to, Floats value) { *(Floats *)to = value; }
-static inline Floats only(Words mask, Floats value) { return (Floats)(mask & (Words)value); }
-
-static float *rows_with_border(Shape shape, long channels) {
-    return calloc((shape.height + 2) * (shape.width + 2) * channels, sizeof(float));
+static long group_size(Shape shape) {
+    long tiles = tiles_down(shape) * tiles_across(shape);
+    return tiles < GROUP ? GROUP / tiles : 1;
 }
 
-/* The picture into the middle of a buffer with a border, its negative values as zeros if asked. */
-static void copy_inside(Shape shape, long channels, const float *picture, int relu, float *buffer) {
-    long row = shape.width * channels;
-    for (long y = 0; y < shape.height; y++) {
-        float *to = buffer + (y + 1) * (row + 2 * channels) + channels;
-        const float *from = picture + y * row;
-        if (!relu)
-            memcpy(to, from, row * sizeof(float));
-        else
-            for (long i = 0; i < row; i++) to[i] = from[i] < 0 ? 0 : from[i];
-    }
+static float *bordered_group(Shape shape, long channels) {
+    return calloc(group_size(shape) * bordered_pixels(shape) * channels, sizeof(float));
 }
 
-/* What happens to a convolution's sums before they are stored; all but `out` may be missing. */
-typedef struct {
-    const float *bias, *add; /* `add`: a picture */
-    const float *where;      /* a picture: zero where it is not positive */
-    int relu;
-    float *out;
-} Finish;
+static float *work_for(Shape shape) {
+    return malloc(tiles_work(shape, group_size(shape)) * sizeof(float));
+}
 
-static inline __attribute__((always_inline)) void finish(Finish to, long at, long lane, Floats sum) {
-    if (to.bias) sum += load(to.bias + lane);
-    if (to.relu) sum = only(~(sum < 0), sum);
-    if (to.where) sum = only(~(load(to.where + at) <= 0), sum);
-    if (to.add) sum += load(to.add + at);
-    store(to.out + at, sum);
+/* Pictures into the middle of a buffer with borders, negative values as zeros if asked. */
+static void copy_inside(
+    Shape shape, long count, long channels, const float *pictures, int relu, float *bordered) {
+    long row = shape.width * channels, wide = bordered_row(shape) * channels;
+    for (long p = 0; p < count; p++, bordered += bordered_pixels(shape) * channels)
+        for (long y = 0; y < shape.height; y++, pictures += row) {
+            float *to = bordered + (y + 1) * wide + channels;
+            if (!relu)
+                memcpy(to, pictures, row * sizeof(float));
+            else
+                for (long i = 0; i < row; i++) to[i] = pictures[i] < 0 ? 0 : pictures[i];
+        }
 }
 
 static inline __attribute__((always_inline)) void some_pixels(
     const int count, Shape shape, const float *from, const float *weight, Finish to, long at,
     long lane) {
-    const long step = shape.inputs, row = (shape.width + 2) * step, run = 3 * step;
+    const long step = shape.inputs, row = bordered_row(shape) * step, run = 3 * step;
     Floats sums[PIXELS][2] = {0};
     for (int line = 0; line < 3; line++, from += row)
         for (long i = 0; i < run; i++, weight += LANES) {
@@ -80,10 +64,11 @@ static inline __attribute__((always_inline)) void some_pixels(
     }
 }
 
-static void convolve(Shape shape, const float *bordered, const float *weights, Finish to) {
+static void convolve_directly(
+    Shape shape, const float *bordered, const float *weights, Finish to) {
     for (long lane = 0; lane < shape.outputs; lane += LANES, weights += 9 * shape.inputs * LANES)
         for (long y = 0; y < shape.height; y++) {
-            const float *from = bordered + y * (shape.width + 2) * shape.inputs;
+            const float *from = bordered + y * bordered_row(shape) * shape.inputs;
             long at = y * shape.width * shape.outputs + lane, left = shape.width;
 #define TAKE(n)                                                             \
     some_pixels(n, shape, from, weights, to, at, lane);                     \
@@ -103,8 +88,8 @@ static void convolve(Shape shape, const float *bordered, const float *weights, F
 
 static inline __attribute__((always_inline)) void some_rows(
     const int count, Shape shape, const float *from, const float *gradient, long lines, float *to) {
-    const long in_row = (shape.width + 2) * shape.inputs;
-    const long out_row = (shape.width + 2) * shape.outputs;
+    const long in_row = bordered_row(shape) * shape.inputs;
+    const long out_row = bordered_row(shape) * shape.outputs;
     Floats sums[PIXELS][2];
 #pragma GCC unroll 6
     for (int r = 0; r < count; r++)
@@ -125,11 +110,10 @@ static inline __attribute__((always_inline)) void some_rows(
         store(to + r * LANES, sums[r][0]), store(to + r * LANES + HALF, sums[r][1]);
 }
 
-/* Adds to the gradients of weights and bias; the outputs' gradient has a border as well. */
-static void weight_gradient(
-    Shape shape, const float *bordered, const float *gradient, float *weights, float *bias) {
-    const long in_row = (shape.width + 2) * shape.inputs;
-    const long out_row = (shape.width + 2) * shape.outputs, run = 3 * shape.inputs;
+static void weight_gradient_directly(
+    Shape shape, const float *bordered, const float *gradient, float *weights) {
+    const long in_row = bordered_row(shape) * shape.inputs;
+    const long out_row = bordered_row(shape) * shape.outputs, run = 3 * shape.inputs;
     gradient += out_row + shape.outputs;
     for (long top = 0; top < shape.height; top += STRIP) {
         long lines = shape.height - top < STRIP ? shape.height - top : STRIP;
@@ -143,10 +127,34 @@ static void weight_gradient(
                     some_rows(PIXELS, shape, x + r, g + lane, lines, to + r * LANES);
                 for (; r < run; r++) some_rows(1, shape, x + r, g + lane, lines, to + r * LANES);
             }
-        for (long line = 0; line < lines; line++)
-            for (long i = 0; i < shape.width; i++)
-                for (long o = 0; o < shape.outputs; o++)
-                    bias[o] += g[line * out_row + i * shape.outputs + o];
+    }
+}
+
+/* Of `count` bordered pictures, no more than a group; `work` is for tiles. */
+static void convolve(
+    Shape shape, long count, const float *bordered, const float *weights, Finish to, float *work) {
+    if (in_tiles(shape)) {
+        tiles_convolve(shape, count, bordered, weights, to, work);
+        return;
+    }
+    for (long p = 0; p < count; p++, bordered += bordered_pixels(shape) * shape.inputs) {
+        convolve_directly(shape, bordered, weights, to);
+        to.out += shape.height * shape.width * shape.outputs;
+    }
+}
+
+/* Adds to the gradients of weights and bias; the outputs' gradient has a border as well. */
+static void weight_gradient(Shape shape, long count, const float *bordered, const float *gradient,
+                            float *weights, float *bias, float *work) {
+    const long outputs = shape.outputs, row = bordered_row(shape) * outputs;
+    const long size = bordered_pixels(shape);
+    if (in_tiles(shape))
+        tiles_weight_gradient(shape, count, bordered, gradient, weights, work);
+    for (long p = 0; p < count; p++, bordered += size * shape.inputs, gradient += size * outputs) {
+        if (!in_tiles(shape)) weight_gradient_directly(shape, bordered, gradient, weights);
+        for (long y = 1; y <= shape.height; y++)
+            for (long x = 1; x <= shape.width; x++)
+                for (long o = 0; o < outputs; o++) bias[o] += gradient[y * row + x * outputs + o];
     }
 }
 
@@ -183,8 +191,8 @@ static void pool(Shape shape, const float *picture, float *out, uint8_t *winner)
 /* Into a buffer with a border; what lands in the border is never read as a gradient. */
 static void pool_gradient(
     Shape shape, const float *gradient, const uint8_t *winner, float *bordered) {
-    long channels = shape.outputs, row = (shape.width + 2) * channels;
-    memset(bordered, 0, (shape.height + 2) * row * sizeof(float));
+    long channels = shape.outputs, row = bordered_row(shape) * channels;
+    memset(bordered, 0, bordered_pixels(shape) * channels * sizeof(float));
     for (long y = 0; y < shape.height; y += 2)
         for (long x = 0; x < shape.width; x += 2)
             for (long c = 0; c < channels; c += HALF, gradient += HALF, winner += HALF) {
@@ -197,76 +205,86 @@ static void pool_gradient(
             }
 }
 
+static long smaller(long a, long b) { return a < b ? a : b; }
+
 void impala_stem(long count, Shape shape, const float *x, const float *weights, const float *bias,
                  float *out, uint8_t *winner) {
-    long size = shape.height * shape.width;
-    long pooled = (shape.height + 1) / 2 * ((shape.width + 1) / 2) * shape.outputs;
-    float *bordered = rows_with_border(shape, shape.inputs);
-    float *whole = malloc(size * shape.outputs * sizeof(float));
-    for (long i = 0; i < count; i++) {
-        copy_inside(shape, shape.inputs, x + i * size * shape.inputs, 0, bordered);
-        convolve(shape, bordered, weights, (Finish){.bias = bias, .out = whole});
-        pool(shape, whole, out + i * pooled, winner ? winner + i * pooled : 0);
+    const long size = shape.height * shape.width, group = group_size(shape);
+    const long pooled = (shape.height + 1) / 2 * ((shape.width + 1) / 2) * shape.outputs;
+    float *bordered = bordered_group(shape, shape.inputs), *work = work_for(shape);
+    float *whole = malloc(group * size * shape.outputs * sizeof(float));
+    for (long first = 0; first < count; first += group) {
+        long some = smaller(group, count - first);
+        copy_inside(shape, some, shape.inputs, x + first * size * shape.inputs, 0, bordered);
+        convolve(shape, some, bordered, weights, (Finish){.bias = bias, .out = whole}, work);
+        for (long i = 0; i < some; i++) {
+            long at = (first + i) * pooled;
+            pool(shape, whole + i * size * shape.outputs, out + at, winner ? winner + at : 0);
+        }
     }
-    free(bordered), free(whole);
+    free(bordered), free(whole), free(work);
 }
 
 /* `turned`: the weights for the inputs' gradient; `input_gradient` may be missing. */
 void impala_stem_backward(long count, Shape shape, const float *x, const float *turned,
                           const uint8_t *winner, const float *gradient, float *input_gradient,
                           float *weight_gradients, float *bias_gradients) {
-    long size = shape.height * shape.width;
-    long pooled = (shape.height + 1) / 2 * ((shape.width + 1) / 2) * shape.outputs;
-    Shape back = {shape.height, shape.width, shape.outputs, shape.inputs};
-    float *bordered = rows_with_border(shape, shape.inputs);
-    float *outer = rows_with_border(shape, shape.outputs);
-    for (long i = 0; i < count; i++) {
-        copy_inside(shape, shape.inputs, x + i * size * shape.inputs, 0, bordered);
-        pool_gradient(shape, gradient + i * pooled, winner + i * pooled, outer);
-        weight_gradient(shape, bordered, outer, weight_gradients, bias_gradients);
+    const long size = shape.height * shape.width, group = group_size(shape);
+    const long pooled = (shape.height + 1) / 2 * ((shape.width + 1) / 2) * shape.outputs;
+    const Shape back = {shape.height, shape.width, shape.outputs, shape.inputs};
+    float *bordered = bordered_group(shape, shape.inputs), *work = work_for(shape);
+    float *outer = bordered_group(shape, shape.outputs);
+    for (long first = 0; first < count; first += group) {
+        long some = smaller(group, count - first), at = first * size * shape.inputs;
+        copy_inside(shape, some, shape.inputs, x + at, 0, bordered);
+        for (long i = 0; i < some; i++)
+            pool_gradient(shape, gradient + (first + i) * pooled, winner + (first + i) * pooled,
+                          outer + i * bordered_pixels(shape) * shape.outputs);
+        weight_gradient(shape, some, bordered, outer, weight_gradients, bias_gradients, work);
         if (input_gradient)
-            convolve(back, outer, turned, (Finish){.out = input_gradient + i * size * shape.inputs});
+            convolve(back, some, outer, turned, (Finish){.out = input_gradient + at}, work);
     }
-    free(bordered), free(outer);
+    free(bordered), free(outer), free(work);
 }
 
 /* x + conv(relu(conv(relu(x)))); `hidden` takes the inner relu's outputs. */
 void impala_residual(long count, Shape shape, const float *x, const float *first,
                      const float *first_bias, const float *second, const float *second_bias,
                      float *hidden, float *out) {
-    long size = shape.height * shape.width * shape.outputs;
-    float *bordered = rows_with_border(shape, shape.outputs);
-    for (long i = 0; i < count; i++) {
-        const float *picture = x + i * size;
-        float *inner = hidden + i * size;
-        copy_inside(shape, shape.outputs, picture, 1, bordered);
-        convolve(shape, bordered, first, (Finish){.bias = first_bias, .relu = 1, .out = inner});
-        copy_inside(shape, shape.outputs, inner, 0, bordered);
-        convolve(shape, bordered, second,
-                 (Finish){.bias = second_bias, .add = picture, .out = out + i * size});
+    const long size = shape.height * shape.width * shape.outputs, group = group_size(shape);
+    float *bordered = bordered_group(shape, shape.outputs), *work = work_for(shape);
+    for (long i = 0; i < count; i += group) {
+        const long some = smaller(group, count - i), at = i * size;
+        copy_inside(shape, some, shape.outputs, x + at, 1, bordered);
+        convolve(shape, some, bordered, first,
+                 (Finish){.bias = first_bias, .relu = 1, .out = hidden + at}, work);
+        copy_inside(shape, some, shape.outputs, hidden + at, 0, bordered);
+        convolve(shape, some, bordered, second,
+                 (Finish){.bias = second_bias, .add = x + at, .out = out + at}, work);
     }
-    free(bordered);
+    free(bordered), free(work);
 }
 
 void impala_residual_backward(long count, Shape shape, const float *x, const float *hidden,
                               const float *gradient, const float *first_turned,
                               const float *second_turned, float *input_gradient, float *first,
                               float *first_bias, float *second, float *second_bias) {
-    long size = shape.height * shape.width * shape.outputs;
-    float *bordered = rows_with_border(shape, shape.outputs);
-    float *outer = rows_with_border(shape, shape.outputs);
-    float *inner = malloc(size * sizeof(float));
-    for (long i = 0; i < count; i++) {
-        const float *picture = x + i * size, *middle = hidden + i * size, *g = gradient + i * size;
-        copy_inside(shape, shape.outputs, middle, 0, bordered);
-        copy_inside(shape, shape.outputs, g, 0, outer);
-        weight_gradient(shape, bordered, outer, second, second_bias);
-        convolve(shape, outer, second_turned, (Finish){.where = middle, .out = inner});
-        copy_inside(shape, shape.outputs, picture, 1, bordered);
-        copy_inside(shape, shape.outputs, inner, 0, outer);
-        weight_gradient(shape, bordered, outer, first, first_bias);
-        convolve(shape, outer, first_turned,
-                 (Finish){.where = picture, .add = g, .out = input_gradient + i * size});
+    const long size = shape.height * shape.width * shape.outputs, group = group_size(shape);
+    const long channels = shape.outputs;
+    float *bordered = bordered_group(shape, channels), *outer = bordered_group(shape, channels);
+    float *inner = malloc(group * size * sizeof(float)), *work = work_for(shape);
+    for (long i = 0; i < count; i += group) {
+        const long some = smaller(group, count - i), at = i * size;
+        copy_inside(shape, some, channels, hidden + at, 0, bordered);
+        copy_inside(shape, some, channels, gradient + at, 0, outer);
+        weight_gradient(shape, some, bordered, outer, second, second_bias, work);
+        convolve(shape, some, outer, second_turned, (Finish){.where = hidden + at, .out = inner},
+                 work);
+        copy_inside(shape, some, channels, x + at, 1, bordered);
+        copy_inside(shape, some, channels, inner, 0, outer);
+        weight_gradient(shape, some, bordered, outer, first, first_bias, work);
+        convolve(shape, some, outer, first_turned,
+                 (Finish){.where = x + at, .add = gradient + at, .out = input_gradient + at}, work);
     }
-    free(bordered), free(outer), free(inner);
+    free(bordered), free(outer), free(inner), free(work);
 }

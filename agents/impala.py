@@ -48,8 +48,9 @@ class ImpalaCNN(BaseFeaturesExtractor):
     blocks. Convolutions run in the channels-last layout, which on a CPU takes half the time; the
     weights' own layout makes no difference to it.
 
-    With `compiled` set, `impala_kernel` computes the blocks where it can: the same features and
-    gradients to float rounding, for training on a CPU. FastPPO sets it while it trains.
+    On a CPU `impala_kernel` computes the blocks where it can: the same features to float rounding.
+    With gradients it does so only where `compiled` is set, as FastPPO does while it trains: all is
+    on the calling thread then.
     """
 
     compiled = False
@@ -70,7 +71,19 @@ class ImpalaCNN(BaseFeaturesExtractor):
         self.hidden = nn.Linear(flat, features_dim)
 
     def forward(self, observations: Tensor) -> Tensor:
-        if self.compiled and impala_kernel.fits(self, observations):
+        wanted = self.compiled or not torch.is_grad_enabled()
+        if wanted and impala_kernel.fits(self, observations) and self._as_built():
             return impala_kernel.features(self, observations)
         x = self.blocks(observations.contiguous(memory_format=torch.channels_last))
         return F.relu(self.hidden(F.relu(x).flatten(1)))
+
+    def _as_built(self) -> bool:
+        """Whether no layer was replaced and none has hooks: compiled blocks would call neither."""
+        return all(
+            type(module) in LAYERS
+            and not (module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
+            for module in self.blocks.modules()
+        )
+
+
+LAYERS = (nn.Sequential, ImpalaBlock, ResidualBlock, nn.Conv2d, nn.MaxPool2d)

@@ -8,6 +8,7 @@ compiled library out, for comparisons.
 import ctypes
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,11 +21,9 @@ from evo_subnets import compiler
 if TYPE_CHECKING:
     from agents.impala import ImpalaCNN
 
-SOURCE = Path(__file__).with_name("impala.c")
-LANES = 16
-"""Channels come in multiples of this."""
-WIDEST = 32
-"""Channels at most: with 32-64-128 torch's own convolutions are faster (`benchmarks/ppo.py`)."""
+SOURCES = tuple(Path(__file__).with_name(name) for name in ("impala.c", "tiles.c", "impala.h"))
+LANES, HALF = 16, 8
+"""Outputs come in multiples of the first; inputs, for tiles, in multiples of the second."""
 
 
 class Shape(ctypes.Structure):
@@ -39,13 +38,20 @@ class Shape(ctypes.Structure):
 
 
 def fits(network: "ImpalaCNN", observations: Tensor) -> bool:
-    """Whether the compiled blocks can compute this network's features."""
+    """Whether the compiled blocks can compute this network's features, and nobody looks at how:
+    no autocast, tracing or transforms."""
     return (
-        observations.device.type == "cpu"
-        and observations.dtype == torch.float32
+        type(observations) is Tensor
+        and observations.device.type == "cpu"
+        and observations.dtype == network.hidden.weight.dtype == torch.float32
         and not observations.requires_grad
-        and network.hidden.weight.dtype == torch.float32
-        and all(width % LANES == 0 and width <= WIDEST for width in network.widths)
+        and len(observations) > 0
+        and all(width % LANES == 0 for width in network.widths)
+        and not torch.compiler.is_compiling()
+        and not torch.is_autocast_enabled("cpu")
+        and torch._C._get_tracing_state() is None
+        and not torch._C._len_torch_dispatch_stack()
+        and torch._C._functorch.peek_interpreter_stack() is None
         and library() is not None
     )
 
@@ -132,17 +138,22 @@ class Residual(torch.autograd.Function):
 
 
 def packed(weight: Tensor) -> Tensor:
-    """(outputs, inputs, 3, 3) as impala.c reads it: (outputs / 16, 9 * inputs, 16)."""
-    blocks, rows, lanes = _packed_shape(weight)
-    matrix = weight.detach().permute(2, 3, 1, 0).reshape(rows, blocks, lanes)
-    return matrix.transpose(0, 1).contiguous()
+    """(outputs, inputs, 3, 3) as impala.c reads it, in matrices of LANES columns."""
+    outputs, inputs = weight.shape[:2]
+    matrix = weight.detach().permute(2, 3, 1, 0).reshape(9, inputs * outputs)
+    if in_tiles(weight):
+        matrix = transform() @ matrix
+    matrices, blocks, rows, lanes = _packed_shape(weight)
+    return matrix.view(matrices, rows, blocks, lanes).transpose(1, 2).contiguous()
 
 
 def unpacked(gradient: Tensor, like: Tensor) -> Tensor:
-    """The inverse of `packed`."""
+    """The gradient of a weight, from that of what `packed` made of it."""
     outputs, inputs = like.shape[:2]
-    matrix = gradient.transpose(0, 1).reshape(3, 3, inputs, outputs)
-    return matrix.permute(3, 2, 0, 1).contiguous()
+    matrix = gradient.transpose(1, 2).reshape(gradient.shape[0], -1)
+    if in_tiles(like):
+        matrix = transform().T @ matrix
+    return matrix.view(3, 3, inputs, outputs).permute(3, 2, 0, 1).contiguous()
 
 
 def turn(weight: Tensor) -> Tensor:
@@ -150,8 +161,24 @@ def turn(weight: Tensor) -> Tensor:
     return weight.detach().flip(2, 3).transpose(0, 1)
 
 
-def _packed_shape(weight: Tensor) -> tuple[int, int, int]:
-    return weight.shape[0] // LANES, 9 * weight.shape[1], LANES
+def in_tiles(weight: Tensor) -> bool:
+    """Whether impala.c convolves with these weights in tiles."""
+    return weight.shape[1] % HALF == 0
+
+
+@cache
+def transform() -> Tensor:
+    """(36, 9): of the weights for tiles, G of Lavin and Gray 2016, section 4.3, along both axes."""
+    rows = [[6, 0, 0], [-4, -4, -4], [-4, 4, -4], [1, 2, 4], [1, -2, 4], [0, 0, 24]]
+    g = torch.tensor(rows, dtype=torch.float64) / 24
+    return torch.kron(g, g).float()
+
+
+def _packed_shape(weight: Tensor) -> tuple[int, int, int, int]:
+    """Matrices, blocks of LANES outputs, rows, LANES."""
+    outputs, inputs = weight.shape[:2]
+    matrices, rows = (36, inputs) if in_tiles(weight) else (1, 9 * inputs)
+    return matrices, outputs // LANES, rows, LANES
 
 
 def _shape(x: Tensor, weight: Tensor) -> Shape:
@@ -169,4 +196,4 @@ def _call(name: str, count: int, shape: Shape, *tensors: Tensor | None) -> None:
 def library() -> ctypes.CDLL | None:
     """The compiled library, None where it cannot be had or is left out."""
     without = "no compiled Impala blocks: torch's convolutions serve, more slowly"
-    return compiler.fast_library(SOURCE, without)
+    return compiler.fast_library(SOURCES, without)

@@ -18,15 +18,18 @@ FAST = ["-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math"]
 
 
 @cache
-def fast_library(source: Path, without: str) -> ctypes.CDLL | None:
+def fast_library(sources: tuple[Path, ...], without: str) -> ctypes.CDLL | None:
     """A `library` with the flags FAST; None, too, where EVO_SUBNETS_EAGER is set at first."""
     if os.environ.get("EVO_SUBNETS_EAGER"):
         return None
-    return library([source], FAST, without)
+    return library(sources, FAST, without)
 
 
 def library(sources: Sequence[Path], flags: Sequence[str], without: str) -> ctypes.CDLL | None:
-    """The compiled library; None where it cannot be had, with a warning that says `without`."""
+    """The compiled library; None where it cannot be had, with a warning that says `without`.
+
+    Headers are among the sources, so that a change of one makes another library.
+    """
     path = library_path(sources, flags)
     try:
         if not path.exists():
@@ -63,7 +66,8 @@ def build(sources: Sequence[Path], flags: Sequence[str], path: Path) -> None:
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:  # renamed whole: others may race
         built = Path(folder) / path.name
         command = [*shlex.split(_compiler()), *flags, "-shared", "-fPIC", "-o", str(built)]
-        command += [*map(str, sources), "-lm"]
+        command += [str(source) for source in sources if source.suffix == ".c"]
+        command += ["-lm"]
         subprocess.run(command, check=True, capture_output=True, text=True)
         built.replace(path)
 

@@ -205,4 +205,4 @@ def _as_c(argument: Tensor | ctypes.Structure | int) -> Any:
 def library() -> ctypes.CDLL | None:
     """The compiled library, None where it cannot be had or is left out."""
     without = "no compiled convolutions: torch's serve, more slowly"
-    return compiler.fast_library(SOURCE, without)
+    return compiler.fast_library((SOURCE,), without)

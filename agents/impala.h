@@ -1,0 +1,50 @@
+/* What impala.c and tiles.c share: vectors of channels, shapes, and pictures with a border. */
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { HALF = 8, LANES = 2 * HALF, PIXELS = 6, TILE = 4 };
+
+typedef float Floats __attribute__((vector_size(4 * HALF), aligned(4), may_alias));
+typedef int32_t Words __attribute__((vector_size(4 * HALF), aligned(4), may_alias));
+typedef uint8_t Bytes __attribute__((vector_size(HALF), aligned(1), may_alias));
+
+typedef struct {
+    long height, width, inputs, outputs;
+} Shape;
+
+static inline Floats load(const float *from) { return *(const Floats *)from; }
+static inline void store(float *to, Floats value) { *(Floats *)to = value; }
+static inline Floats only(Words mask, Floats value) { return (Floats)(mask & (Words)value); }
+
+/* A bordered picture has zeros around it: one pixel above and to the left, and below and to the
+ * right as many as whole tiles need, and one. */
+static inline long tiles_down(Shape shape) { return (shape.height + TILE - 1) / TILE; }
+static inline long tiles_across(Shape shape) { return (shape.width + TILE - 1) / TILE; }
+static inline long bordered_row(Shape shape) { return TILE * tiles_across(shape) + 2; }
+static inline long bordered_pixels(Shape shape) {
+    return (TILE * tiles_down(shape) + 2) * bordered_row(shape);
+}
+
+/* What happens to a convolution's sums before they are stored; all but `out` may be missing. */
+typedef struct {
+    const float *bias, *add; /* `add`: pictures */
+    const float *where;      /* pictures: zero where they are not positive */
+    int relu;
+    float *out;
+} Finish;
+
+static inline __attribute__((always_inline)) void finish(Finish to, long at, long lane, Floats sum) {
+    if (to.bias) sum += load(to.bias + lane);
+    if (to.relu) sum = only(~(sum < 0), sum);
+    if (to.where) sum = only(~(load(to.where + at) <= 0), sum);
+    if (to.add) sum += load(to.add + at);
+    store(to.out + at, sum);
+}
+
+/* tiles.c: for `count` bordered pictures; `work` has tiles_work() floats. */
+long tiles_work(Shape shape, long count);
+void tiles_convolve(
+    Shape shape, long count, const float *bordered, const float *weights, Finish to, float *work);
+void tiles_weight_gradient(Shape shape, long count, const float *bordered, const float *gradient,
+                           float *weights, float *work);
