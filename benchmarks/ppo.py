@@ -135,8 +135,9 @@ def check(agents: dict[str, PPO]) -> str:
     lines = []
     for name in (OURS_IN_SB3, FAST):
         differences = [largest(a, b) for a, b in zip(found[PLAIN], found[name], strict=True)]
+        assert max(differences[:2]) < 1e-5, (name, differences)
         # Adam's first steps are as long for a gradient of rounding errors as for any other
-        assert max(differences[:2]) < 1e-5 and differences[2] < 1e-4, (name, differences)
+        assert differences[2] < 1e-4, (name, differences)
         losses, gradients, after = (f"{each:.0e}" for each in differences)
         lines.append(
             f"{name}: losses differ by {losses}, gradients by {gradients} of the largest, weights "
