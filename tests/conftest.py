@@ -3,6 +3,10 @@
 import os
 import random
 
+# Two threads that wait by turning take the cores from the tests beside them. OpenMP looks at this
+# once, when it is loaded with torch.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 import numpy as np
 import pytest
 import torch
