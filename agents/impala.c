@@ -247,22 +247,25 @@ void impala_stem_backward(long count, Shape shape, const float *x, const float *
     free(bordered), free(outer), free(work);
 }
 
-/* x + conv(relu(conv(relu(x)))); `hidden` takes the inner relu's outputs. */
+/* x + conv(relu(conv(relu(x)))); `hidden` takes the inner relu's outputs, and may be missing; `out`
+ * may be x. */
 void impala_residual(long count, Shape shape, const float *x, const float *first,
                      const float *first_bias, const float *second, const float *second_bias,
                      float *hidden, float *out) {
     const long size = shape.height * shape.width * shape.outputs, group = group_size(shape);
     float *bordered = bordered_group(shape, shape.outputs), *work = work_for(shape);
+    float *kept = hidden ? 0 : malloc(group * size * sizeof(float));
     for (long i = 0; i < count; i += group) {
         const long some = smaller(group, count - i), at = i * size;
+        float *inner = hidden ? hidden + at : kept;
         copy_inside(shape, some, shape.outputs, x + at, 1, bordered);
         convolve(shape, some, bordered, first,
-                 (Finish){.bias = first_bias, .relu = 1, .out = hidden + at}, work);
-        copy_inside(shape, some, shape.outputs, hidden + at, 0, bordered);
+                 (Finish){.bias = first_bias, .relu = 1, .out = inner}, work);
+        copy_inside(shape, some, shape.outputs, inner, 0, bordered);
         convolve(shape, some, bordered, second,
                  (Finish){.bias = second_bias, .add = x + at, .out = out + at}, work);
     }
-    free(bordered), free(work);
+    free(bordered), free(work), free(kept);
 }
 
 void impala_residual_backward(long count, Shape shape, const float *x, const float *hidden,

@@ -6,7 +6,7 @@ compiled library out, for comparisons.
 """
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
@@ -42,10 +42,12 @@ def fits(network: "ImpalaCNN", observations: Tensor) -> bool:
     no autocast, tracing or transforms."""
     return (
         type(observations) is Tensor
-        and observations.device.type == "cpu"
-        and observations.dtype == network.hidden.weight.dtype == torch.float32
         and not observations.requires_grad
+        and observations.ndim == 4
         and len(observations) > 0
+        and observations.shape[1] == next(network.blocks.parameters()).shape[1]
+        and all(each.dtype == torch.float32 for each in (observations, *network.parameters()))
+        and all(each.device.type == "cpu" for each in (observations, *network.parameters()))
         and all(width % LANES == 0 for width in network.widths)
         and not torch.compiler.is_compiling()
         and not torch.is_autocast_enabled("cpu")
@@ -64,12 +66,14 @@ def features(network: "ImpalaCNN", observations: Tensor) -> Tensor:
     """
     pictures = observations.permute(0, 2, 3, 1).contiguous()
     threads = min(torch.get_num_threads(), len(pictures))
-    if torch.is_grad_enabled() or threads == 1:
+    if torch.is_grad_enabled():
         x = _blocks(network, pictures)
+    elif threads == 1:
+        x = _blocks_alone(network, pictures)
     else:
         with ThreadPoolExecutor(threads) as pool:
-            parts = pool.map(lambda part: _blocks(network, part), pictures.tensor_split(threads))
-            x = torch.cat(list(parts))
+            parts = pictures.tensor_split(threads)
+            x = torch.cat(list(pool.map(lambda part: _blocks_alone(network, part), parts)))
     x = F.relu(x.permute(0, 3, 1, 2)).flatten(1)
     return F.relu(network.hidden(x))
 
@@ -78,14 +82,33 @@ def _blocks(network: "ImpalaCNN", pictures: Tensor) -> Tensor:
     """(batch, height, width, channels) to the same of the last block."""
     stem: Callable[..., Tensor] = Stem.apply
     residual: Callable[..., Tensor] = Residual.apply
+    for convolution, *pairs in _layers(network):
+        pictures = stem(pictures, *convolution)
+        for pair in pairs:
+            pictures = residual(pictures, *pair)
+    return pictures
+
+
+@torch.no_grad()  # a thread has a switch of its own
+def _blocks_alone(network: "ImpalaCNN", pictures: Tensor) -> Tensor:
+    """`_blocks` without gradients, and without the memory that they would need."""
+    for convolution, *pairs in _layers(network):
+        pictures = _stem(pictures, convolution, None)
+        for pair in pairs:
+            _residual(pictures, pair, None, pictures)
+    return pictures
+
+
+def _layers(network: "ImpalaCNN") -> Iterator[tuple[Any, Any, Any]]:
+    """Of each block the weights and biases of its convolution and of its two residual blocks."""
     for block in network.blocks.children():
         layers: list[Any] = list(block.children())
-        convolution, _, *pair = layers
-        pictures = stem(pictures, convolution.weight, convolution.bias)
-        for each in pair:
-            first, second = each.first, each.second
-            pictures = residual(pictures, first.weight, first.bias, second.weight, second.bias)
-    return pictures
+        convolution, _, one, two = layers
+        yield (
+            (convolution.weight, convolution.bias),
+            (one.first.weight, one.first.bias, one.second.weight, one.second.bias),
+            (two.first.weight, two.first.bias, two.second.weight, two.second.bias),
+        )
 
 
 class Stem(torch.autograd.Function):
@@ -93,10 +116,8 @@ class Stem(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        shape = _shape(x, weight)
-        pooled = (len(x), (shape.height + 1) // 2, (shape.width + 1) // 2, shape.outputs)
-        out, winner = x.new_empty(pooled), x.new_empty(pooled, dtype=torch.uint8)
-        _call("impala_stem", len(x), shape, x, packed(weight), bias, out, winner)
+        winner = x.new_empty(_pooled(x, weight), dtype=torch.uint8)
+        out = _stem(x, (weight, bias), winner)
         ctx.save_for_backward(x, weight, winner)
         return out
 
@@ -120,8 +141,7 @@ class Residual(torch.autograd.Function):
         ctx: Any, x: Tensor, first: Tensor, first_bias: Tensor, second: Tensor, second_bias: Tensor
     ) -> Tensor:
         hidden, out = torch.empty_like(x), torch.empty_like(x)
-        _call("impala_residual", len(x), _shape(x, first), x, packed(first), first_bias,
-              packed(second), second_bias, hidden, out)  # fmt: skip
+        _residual(x, (first, first_bias, second, second_bias), hidden, out)
         ctx.save_for_backward(x, hidden, first, second)
         return out
 
@@ -135,6 +155,27 @@ class Residual(torch.autograd.Function):
               packed(turn(first)), packed(turn(second)), out, firsts, first_bias, seconds,
               second_bias)  # fmt: skip
         return out, unpacked(firsts, first), first_bias, unpacked(seconds, second), second_bias
+
+
+def _stem(x: Tensor, layer: tuple[Tensor, Tensor], winner: Tensor | None) -> Tensor:
+    """`Stem`; `winner` is for the backward pass."""
+    weight, bias = layer
+    out = x.new_empty(_pooled(x, weight))
+    _call("impala_stem", len(x), _shape(x, weight), x, packed(weight), bias, out, winner)
+    return out
+
+
+def _pooled(x: Tensor, weight: Tensor) -> tuple[int, ...]:
+    return len(x), (x.shape[1] + 1) // 2, (x.shape[2] + 1) // 2, len(weight)
+
+
+def _residual(
+    x: Tensor, pair: tuple[Tensor, Tensor, Tensor, Tensor], hidden: Tensor | None, out: Tensor
+) -> None:
+    """`Residual` into `out`, which may be x; `hidden` is for the backward pass."""
+    first, first_bias, second, second_bias = pair
+    weights = (packed(first), first_bias, packed(second), second_bias)
+    _call("impala_residual", len(x), _shape(x, first), x, *weights, hidden, out)
 
 
 def packed(weight: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from networks import all_same_bits, built, noise
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from agents import impala_kernel, ppo_gradients
 from agents.fast_ppo import FastPPO, compiled_blocks
@@ -47,6 +48,17 @@ def picture_space(channels=6, side=64):
 # --- the compiled blocks
 
 
+@pytest.fixture
+def compiled_calls(monkeypatch):
+    """The functions of the compiled blocks that were called."""
+    calls = []
+    original = impala_kernel._call
+    monkeypatch.setattr(
+        impala_kernel, "_call", lambda name, *rest: (calls.append(name), original(name, *rest))
+    )
+    return calls
+
+
 def features_and_gradients(network, pictures, compiled):
     network.compiled = compiled
     features = network(pictures)
@@ -60,19 +72,16 @@ def features_and_gradients(network, pictures, compiled):
     ("channels", "side", "widths"),
     [(6, 64, (16, 32)), (3, 17, (32, 16)), (1, 7, (16,)), (4, 10, (16, 16, 32))],
 )
-def test_the_compiled_blocks_are_torchs_convolutions(channels, side, widths, monkeypatch):
+def test_the_compiled_blocks_are_torchs_convolutions(channels, side, widths, compiled_calls):
     """Also at odd sizes, where equal values meet in the pooling, and at an odd batch."""
     network = built(lambda: ImpalaCNN(picture_space(channels, side), 8, widths))
     pictures = (4 * noise(5, channels, side, side)).round() / 4
     pictures[0] = 0
     expected = features_and_gradients(network, pictures, compiled=False)
-    calls = []
-    original = impala_kernel._call
-    monkeypatch.setattr(
-        impala_kernel, "_call", lambda name, *rest: (calls.append(name), original(name, *rest))
-    )
     found = features_and_gradients(network, pictures, compiled=True)
-    assert len(calls) == 2 * 3 * len(widths), "forward and backward of three functions a block"
+    assert len(compiled_calls) == 2 * 3 * len(widths), (
+        "forward and backward of three functions a block"
+    )
     for ours, theirs in zip(found, expected, strict=True):
         assert (ours - theirs).abs().max() <= 1e-5 * max(1, theirs.abs().max())
     with torch.no_grad():
@@ -112,6 +121,56 @@ def test_other_networks_and_inputs_are_left_to_torch():
     assert not impala_kernel.fits(network, pictures.double())
     assert not impala_kernel.fits(network, pictures.requires_grad_())
     assert not network.compiled
+    for wrong in (noise(2, 3, 8, 8), noise(6, 8, 8), noise(0, 6, 8, 8)):
+        assert not impala_kernel.fits(network, wrong)
+    with torch.no_grad(), pytest.raises(RuntimeError, match="channels"):
+        network(noise(2, 3, 8, 8))
+    elsewhere = built(lambda: ImpalaCNN(picture_space(6, 8), 8, (16,))).to("meta")
+    assert not impala_kernel.fits(elsewhere, noise(2, 6, 8, 8))
+
+
+@needs_compiler
+@pytest.mark.parametrize("threads", [1, 2])
+def test_without_gradients_the_blocks_are_compiled_and_keep_nothing(compiled_calls, threads):
+    network = built(lambda: ImpalaCNN(picture_space(6, 16), 8, (16, 32)))
+    pictures = noise(3, 6, 16, 16)
+    expected = network(pictures)
+    assert not compiled_calls
+    before = pictures.clone()
+    torch.set_num_threads(threads)
+    with torch.no_grad():
+        found = network(pictures)
+        alone = torch.cat([network(one[None]) for one in pictures])
+    torch.set_num_threads(1)
+    assert set(compiled_calls) == {"impala_stem", "impala_residual"}
+    assert not found.requires_grad
+    assert torch.allclose(found, expected, atol=1e-5)
+    assert torch.allclose(found, alone, atol=1e-6)  # the last layer is torch's
+    assert torch.equal(pictures, before)
+
+
+def test_who_looks_inside_sees_torchs_layers(compiled_calls):
+    """Hooks, counters of operations, transforms, and layers that were replaced."""
+    network = built(lambda: ImpalaCNN(picture_space(6, 8), 8, (16,)))
+    pictures, seen = noise(2, 6, 8, 8), []
+    with torch.no_grad():
+        with FlopCounterMode(display=False) as counter:
+            network(pictures)
+        assert counter.get_total_flops() > 2 * 2 * 9 * 6 * 16 * 64
+        parameters = {name: weight.detach() for name, weight in network.named_parameters()}
+        stacked = {name: torch.stack([weight, weight]) for name, weight in parameters.items()}
+        call = torch.func.vmap(
+            lambda weights: torch.func.functional_call(network, weights, pictures)
+        )
+        assert torch.allclose(call(stacked)[1], network(pictures), atol=1e-5)
+        compiled_calls.clear()
+        handle = network.blocks[0][2].second.register_forward_hook(lambda *_: seen.append(1))
+        network(pictures)
+        assert seen == [1]
+        handle.remove()
+        network.blocks[0][1] = nn.AvgPool2d(3, 2, 1)
+        network(pictures)
+    assert not compiled_calls
 
 
 def test_weights_are_packed_and_unpacked():
