@@ -6,8 +6,7 @@
  * product with a matrix of 3 * inputs rows. Sums are kept in registers, for PIXELS pixels (or
  * PIXELS rows of a weight's gradient) and LANES channels at a time.
  *
- * Weights and their gradients come packed: (outputs / LANES, 3, 3 * inputs, LANES), or as tiles.c
- * has them.
+ * Weights are packed for that: (outputs / LANES, 3, 3 * inputs, LANES), or as tiles.c has them.
  */
 #include "impala.h"
 
@@ -20,12 +19,49 @@ static long group_size(Shape shape) {
     return tiles < GROUP ? GROUP / tiles : 1;
 }
 
+static float *empty(long floats) { return malloc(floats * sizeof(float)); }
+
+static float *zeros(long floats) { return calloc(floats, sizeof(float)); }
+
 static float *bordered_group(Shape shape, long channels) {
-    return calloc(group_size(shape) * bordered_pixels(shape) * channels, sizeof(float));
+    return zeros(group_size(shape) * bordered_pixels(shape) * channels);
 }
 
 static float *work_for(Shape shape) {
-    return malloc(tiles_work(shape, group_size(shape)) * sizeof(float));
+    return empty(tiles_work(shape, group_size(shape)));
+}
+
+static long packed_size(Shape shape) {
+    return (in_tiles(shape) ? PLACES : 9) * shape.inputs * shape.outputs;
+}
+
+/* See impala.h for `turned`, which is for tiles alone. */
+static float *packed(Shape shape, const float *weights, int turned) {
+    float *whole = empty(packed_size(shape)), *to = whole;
+    if (in_tiles(shape)) {
+        tiles_pack(shape, weights, turned, whole);
+        return whole;
+    }
+    for (long lane = 0; lane < shape.outputs; lane += LANES)
+        for (int k = 0; k < 9; k++)
+            for (long i = 0; i < shape.inputs; i++)
+                for (long l = 0; l < LANES; l++)
+                    *to++ = weights[((lane + l) * shape.inputs + i) * 9 + k];
+    return whole;
+}
+
+/* The gradient of the weights, from that of what `packed` made of them, which is freed. */
+static void unpack(Shape shape, float *gradient, float *weights) {
+    const float *from = gradient;
+    if (in_tiles(shape))
+        tiles_unpack(shape, gradient, weights);
+    else
+        for (long lane = 0; lane < shape.outputs; lane += LANES)
+            for (int k = 0; k < 9; k++)
+                for (long i = 0; i < shape.inputs; i++)
+                    for (long l = 0; l < LANES; l++)
+                        weights[((lane + l) * shape.inputs + i) * 9 + k] = *from++;
+    free(gradient);
 }
 
 /* Pictures into the middle of a buffer with borders, negative values as zeros if asked. */
@@ -207,54 +243,38 @@ static void pool_gradient(
 
 static long smaller(long a, long b) { return a < b ? a : b; }
 
-void impala_stem(long count, Shape shape, const float *x, const float *weights, const float *bias,
+static long halved(long length) { return (length + 1) / 2; }
+
+static long pooled_size(Shape shape) {
+    return halved(shape.height) * halved(shape.width) * shape.outputs;
+}
+
+/* A convolution and its pooling; `winner` may be missing. */
+static void stem(long count, Shape shape, const float *x, const float *weights, const float *bias,
                  float *out, uint8_t *winner) {
     const long size = shape.height * shape.width, group = group_size(shape);
-    const long pooled = (shape.height + 1) / 2 * ((shape.width + 1) / 2) * shape.outputs;
     float *bordered = bordered_group(shape, shape.inputs), *work = work_for(shape);
-    float *whole = malloc(group * size * shape.outputs * sizeof(float));
+    float *whole = empty(group * size * shape.outputs);
     for (long first = 0; first < count; first += group) {
         long some = smaller(group, count - first);
         copy_inside(shape, some, shape.inputs, x + first * size * shape.inputs, 0, bordered);
         convolve(shape, some, bordered, weights, (Finish){.bias = bias, .out = whole}, work);
         for (long i = 0; i < some; i++) {
-            long at = (first + i) * pooled;
+            long at = (first + i) * pooled_size(shape);
             pool(shape, whole + i * size * shape.outputs, out + at, winner ? winner + at : 0);
         }
     }
     free(bordered), free(whole), free(work);
 }
 
-/* `turned`: the weights for the inputs' gradient; `input_gradient` may be missing. */
-void impala_stem_backward(long count, Shape shape, const float *x, const float *turned,
-                          const uint8_t *winner, const float *gradient, float *input_gradient,
-                          float *weight_gradients, float *bias_gradients) {
-    const long size = shape.height * shape.width, group = group_size(shape);
-    const long pooled = (shape.height + 1) / 2 * ((shape.width + 1) / 2) * shape.outputs;
-    const Shape back = {shape.height, shape.width, shape.outputs, shape.inputs};
-    float *bordered = bordered_group(shape, shape.inputs), *work = work_for(shape);
-    float *outer = bordered_group(shape, shape.outputs);
-    for (long first = 0; first < count; first += group) {
-        long some = smaller(group, count - first), at = first * size * shape.inputs;
-        copy_inside(shape, some, shape.inputs, x + at, 0, bordered);
-        for (long i = 0; i < some; i++)
-            pool_gradient(shape, gradient + (first + i) * pooled, winner + (first + i) * pooled,
-                          outer + i * bordered_pixels(shape) * shape.outputs);
-        weight_gradient(shape, some, bordered, outer, weight_gradients, bias_gradients, work);
-        if (input_gradient)
-            convolve(back, some, outer, turned, (Finish){.out = input_gradient + at}, work);
-    }
-    free(bordered), free(outer), free(work);
-}
-
 /* x + conv(relu(conv(relu(x)))); `hidden` takes the inner relu's outputs, and may be missing; `out`
  * may be x. */
-void impala_residual(long count, Shape shape, const float *x, const float *first,
+static void residual(long count, Shape shape, const float *x, const float *first,
                      const float *first_bias, const float *second, const float *second_bias,
                      float *hidden, float *out) {
     const long size = shape.height * shape.width * shape.outputs, group = group_size(shape);
     float *bordered = bordered_group(shape, shape.outputs), *work = work_for(shape);
-    float *kept = hidden ? 0 : malloc(group * size * sizeof(float));
+    float *kept = hidden ? 0 : empty(group * size);
     for (long i = 0; i < count; i += group) {
         const long some = smaller(group, count - i), at = i * size;
         float *inner = hidden ? hidden + at : kept;
@@ -268,26 +288,110 @@ void impala_residual(long count, Shape shape, const float *x, const float *first
     free(bordered), free(work), free(kept);
 }
 
+void impala_stem(long count, Shape shape, const float *x, const float *weights, const float *bias,
+                 float *out, uint8_t *winner) {
+    float *ready = packed(shape, weights, 0);
+    stem(count, shape, x, ready, bias, out, winner);
+    free(ready);
+}
+
+/* `input_gradient` may be missing; that of the biases is added to. */
+void impala_stem_backward(long count, Shape shape, const float *x, const float *weights,
+                          const uint8_t *winner, const float *gradient, float *input_gradient,
+                          float *weight_gradients, float *bias_gradients) {
+    const long size = shape.height * shape.width, group = group_size(shape);
+    const long pooled = pooled_size(shape);
+    const Shape back = {shape.height, shape.width, shape.outputs, shape.inputs};
+    float *bordered = bordered_group(shape, shape.inputs), *work = work_for(shape);
+    float *outer = bordered_group(shape, shape.outputs), *sums = zeros(packed_size(shape));
+    float *turned = input_gradient ? packed(back, weights, 1) : 0;
+    for (long first = 0; first < count; first += group) {
+        long some = smaller(group, count - first), at = first * size * shape.inputs;
+        copy_inside(shape, some, shape.inputs, x + at, 0, bordered);
+        for (long i = 0; i < some; i++)
+            pool_gradient(shape, gradient + (first + i) * pooled, winner + (first + i) * pooled,
+                          outer + i * bordered_pixels(shape) * shape.outputs);
+        weight_gradient(shape, some, bordered, outer, sums, bias_gradients, work);
+        if (input_gradient)
+            convolve(back, some, outer, turned, (Finish){.out = input_gradient + at}, work);
+    }
+    unpack(shape, sums, weight_gradients);
+    free(bordered), free(outer), free(work), free(turned);
+}
+
+void impala_residual(long count, Shape shape, const float *x, const float *first,
+                     const float *first_bias, const float *second, const float *second_bias,
+                     float *hidden, float *out) {
+    float *one = packed(shape, first, 0), *two = packed(shape, second, 0);
+    residual(count, shape, x, one, first_bias, two, second_bias, hidden, out);
+    free(one), free(two);
+}
+
+/* Gradients of biases are added to. */
 void impala_residual_backward(long count, Shape shape, const float *x, const float *hidden,
-                              const float *gradient, const float *first_turned,
-                              const float *second_turned, float *input_gradient, float *first,
-                              float *first_bias, float *second, float *second_bias) {
+                              const float *gradient, const float *first, const float *second,
+                              float *input_gradient, float *first_gradients,
+                              float *first_bias_gradients, float *second_gradients,
+                              float *second_bias_gradients) {
     const long size = shape.height * shape.width * shape.outputs, group = group_size(shape);
     const long channels = shape.outputs;
     float *bordered = bordered_group(shape, channels), *outer = bordered_group(shape, channels);
-    float *inner = malloc(group * size * sizeof(float)), *work = work_for(shape);
+    float *inner = empty(group * size), *work = work_for(shape);
+    float *one = packed(shape, first, 1), *one_sums = zeros(packed_size(shape));
+    float *two = packed(shape, second, 1), *two_sums = zeros(packed_size(shape));
     for (long i = 0; i < count; i += group) {
         const long some = smaller(group, count - i), at = i * size;
         copy_inside(shape, some, channels, hidden + at, 0, bordered);
         copy_inside(shape, some, channels, gradient + at, 0, outer);
-        weight_gradient(shape, some, bordered, outer, second, second_bias, work);
-        convolve(shape, some, outer, second_turned, (Finish){.where = hidden + at, .out = inner},
-                 work);
+        weight_gradient(shape, some, bordered, outer, two_sums, second_bias_gradients, work);
+        convolve(shape, some, outer, two, (Finish){.where = hidden + at, .out = inner}, work);
         copy_inside(shape, some, channels, x + at, 1, bordered);
         copy_inside(shape, some, channels, inner, 0, outer);
-        weight_gradient(shape, some, bordered, outer, first, first_bias, work);
-        convolve(shape, some, outer, first_turned,
+        weight_gradient(shape, some, bordered, outer, one_sums, first_bias_gradients, work);
+        convolve(shape, some, outer, one,
                  (Finish){.where = x + at, .add = gradient + at, .out = input_gradient + at}, work);
     }
-    free(bordered), free(outer), free(inner), free(work);
+    unpack(shape, one_sums, first_gradients), unpack(shape, two_sums, second_gradients);
+    free(bordered), free(outer), free(inner), free(work), free(one), free(two);
+}
+
+/* The weights of a block: of its convolution and of the four in its residual blocks, with biases. */
+typedef struct {
+    long width;
+    const float *weights[5], *biases[5];
+} Block;
+
+/* All blocks, some pictures after the others, whose values stay in the cache meanwhile. */
+void impala_blocks(long count, long height, long width, long channels, long number,
+                   const Block *blocks, const float *x, float *out) {
+    enum { SOME = 4 };
+    Shape *whole = malloc(number * sizeof(Shape)), *half = malloc(number * sizeof(Shape));
+    float **ready = malloc(5 * number * sizeof(float *));
+    long largest = 0, inputs = height * width * channels;
+    for (long b = 0; b < number; b++) {
+        const long before = b ? blocks[b - 1].width : channels;
+        whole[b] = (Shape){height, width, before, blocks[b].width};
+        height = halved(height), width = halved(width);
+        half[b] = (Shape){height, width, blocks[b].width, blocks[b].width};
+        for (int i = 0; i < 5; i++)
+            ready[5 * b + i] = packed(i ? half[b] : whole[b], blocks[b].weights[i], 0);
+        if (pooled_size(whole[b]) > largest) largest = pooled_size(whole[b]);
+    }
+    const long outputs = height * width * blocks[number - 1].width;
+    float *buffers[2] = {empty(SOME * largest), empty(SOME * largest)};
+    for (long first = 0; first < count; first += SOME) {
+        const long some = smaller(SOME, count - first);
+        const float *from = x + first * inputs;
+        for (long b = 0; b < number; b++) {
+            float *const *w = ready + 5 * b;
+            const float *const *bias = blocks[b].biases;
+            float *to = b == number - 1 ? out + first * outputs : buffers[b % 2];
+            stem(some, whole[b], from, w[0], bias[0], to, 0);
+            residual(some, half[b], to, w[1], bias[1], w[2], bias[2], 0, to);
+            residual(some, half[b], to, w[3], bias[3], w[4], bias[4], 0, to);
+            from = to;
+        }
+    }
+    for (long i = 0; i < 5 * number; i++) free(ready[i]);
+    free(ready), free(whole), free(half), free(buffers[0]), free(buffers[1]);
 }

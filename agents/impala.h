@@ -42,9 +42,15 @@ static inline __attribute__((always_inline)) void finish(Finish to, long at, lon
     store(to.out + at, sum);
 }
 
-/* tiles.c: for `count` bordered pictures; `work` has tiles_work() floats. */
+/* tiles.c: of weights (outputs, inputs, 3, 3), or with `turned` of (inputs, outputs, 3, 3) those that
+ * take the outputs' gradient to the inputs'; and gradients of packed weights, unpacked. */
+enum { PLACES = (TILE + 2) * (TILE + 2) };
+void tiles_pack(Shape shape, const float *weights, int turned, float *packed);
+void tiles_unpack(Shape shape, const float *packed, float *weights);
+
+/* For `count` bordered pictures and packed weights; `work` has tiles_work() floats. */
 long tiles_work(Shape shape, long count);
 void tiles_convolve(
-    Shape shape, long count, const float *bordered, const float *weights, Finish to, float *work);
+    Shape shape, long count, const float *bordered, const float *packed, Finish to, float *work);
 void tiles_weight_gradient(Shape shape, long count, const float *bordered, const float *gradient,
-                           float *weights, float *work);
+                           float *packed, float *work);

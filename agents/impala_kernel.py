@@ -8,13 +8,13 @@ compiled library out, for comparisons.
 import ctypes
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from evo_subnets import compiler
 
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from agents.impala import ImpalaCNN
 
 SOURCES = tuple(Path(__file__).with_name(name) for name in ("impala.c", "tiles.c", "impala.h"))
-LANES, HALF = 16, 8
-"""Outputs come in multiples of the first; inputs, for tiles, in multiples of the second."""
+LANES = 16
+"""Channels come in multiples of this."""
 
 
 class Shape(ctypes.Structure):
@@ -34,6 +34,16 @@ class Shape(ctypes.Structure):
         ("width", ctypes.c_long),
         ("inputs", ctypes.c_long),
         ("outputs", ctypes.c_long),
+    )
+
+
+class Block(ctypes.Structure):
+    """The weights of a block: of its convolution and of the four in its residual blocks."""
+
+    _fields_ = (
+        ("width", ctypes.c_long),
+        ("weights", ctypes.c_void_p * 5),
+        ("biases", ctypes.c_void_p * 5),
     )
 
 
@@ -68,12 +78,8 @@ def features(network: "ImpalaCNN", observations: Tensor) -> Tensor:
     threads = min(torch.get_num_threads(), len(pictures))
     if torch.is_grad_enabled():
         x = _blocks(network, pictures)
-    elif threads == 1:
-        x = _blocks_alone(network, pictures)
     else:
-        with ThreadPoolExecutor(threads) as pool:
-            parts = pictures.tensor_split(threads)
-            x = torch.cat(list(pool.map(lambda part: _blocks_alone(network, part), parts)))
+        x = _without_gradients(network, pictures, threads)
     x = F.relu(x.permute(0, 3, 1, 2)).flatten(1)
     return F.relu(network.hidden(x))
 
@@ -89,16 +95,6 @@ def _blocks(network: "ImpalaCNN", pictures: Tensor) -> Tensor:
     return pictures
 
 
-@torch.no_grad()  # a thread has a switch of its own
-def _blocks_alone(network: "ImpalaCNN", pictures: Tensor) -> Tensor:
-    """`_blocks` without gradients, and without the memory that they would need."""
-    for convolution, *pairs in _layers(network):
-        pictures = _stem(pictures, convolution, None)
-        for pair in pairs:
-            _residual(pictures, pair, None, pictures)
-    return pictures
-
-
 def _layers(network: "ImpalaCNN") -> Iterator[tuple[Any, Any, Any]]:
     """Of each block the weights and biases of its convolution and of its two residual blocks."""
     for block in network.blocks.children():
@@ -111,26 +107,54 @@ def _layers(network: "ImpalaCNN") -> Iterator[tuple[Any, Any, Any]]:
         )
 
 
+def _without_gradients(network: "ImpalaCNN", pictures: Tensor, threads: int) -> Tensor:
+    """`_blocks` in one call of the library a thread, without what gradients would need."""
+    tensors: list[Tensor] = []  # kept while pointers to them are in use
+    blocks = (Block * len(network.widths))()
+    for block, width, layers in zip(blocks, network.widths, _layers(network), strict=True):
+        flat = [tensor.detach().contiguous() for layer in layers for tensor in layer]
+        tensors += flat
+        block.width = width
+        block.weights[:] = [tensor.data_ptr() for tensor in flat[0::2]]
+        block.biases[:] = [tensor.data_ptr() for tensor in flat[1::2]]
+    count, height, width, _ = pictures.shape
+    for _ in network.widths:
+        height, width = (height + 1) // 2, (width + 1) // 2
+    out = pictures.new_empty(count, height, width, network.widths[-1])
+
+    def share(index: int) -> None:
+        some, to = (each.tensor_split(threads)[index] for each in (pictures, out))
+        _call("impala_blocks", *some.shape, len(blocks), blocks, some, to)
+
+    if threads == 1:
+        share(0)
+    else:
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(share, range(threads)))
+    return out
+
+
 class Stem(torch.autograd.Function):
     """A 3x3 convolution and a 3x3 maximum pooling of stride 2, both with a border of one."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        winner = x.new_empty(_pooled(x, weight), dtype=torch.uint8)
-        out = _stem(x, (weight, bias), winner)
+        shape = _shape(x, weight)
+        pooled = (len(x), (shape.height + 1) // 2, (shape.width + 1) // 2, shape.outputs)
+        out, winner = x.new_empty(pooled), x.new_empty(pooled, dtype=torch.uint8)
+        _call("impala_stem", len(x), shape, x, weight.contiguous(), bias, out, winner)
         ctx.save_for_backward(x, weight, winner)
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, winner = ctx.saved_tensors
-        shape, back = _shape(x, weight), ctx.needs_input_grad[0]
-        input_gradient = torch.empty_like(x) if back else None
-        turned = packed(turn(weight)) if back else None
-        weights, bias = x.new_zeros(_packed_shape(weight)), x.new_zeros(shape.outputs)
-        _call("impala_stem_backward", len(x), shape, x, turned, winner, gradient.contiguous(),
-              input_gradient, weights, bias)  # fmt: skip
-        return input_gradient, unpacked(weights, weight), bias
+        back = torch.empty_like(x) if ctx.needs_input_grad[0] else None
+        weights, bias = _empty(weight), x.new_zeros(len(weight))
+        _call("impala_stem_backward", len(x), _shape(x, weight), x, weight.contiguous(), winner,
+              gradient.contiguous(), back, weights, bias)  # fmt: skip
+        return back, weights, bias
 
 
 class Residual(torch.autograd.Function):
@@ -141,97 +165,44 @@ class Residual(torch.autograd.Function):
         ctx: Any, x: Tensor, first: Tensor, first_bias: Tensor, second: Tensor, second_bias: Tensor
     ) -> Tensor:
         hidden, out = torch.empty_like(x), torch.empty_like(x)
-        _residual(x, (first, first_bias, second, second_bias), hidden, out)
+        _call("impala_residual", len(x), _shape(x, first), x, first.contiguous(), first_bias,
+              second.contiguous(), second_bias, hidden, out)  # fmt: skip
         ctx.save_for_backward(x, hidden, first, second)
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
         x, hidden, first, second = ctx.saved_tensors
-        shape, out = _shape(x, first), torch.empty_like(x)
-        firsts, seconds = (x.new_zeros(_packed_shape(weight)) for weight in (first, second))
-        first_bias, second_bias = x.new_zeros(shape.outputs), x.new_zeros(shape.outputs)
-        _call("impala_residual_backward", len(x), shape, x, hidden, gradient.contiguous(),
-              packed(turn(first)), packed(turn(second)), out, firsts, first_bias, seconds,
-              second_bias)  # fmt: skip
-        return out, unpacked(firsts, first), first_bias, unpacked(seconds, second), second_bias
+        back, firsts, seconds = torch.empty_like(x), _empty(first), _empty(second)
+        first_bias, second_bias = x.new_zeros(len(first)), x.new_zeros(len(second))
+        _call("impala_residual_backward", len(x), _shape(x, first), x, hidden,
+              gradient.contiguous(), first.contiguous(), second.contiguous(), back, firsts,
+              first_bias, seconds, second_bias)  # fmt: skip
+        return back, firsts, first_bias, seconds, second_bias
 
 
-def _stem(x: Tensor, layer: tuple[Tensor, Tensor], winner: Tensor | None) -> Tensor:
-    """`Stem`; `winner` is for the backward pass."""
-    weight, bias = layer
-    out = x.new_empty(_pooled(x, weight))
-    _call("impala_stem", len(x), _shape(x, weight), x, packed(weight), bias, out, winner)
-    return out
-
-
-def _pooled(x: Tensor, weight: Tensor) -> tuple[int, ...]:
-    return len(x), (x.shape[1] + 1) // 2, (x.shape[2] + 1) // 2, len(weight)
-
-
-def _residual(
-    x: Tensor, pair: tuple[Tensor, Tensor, Tensor, Tensor], hidden: Tensor | None, out: Tensor
-) -> None:
-    """`Residual` into `out`, which may be x; `hidden` is for the backward pass."""
-    first, first_bias, second, second_bias = pair
-    weights = (packed(first), first_bias, packed(second), second_bias)
-    _call("impala_residual", len(x), _shape(x, first), x, *weights, hidden, out)
-
-
-def packed(weight: Tensor) -> Tensor:
-    """(outputs, inputs, 3, 3) as impala.c reads it, in matrices of LANES columns."""
-    outputs, inputs = weight.shape[:2]
-    matrix = weight.detach().permute(2, 3, 1, 0).reshape(9, inputs * outputs)
-    if in_tiles(weight):
-        matrix = transform() @ matrix
-    matrices, blocks, rows, lanes = _packed_shape(weight)
-    return matrix.view(matrices, rows, blocks, lanes).transpose(1, 2).contiguous()
-
-
-def unpacked(gradient: Tensor, like: Tensor) -> Tensor:
-    """The gradient of a weight, from that of what `packed` made of it."""
-    outputs, inputs = like.shape[:2]
-    matrix = gradient.transpose(1, 2).reshape(gradient.shape[0], -1)
-    if in_tiles(like):
-        matrix = transform().T @ matrix
-    return matrix.view(3, 3, inputs, outputs).permute(3, 2, 0, 1).contiguous()
-
-
-def turn(weight: Tensor) -> Tensor:
-    """The weights of the convolution that takes the outputs' gradient to the inputs'."""
-    return weight.detach().flip(2, 3).transpose(0, 1)
-
-
-def in_tiles(weight: Tensor) -> bool:
-    """Whether impala.c convolves with these weights in tiles."""
-    return weight.shape[1] % HALF == 0
-
-
-@cache
-def transform() -> Tensor:
-    """(36, 9): of the weights for tiles, G of Lavin and Gray 2016, section 4.3, along both axes."""
-    rows = [[6, 0, 0], [-4, -4, -4], [-4, 4, -4], [1, 2, 4], [1, -2, 4], [0, 0, 24]]
-    g = torch.tensor(rows, dtype=torch.float64) / 24
-    return torch.kron(g, g).float()
-
-
-def _packed_shape(weight: Tensor) -> tuple[int, int, int, int]:
-    """Matrices, blocks of LANES outputs, rows, LANES."""
-    outputs, inputs = weight.shape[:2]
-    matrices, rows = (36, inputs) if in_tiles(weight) else (1, 9 * inputs)
-    return matrices, outputs // LANES, rows, LANES
+def _empty(weight: Tensor) -> Tensor:
+    return torch.empty_like(weight, memory_format=torch.contiguous_format)
 
 
 def _shape(x: Tensor, weight: Tensor) -> Shape:
     return Shape(x.shape[1], x.shape[2], weight.shape[1], weight.shape[0])
 
 
-def _call(name: str, count: int, shape: Shape, *tensors: Tensor | None) -> None:
+def _call(name: str, *arguments: Tensor | int | Shape | ctypes.Array[Block] | None) -> None:
     compiled = library()
     assert compiled is not None
-    assert all(each is None or each.is_contiguous() for each in tensors)
-    pointers = [ctypes.c_void_p(None if each is None else each.data_ptr()) for each in tensors]
-    getattr(compiled, name)(ctypes.c_long(count), shape, *pointers)
+    getattr(compiled, name)(*map(_as_c, arguments))
+
+
+def _as_c(argument: Any) -> Any:
+    if argument is None:
+        return ctypes.c_void_p()
+    if isinstance(argument, Tensor):
+        assert argument.is_contiguous()
+        return ctypes.c_void_p(argument.data_ptr())
+    return ctypes.c_long(argument) if isinstance(argument, int) else argument
 
 
 def library() -> ctypes.CDLL | None:

@@ -4,12 +4,72 @@
  * A tile of 4x4 outputs is taken from 6x6 inputs. These are transformed along both axes (matrix
  * B^T there), multiplied by transformed weights (G) as 36 matrix products over the channels, one
  * for each place in a tile, and transformed back (A^T). Gradients of weights go the way of the
- * transposed matrices. Weights and their gradients come transformed, (36, outputs / LANES, inputs,
- * LANES); inputs and outputs are multiples of HALF and of LANES.
+ * transposed matrices. Packed weights are transformed, (36, outputs / LANES, inputs, LANES); inputs
+ * and outputs are multiples of HALF and of LANES.
  */
 #include "impala.h"
 
-enum { SPAN = TILE + 2, PLACES = SPAN * SPAN, GAP = LANES }; /* GAP: see `apart` */
+enum { SPAN = TILE + 2, GAP = LANES }; /* GAP: see `apart` */
+
+/* G: of three weights along an axis. */
+static const float WEIGHTS[SPAN][3] = {
+    {1.0f / 4, 0, 0},
+    {-1.0f / 6, -1.0f / 6, -1.0f / 6},
+    {-1.0f / 6, 1.0f / 6, -1.0f / 6},
+    {1.0f / 24, 1.0f / 12, 1.0f / 6},
+    {1.0f / 24, -1.0f / 12, 1.0f / 6},
+    {0, 0, 1},
+};
+
+/* Where the nine weights of an output and an input lie. */
+static long kernel_at(Shape shape, int turned, long output, long input) {
+    return 9 * (turned ? input * shape.outputs + output : output * shape.inputs + input);
+}
+
+void tiles_pack(Shape shape, const float *weights, int turned, float *packed) {
+    const long place = shape.inputs * shape.outputs;
+    for (long lane = 0; lane < shape.outputs; lane += LANES)
+        for (long i = 0; i < shape.inputs; i++, packed += LANES) {
+            float kernel[9][LANES], lines[SPAN][3][LANES];
+            for (int l = 0; l < LANES; l++) {
+                const float *from = weights + kernel_at(shape, turned, lane + l, i);
+                for (int k = 0; k < 9; k++) kernel[k][l] = from[turned ? 8 - k : k];
+            }
+            for (int a = 0; a < SPAN; a++)
+                for (int x = 0; x < 3; x++)
+                    for (int l = 0; l < LANES; l++)
+                        lines[a][x][l] = WEIGHTS[a][0] * kernel[x][l] +
+                                         WEIGHTS[a][1] * kernel[3 + x][l] +
+                                         WEIGHTS[a][2] * kernel[6 + x][l];
+            for (int a = 0; a < SPAN; a++)
+                for (int b = 0; b < SPAN; b++)
+                    for (int l = 0; l < LANES; l++)
+                        packed[(a * SPAN + b) * place + l] = WEIGHTS[b][0] * lines[a][0][l] +
+                                                             WEIGHTS[b][1] * lines[a][1][l] +
+                                                             WEIGHTS[b][2] * lines[a][2][l];
+        }
+}
+
+void tiles_unpack(Shape shape, const float *packed, float *weights) {
+    const long place = shape.inputs * shape.outputs;
+    for (long lane = 0; lane < shape.outputs; lane += LANES)
+        for (long i = 0; i < shape.inputs; i++, packed += LANES) {
+            float lines[SPAN][3][LANES] = {0}, kernel[9][LANES] = {0};
+            for (int a = 0; a < SPAN; a++)
+                for (int b = 0; b < SPAN; b++)
+                    for (int x = 0; x < 3; x++)
+                        for (int l = 0; l < LANES; l++)
+                            lines[a][x][l] += WEIGHTS[b][x] * packed[(a * SPAN + b) * place + l];
+            for (int a = 0; a < SPAN; a++)
+                for (int y = 0; y < 3; y++)
+                    for (int x = 0; x < 3; x++)
+                        for (int l = 0; l < LANES; l++)
+                            kernel[3 * y + x][l] += WEIGHTS[a][y] * lines[a][x][l];
+            for (int l = 0; l < LANES; l++)
+                for (int k = 0; k < 9; k++)
+                    weights[kernel_at(shape, 0, lane + l, i) + k] = kernel[k][l];
+        }
+}
 
 /* Floats between the matrices of two places: not a power of two, lest all 36 values of a tile fall
  * on one line of the cache. */
@@ -175,23 +235,23 @@ static void add_product(long tiles, long inputs, long outputs, const float *from
 }
 
 void tiles_convolve(
-    Shape shape, long count, const float *bordered, const float *weights, Finish to, float *work) {
+    Shape shape, long count, const float *bordered, const float *packed, Finish to, float *work) {
     const long tiles = all_tiles(shape, count), inputs = shape.inputs, outputs = shape.outputs;
     float *made = work + PLACES * apart(tiles, inputs);
     take_apart(shape, 0, count, inputs, bordered, work);
     for (long place = 0; place < PLACES; place++)
         product(tiles, inputs, outputs, work + place * apart(tiles, inputs),
-                weights + place * inputs * outputs, made + place * apart(tiles, outputs));
+                packed + place * inputs * outputs, made + place * apart(tiles, outputs));
     put_together(shape, count, made, to);
 }
 
 void tiles_weight_gradient(Shape shape, long count, const float *bordered, const float *gradient,
-                           float *weights, float *work) {
+                           float *packed, float *work) {
     const long tiles = all_tiles(shape, count), inputs = shape.inputs, outputs = shape.outputs;
     float *spread = work + PLACES * apart(tiles, inputs);
     take_apart(shape, 0, count, inputs, bordered, work);
     take_apart(shape, 1, count, outputs, gradient, spread);
     for (long place = 0; place < PLACES; place++)
         add_product(tiles, inputs, outputs, work + place * apart(tiles, inputs),
-                    spread + place * apart(tiles, outputs), weights + place * inputs * outputs);
+                    spread + place * apart(tiles, outputs), packed + place * inputs * outputs);
 }
