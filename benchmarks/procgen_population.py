@@ -8,6 +8,7 @@ they are the same levels. The script first checks that children play together, b
 each plays alone; the report shows that the other side's mean return agrees within chance.
 """
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -77,6 +78,9 @@ class Run(NamedTuple):
 
     seconds: float
     returns: list[float]
+    """Of each child, the mean."""
+    deviation: float
+    """The standard deviation of all episodes' returns."""
     counted: int
     """Environment steps of episodes that count."""
     steps: int
@@ -118,7 +122,9 @@ def together(children: list[Actor], course: Course, episodes: int, blocks: int |
     played = [each for each in outcomes.values() if isinstance(each, Episodes)]
     assert len(played) == len(children), outcomes
     counted = int(sum(each.lengths.sum() for each in played))
-    return Run(seconds, [float(each.returns.mean()) for each in played], counted, counted)
+    means = [float(each.returns.mean()) for each in played]
+    deviation = float(np.concatenate([each.returns for each in played]).std(ddof=1))
+    return Run(seconds, means, deviation, counted, counted)
 
 
 def one_by_one(
@@ -136,7 +142,7 @@ def one_by_one(
                 "net_arch": [],
             },
         )  # fmt: skip
-        start, means, counted = time.perf_counter(), [], 0
+        start, found, counted = time.perf_counter(), [], 0
         for child in children:
             load(agent, child)
             returns, lengths = evaluate_policy(
@@ -144,11 +150,12 @@ def one_by_one(
             )
             assert isinstance(returns, list)
             assert isinstance(lengths, list)
-            means.append(float(np.mean(returns)))
+            found.append(returns)
             counted += sum(lengths)
         seconds = time.perf_counter() - start
     env.close()
-    return Run(seconds, means, int(counted), env.steps)
+    means = [float(np.mean(returns)) for returns in found]
+    return Run(seconds, means, float(np.std(found, ddof=1)), int(counted), env.steps)
 
 
 class CountingEnv(ProcgenVecEnv):
@@ -221,14 +228,14 @@ def report(args: Args, runs: dict[str, list[Run]]) -> str:
         f"{args.game}, {args.children} children of {args.parent.parent.name}, {args.episodes} "
         f"episodes each, {args.device}, {args.threads} threads, {args.rounds} alternations.",
         table(headings, rows),
-        "Mean return of a child, and the mean difference from `together` with its standard error:",
+        "Mean return of a child, and the difference from `together` with the standard error of one "
+        "child's episodes, as children share levels and chance:",
     ]
-    own = np.array([run.returns for run in ours]).mean(axis=0)
+    own = float(np.mean([run.returns for run in ours]))
     for name, each in runs.items():
-        means = np.array([run.returns for run in each])
-        difference = means.mean(axis=0) - own
-        error = difference.std(ddof=1) / np.sqrt(len(own))
-        lines.append(f"  {name:34} {means.mean():.3f}   {difference.mean():+.3f} +- {error:.3f}")
+        mean = float(np.mean([run.returns for run in each]))
+        error = math.hypot(ours[0].deviation, each[0].deviation) / math.sqrt(args.episodes)
+        lines.append(f"  {name:34} {mean:.3f}   {mean - own:+.3f} +- {error:.3f}")
     return "\n".join(lines)
 
 

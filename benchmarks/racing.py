@@ -1,5 +1,6 @@
 """How many evaluations racing saves, and whether it chooses as full evaluation does.
 
+    python benchmarks/racing.py
     python benchmarks/racing.py --dataset cifar10
 
 A classifier is trained for a few epochs; its children are judged on all validation images, once as
@@ -12,7 +13,7 @@ the races saw on average, and takes the best: what stopping early does without r
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 
 from benchmarks.timing import publish
 from evo_subnets import evaluate, quads, search_trust_region
-from evo_subnets.data import Dataset, load
+from evo_subnets.data import Dataset, Images, load
 from evo_subnets.memory import keep_freed_memory
 from evo_subnets.methods.noisy import halves_by_doubt
 from evo_subnets.models import build
@@ -47,6 +48,8 @@ class Args:
     """Architecture."""
     epochs: int = 2
     """Training epochs of the parent."""
+    images: int = 5000
+    """Validation images at least: of a smaller data set each comes again, under other noise."""
     targets: tuple[float, ...] = (0.02, 0.2)
     """KL divergences of the children from the parent."""
     pool: int = 128
@@ -75,6 +78,7 @@ def main(args: Args) -> None:
     keep_freed_memory()
     torch.set_num_threads(args.threads)
     dataset = load(args.dataset, args.root, args.validation)
+    dataset = replace(dataset, validation=repeated(dataset.validation, args.images))
     parent = trained(args, dataset)
     halves = halves_by_doubt(parent, dataset.validation, dataset.augmentation)
     name = Path(args.dataset.removeprefix("imagefolder:")).name
@@ -87,6 +91,17 @@ def main(args: Args) -> None:
         right, sigma = judged(args, parent, dataset, target)
         sections.append(races(args, right, halves, f"KL {target:g}, sigma {sigma:.4f}"))
     publish(__file__, "\n\n".join(sections), args.save)
+
+
+def repeated(images: Images, count: int) -> Images:
+    """At least `count` images: those given, and copies of all under Gaussian noise of sd 32."""
+    times = -(-count // len(images))
+    noise = torch.randn(
+        (times * len(images), *images.pixels.shape[1:]), generator=torch.Generator().manual_seed(0)
+    )
+    noise[: len(images)] = 0
+    pixels = images.pixels.repeat(times, 1, 1, 1) + 32 * noise
+    return Images(pixels.clamp(0, 255).round().byte(), images.labels.repeat(times))
 
 
 def trained(args: Args, dataset: Dataset) -> nn.Module:

@@ -45,9 +45,9 @@ class Args:
     """What to measure."""
     children: int = 1024
     """Of the dispatch."""
-    population: int = 32
+    population: int = 16
     """LeNet-M children of the scaling part."""
-    images: int = 2000
+    images: int = 1000
     """That each of them is judged on."""
     simulated: tuple[int, ...] = (10, 100, 1000)
     """Numbers of simulated actors."""

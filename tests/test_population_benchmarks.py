@@ -31,8 +31,9 @@ def test_convolutions_are_timed_layer_by_layer(server):
 def test_races_are_counted_against_full_evaluation(server):
     text = server.printed(
         "benchmarks/racing", "--model", "mlp-32", "--epochs", 1, "--targets", 0.02, "--pool", 16,
-        "--children", 8, "--places", 2, "--seeds", 2, "--threads", 1,
+        "--images", 300, "--children", 8, "--places", 2, "--seeds", 2, "--threads", 1,
     )  # fmt: skip
+    assert "8 children, 2 places, 358 images." in text  # twice the 179 of the test set
     rows = re.findall(r"^(.+?)  +\d+ +\d+\.\d\d +\d+\.\d\d +\d+ % +\d+ % +", text, re.MULTILINE)
     assert [row.split(",")[0] for row in rows] == [
         "hoeffding", "bernstein", "bernstein", "normal", "normal", "a part for all",
