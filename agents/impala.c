@@ -36,21 +36,25 @@ static long packed_size(Shape shape) {
 }
 
 /* See impala.h for `turned`, which is for tiles alone. */
-static float *packed(Shape shape, const float *weights, int turned) {
-    float *whole = empty(packed_size(shape)), *to = whole;
+static void pack(Shape shape, const float *weights, int turned, float *to) {
     if (in_tiles(shape)) {
-        tiles_pack(shape, weights, turned, whole);
-        return whole;
+        tiles_pack(shape, weights, turned, to);
+        return;
     }
     for (long lane = 0; lane < shape.outputs; lane += LANES)
         for (int k = 0; k < 9; k++)
             for (long i = 0; i < shape.inputs; i++)
                 for (long l = 0; l < LANES; l++)
                     *to++ = weights[((lane + l) * shape.inputs + i) * 9 + k];
-    return whole;
 }
 
-/* The gradient of the weights, from that of what `packed` made of them, which is freed. */
+static float *packed(Shape shape, const float *weights, int turned) {
+    float *to = empty(packed_size(shape));
+    pack(shape, weights, turned, to);
+    return to;
+}
+
+/* The gradient of the weights, from that of packed ones, which is freed. */
 static void unpack(Shape shape, float *gradient, float *weights) {
     const float *from = gradient;
     if (in_tiles(shape))
@@ -249,12 +253,20 @@ static long pooled_size(Shape shape) {
     return halved(shape.height) * halved(shape.width) * shape.outputs;
 }
 
+/* Floats that `stem` and `residual` need. */
+static long scratch_size(Shape shape) {
+    const long whole = shape.height * shape.width * shape.outputs, group = group_size(shape);
+    return group * (bordered_pixels(shape) * shape.inputs + whole) + tiles_work(shape, group);
+}
+
 /* A convolution and its pooling; `winner` may be missing. */
 static void stem(long count, Shape shape, const float *x, const float *weights, const float *bias,
-                 float *out, uint8_t *winner) {
+                 float *out, uint8_t *winner, float *scratch) {
     const long size = shape.height * shape.width, group = group_size(shape);
-    float *bordered = bordered_group(shape, shape.inputs), *work = work_for(shape);
-    float *whole = empty(group * size * shape.outputs);
+    const long border = group * bordered_pixels(shape) * shape.inputs;
+    float *bordered = scratch, *whole = bordered + border;
+    float *work = whole + group * size * shape.outputs;
+    memset(bordered, 0, border * sizeof(float));
     for (long first = 0; first < count; first += group) {
         long some = smaller(group, count - first);
         copy_inside(shape, some, shape.inputs, x + first * size * shape.inputs, 0, bordered);
@@ -264,17 +276,17 @@ static void stem(long count, Shape shape, const float *x, const float *weights, 
             pool(shape, whole + i * size * shape.outputs, out + at, winner ? winner + at : 0);
         }
     }
-    free(bordered), free(whole), free(work);
 }
 
 /* x + conv(relu(conv(relu(x)))); `hidden` takes the inner relu's outputs, and may be missing; `out`
  * may be x. */
 static void residual(long count, Shape shape, const float *x, const float *first,
                      const float *first_bias, const float *second, const float *second_bias,
-                     float *hidden, float *out) {
+                     float *hidden, float *out, float *scratch) {
     const long size = shape.height * shape.width * shape.outputs, group = group_size(shape);
-    float *bordered = bordered_group(shape, shape.outputs), *work = work_for(shape);
-    float *kept = hidden ? 0 : empty(group * size);
+    const long border = group * bordered_pixels(shape) * shape.inputs;
+    float *bordered = scratch, *kept = bordered + border, *work = kept + group * size;
+    memset(bordered, 0, border * sizeof(float));
     for (long i = 0; i < count; i += group) {
         const long some = smaller(group, count - i), at = i * size;
         float *inner = hidden ? hidden + at : kept;
@@ -285,14 +297,13 @@ static void residual(long count, Shape shape, const float *x, const float *first
         convolve(shape, some, bordered, second,
                  (Finish){.bias = second_bias, .add = x + at, .out = out + at}, work);
     }
-    free(bordered), free(work), free(kept);
 }
 
 void impala_stem(long count, Shape shape, const float *x, const float *weights, const float *bias,
                  float *out, uint8_t *winner) {
-    float *ready = packed(shape, weights, 0);
-    stem(count, shape, x, ready, bias, out, winner);
-    free(ready);
+    float *ready = packed(shape, weights, 0), *scratch = empty(scratch_size(shape));
+    stem(count, shape, x, ready, bias, out, winner, scratch);
+    free(ready), free(scratch);
 }
 
 /* `input_gradient` may be missing; that of the biases is added to. */
@@ -323,8 +334,9 @@ void impala_residual(long count, Shape shape, const float *x, const float *first
                      const float *first_bias, const float *second, const float *second_bias,
                      float *hidden, float *out) {
     float *one = packed(shape, first, 0), *two = packed(shape, second, 0);
-    residual(count, shape, x, one, first_bias, two, second_bias, hidden, out);
-    free(one), free(two);
+    float *scratch = empty(scratch_size(shape));
+    residual(count, shape, x, one, first_bias, two, second_bias, hidden, out, scratch);
+    free(one), free(two), free(scratch);
 }
 
 /* Gradients of biases are added to. */
@@ -355,43 +367,93 @@ void impala_residual_backward(long count, Shape shape, const float *x, const flo
     free(bordered), free(outer), free(inner), free(work), free(one), free(two);
 }
 
-/* The weights of a block: of its convolution and of the four in its residual blocks, with biases. */
+/* A network of blocks without gradients. Of each block the weights of its convolution and of the
+ * four in its residual blocks, with their biases. */
 typedef struct {
     long width;
     const float *weights[5], *biases[5];
 } Block;
 
-/* All blocks, some pictures after the others, whose values stay in the cache meanwhile. */
-void impala_blocks(long count, long height, long width, long channels, long number,
-                   const Block *blocks, const float *x, float *out) {
-    enum { SOME = 4 };
-    Shape *whole = malloc(number * sizeof(Shape)), *half = malloc(number * sizeof(Shape));
-    float **ready = malloc(5 * number * sizeof(float *));
-    long largest = 0, inputs = height * width * channels;
-    for (long b = 0; b < number; b++) {
-        const long before = b ? blocks[b - 1].width : channels;
-        whole[b] = (Shape){height, width, before, blocks[b].width};
-        height = halved(height), width = halved(width);
-        half[b] = (Shape){height, width, blocks[b].width, blocks[b].width};
-        for (int i = 0; i < 5; i++)
-            ready[5 * b + i] = packed(i ? half[b] : whole[b], blocks[b].weights[i], 0);
-        if (pooled_size(whole[b]) > largest) largest = pooled_size(whole[b]);
+typedef struct {
+    long height, width, channels, blocks;
+    const Block *block;
+} Network;
+
+enum { SOME = 4 }; /* pictures that go through all blocks together, and stay in the cache */
+
+/* Of a block's convolution, and of the others behind its pooling. */
+static Shape whole(Network net, long b) {
+    Shape shape = {net.height, net.width, net.channels, net.block[0].width};
+    for (long i = 1; i <= b; i++)
+        shape = (Shape){halved(shape.height), halved(shape.width), shape.outputs, net.block[i].width};
+    return shape;
+}
+
+static Shape half(Network net, long b) {
+    const Shape shape = whole(net, b);
+    return (Shape){halved(shape.height), halved(shape.width), shape.outputs, shape.outputs};
+}
+
+static long largest(long a, long b) { return a > b ? a : b; }
+
+/* Floats of a network's packed weights, of its weights themselves, and of what a thread needs. */
+void impala_sizes(Network net, long *packed, long *weights, long *scratch) {
+    long pooled = 0, most = 0;
+    *packed = *weights = 0;
+    for (long b = 0; b < net.blocks; b++) {
+        const Shape shapes[2] = {whole(net, b), half(net, b)};
+        *packed += packed_size(shapes[0]) + 4 * packed_size(shapes[1]);
+        for (int i = 0; i < 5; i++) *weights += 9 * shapes[i > 0].inputs * shapes[i > 0].outputs;
+        pooled = largest(pooled, pooled_size(shapes[0]));
+        most = largest(most, largest(scratch_size(shapes[0]), scratch_size(shapes[1])));
     }
-    const long outputs = height * width * blocks[number - 1].width;
-    float *buffers[2] = {empty(SOME * largest), empty(SOME * largest)};
+    *scratch = 2 * SOME * pooled + most;
+}
+
+/* Whether the weights are those of the copy. */
+int impala_same(Network net, const float *copy) {
+    for (long b = 0; b < net.blocks; b++)
+        for (int i = 0; i < 5; i++) {
+            const Shape shape = i ? half(net, b) : whole(net, b);
+            const long size = 9 * shape.inputs * shape.outputs;
+            if (memcmp(copy, net.block[b].weights[i], size * sizeof(float))) return 0;
+            copy += size;
+        }
+    return 1;
+}
+
+/* Packs the weights, and keeps a copy of them. */
+void impala_pack(Network net, float *packed, float *copy) {
+    for (long b = 0; b < net.blocks; b++)
+        for (int i = 0; i < 5; i++) {
+            const Shape shape = i ? half(net, b) : whole(net, b);
+            const long size = 9 * shape.inputs * shape.outputs;
+            memcpy(copy, net.block[b].weights[i], size * sizeof(float));
+            pack(shape, copy, 0, packed);
+            copy += size, packed += packed_size(shape);
+        }
+}
+
+void impala_blocks(
+    long count, Network net, const float *packed, float *scratch, const float *x, float *out) {
+    const long inputs = net.height * net.width * net.channels;
+    const long outputs = pooled_size(whole(net, net.blocks - 1));
+    long pooled = 0;
+    for (long b = 0; b < net.blocks; b++) pooled = largest(pooled, pooled_size(whole(net, b)));
+    float *buffers[2] = {scratch, scratch + SOME * pooled}, *rest = scratch + 2 * SOME * pooled;
     for (long first = 0; first < count; first += SOME) {
         const long some = smaller(SOME, count - first);
-        const float *from = x + first * inputs;
-        for (long b = 0; b < number; b++) {
-            float *const *w = ready + 5 * b;
-            const float *const *bias = blocks[b].biases;
-            float *to = b == number - 1 ? out + first * outputs : buffers[b % 2];
-            stem(some, whole[b], from, w[0], bias[0], to, 0);
-            residual(some, half[b], to, w[1], bias[1], w[2], bias[2], 0, to);
-            residual(some, half[b], to, w[3], bias[3], w[4], bias[4], 0, to);
-            from = to;
+        const float *from = x + first * inputs, *w = packed;
+        for (long b = 0; b < net.blocks; b++) {
+            const Shape one = whole(net, b), other = half(net, b);
+            const float *const *bias = net.block[b].biases;
+            const long size = packed_size(other);
+            float *to = b == net.blocks - 1 ? out + first * outputs : buffers[b % 2];
+            stem(some, one, from, w, bias[0], to, 0, rest);
+            w += packed_size(one);
+            residual(some, other, to, w, bias[1], w + size, bias[2], 0, to, rest);
+            residual(some, other, to, w + 2 * size, bias[3], w + 3 * size, bias[4], 0, to, rest);
+            w += 4 * size, from = to;
         }
     }
-    for (long i = 0; i < 5 * number; i++) free(ready[i]);
-    free(ready), free(whole), free(half), free(buffers[0]), free(buffers[1]);
 }

@@ -6,17 +6,19 @@ compiled library out, for comparisons.
 """
 
 import ctypes
+import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from evo_subnets import compiler
+from evo_subnets.threads import share_out
 
 if TYPE_CHECKING:
     from agents.impala import ImpalaCNN
@@ -44,6 +46,18 @@ class Block(ctypes.Structure):
         ("width", ctypes.c_long),
         ("weights", ctypes.c_void_p * 5),
         ("biases", ctypes.c_void_p * 5),
+    )
+
+
+class Network(ctypes.Structure):
+    """The shape of a picture, and the blocks that it goes through."""
+
+    _fields_ = (
+        ("height", ctypes.c_long),
+        ("width", ctypes.c_long),
+        ("channels", ctypes.c_long),
+        ("blocks", ctypes.c_long),
+        ("block", ctypes.POINTER(Block)),
     )
 
 
@@ -118,20 +132,52 @@ def _without_gradients(network: "ImpalaCNN", pictures: Tensor, threads: int) -> 
         block.weights[:] = [tensor.data_ptr() for tensor in flat[0::2]]
         block.biases[:] = [tensor.data_ptr() for tensor in flat[1::2]]
     count, height, width, _ = pictures.shape
+    described = Network(*pictures.shape[1:], len(blocks), blocks)
+    packed, scratch_size = _packed(network, described)
     for _ in network.widths:
         height, width = (height + 1) // 2, (width + 1) // 2
     out = pictures.new_empty(count, height, width, network.widths[-1])
 
     def share(index: int) -> None:
         some, to = (each.tensor_split(threads)[index] for each in (pictures, out))
-        _call("impala_blocks", *some.shape, len(blocks), blocks, some, to)
+        _call("impala_blocks", len(some), described, packed, _scratch(scratch_size), some, to)
 
     if threads == 1:
         share(0)
     else:
-        with ThreadPoolExecutor(threads) as pool:
-            list(pool.map(share, range(threads)))
+        share_out(share, range(threads), threads)
     return out
+
+
+_packed_weights: WeakKeyDictionary[nn.Module, tuple[Tensor, Tensor]] = WeakKeyDictionary()
+_lock = threading.Lock()
+_own = threading.local()
+
+
+def _packed(network: nn.Module, described: Network) -> tuple[Tensor, int]:
+    """The network's packed weights, and the floats that a thread needs besides.
+
+    They are packed anew when the weights are others, bit by bit, than those of the last time.
+    """
+    sizes = [ctypes.c_long() for _ in range(3)]
+    _call("impala_sizes", described, *map(ctypes.byref, sizes))
+    packed_size, weights_size, scratch_size = (size.value for size in sizes)
+    with _lock:
+        kept = _packed_weights.get(network)
+    if kept is None or len(kept[0]) != packed_size or not _call("impala_same", described, kept[1]):
+        kept = torch.empty(packed_size), torch.empty(weights_size)
+        _call("impala_pack", described, *kept)
+        with _lock:
+            _packed_weights[network] = kept
+    return kept[0], scratch_size
+
+
+def _scratch(size: int) -> Tensor:
+    """At least so many floats of this thread's."""
+    kept: Tensor | None = getattr(_own, "scratch", None)
+    if kept is None or len(kept) < size:
+        kept = _own.scratch = torch.empty(size)
+    return kept
 
 
 class Stem(torch.autograd.Function):
@@ -190,10 +236,11 @@ def _shape(x: Tensor, weight: Tensor) -> Shape:
     return Shape(x.shape[1], x.shape[2], weight.shape[1], weight.shape[0])
 
 
-def _call(name: str, *arguments: Tensor | int | Shape | ctypes.Array[Block] | None) -> None:
+def _call(name: str, *arguments: Any) -> int:
     compiled = library()
     assert compiled is not None
-    getattr(compiled, name)(*map(_as_c, arguments))
+    result: int = getattr(compiled, name)(*map(_as_c, arguments))
+    return result
 
 
 def _as_c(argument: Any) -> Any:

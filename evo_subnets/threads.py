@@ -1,5 +1,6 @@
 """Threads for work that is shared out as a whole: none of torch's own beneath them."""
 
+import os
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -8,7 +9,7 @@ from typing import TypeVar
 import torch
 
 Item = TypeVar("Item")
-_pools: dict[int, ThreadPoolExecutor] = {}
+_pools: dict[tuple[int, int], ThreadPoolExecutor] = {}
 _lock = threading.Lock()
 
 
@@ -17,10 +18,11 @@ def single_threads(threads: int) -> ThreadPoolExecutor:
 
     The number of torch threads stays as it is everywhere else.
     """
+    key = os.getpid(), threads  # a forked process has none of its parent's threads
     with _lock:
-        if threads not in _pools:
-            _pools[threads] = _started(threads)
-        return _pools[threads]
+        if key not in _pools:
+            _pools[key] = _started(threads)
+        return _pools[key]
 
 
 def share_out(job: Callable[[Item], None], items: Iterable[Item], threads: int) -> None:

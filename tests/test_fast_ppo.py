@@ -1,5 +1,6 @@
 """FastPPO against stable-baselines3's PPO: the same learning, minibatches, logs and files."""
 
+import copy
 import random
 import re
 from dataclasses import replace
@@ -54,7 +55,7 @@ def compiled_calls(monkeypatch):
     calls = []
     original = impala_kernel._call
     monkeypatch.setattr(
-        impala_kernel, "_call", lambda name, *rest: (calls.append(name), original(name, *rest))
+        impala_kernel, "_call", lambda name, *rest: (calls.append(name), original(name, *rest))[1]
     )
     return calls
 
@@ -142,11 +143,35 @@ def test_without_gradients_the_blocks_are_compiled_and_keep_nothing(compiled_cal
         found = network(pictures)
         alone = torch.cat([network(one[None]) for one in pictures])
     torch.set_num_threads(1)
-    assert set(compiled_calls) == {"impala_blocks"}
+    assert set(compiled_calls) == {"impala_sizes", "impala_pack", "impala_same", "impala_blocks"}
+    assert compiled_calls.count("impala_pack") == 1
     assert not found.requires_grad
     assert torch.allclose(found, expected, atol=1e-5)
     assert torch.allclose(found, alone, atol=1e-6)  # the last layer is torch's
     assert torch.equal(pictures, before)
+
+
+@needs_compiler
+def test_weights_that_change_are_packed_anew():
+    """Also where torch does not know of it."""
+    network = built(lambda: ImpalaCNN(picture_space(3, 8), 8, (16,)))
+    pictures = noise(2, 3, 8, 8)
+    weight = network.blocks[0][3].second.weight
+    for change in ("in place", "behind torch's back", "another tensor", "a copy"):
+        if change == "in place":
+            with torch.no_grad():
+                weight.mul_(-2)
+        elif change == "behind torch's back":
+            weight.detach().numpy()[3, 4, 1, 2] += 0.5
+        elif change == "another tensor":
+            network.blocks[0][3].second.weight = nn.Parameter(weight.detach() + 0.1)
+        else:
+            network = copy.deepcopy(network)
+            with torch.no_grad():
+                network.blocks[0][0].weight += 0.1
+        expected = network(pictures).detach()
+        with torch.no_grad():
+            assert torch.allclose(network(pictures), expected, atol=1e-5), change
 
 
 def test_who_looks_inside_sees_torchs_layers(compiled_calls):
