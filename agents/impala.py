@@ -1,6 +1,7 @@
 """The Impala residual network (Espeholt et al. 2018, figure 3, without the LSTM)."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import gymnasium
 import torch
@@ -71,19 +72,24 @@ class ImpalaCNN(BaseFeaturesExtractor):
         self.hidden = nn.Linear(flat, features_dim)
 
     def forward(self, observations: Tensor) -> Tensor:
-        wanted = self.compiled or not torch.is_grad_enabled()
-        if wanted and impala_kernel.fits(self, observations) and self._as_built():
-            return impala_kernel.features(self, observations)
+        if self.compiled or not torch.is_grad_enabled():
+            with torch._C.DisableTorchFunction():  # modes ask Python at every step
+                if self._as_built() and impala_kernel.fits(self, observations):
+                    return impala_kernel.features(self, observations)
         x = self.blocks(observations.contiguous(memory_format=torch.channels_last))
         return F.relu(self.hidden(F.relu(x).flatten(1)))
 
     def _as_built(self) -> bool:
         """Whether no layer was replaced and none has hooks: compiled blocks would call neither."""
-        return all(
-            type(module) in LAYERS
-            and not (module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
-            for module in self.blocks.modules()
-        )
+        left: list[Any] = [self.blocks]
+        while left:  # a fifth of the time of Module.modules()
+            module = left.pop()
+            if type(module) not in LAYERS:
+                return False
+            if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks:
+                return False
+            left.extend(module._modules.values())
+        return True
 
 
-LAYERS = (nn.Sequential, ImpalaBlock, ResidualBlock, nn.Conv2d, nn.MaxPool2d)
+LAYERS = {nn.Sequential, ImpalaBlock, ResidualBlock, nn.Conv2d, nn.MaxPool2d}

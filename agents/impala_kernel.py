@@ -62,16 +62,17 @@ class Network(ctypes.Structure):
 
 
 def fits(network: "ImpalaCNN", observations: Tensor) -> bool:
-    """Whether the compiled blocks can compute this network's features, and nobody looks at how:
-    no autocast, tracing or transforms."""
+    """Whether the compiled blocks can compute the features of this network, whose layers are as it
+    was built with, and nobody looks at how: no autocast, tracing or transforms."""
+    weights = [network.hidden.weight]
+    weights += [each for layers in _layers(network) for layer in layers for each in layer]
     return (
         type(observations) is Tensor
         and not observations.requires_grad
         and observations.ndim == 4
         and len(observations) > 0
-        and observations.shape[1] == next(network.blocks.parameters()).shape[1]
-        and all(each.dtype == torch.float32 for each in (observations, *network.parameters()))
-        and all(each.device.type == "cpu" for each in (observations, *network.parameters()))
+        and observations.shape[1] == weights[1].shape[1]
+        and all(each.dtype == torch.float32 and each.is_cpu for each in (observations, *weights))
         and all(width % LANES == 0 for width in network.widths)
         and not torch.compiler.is_compiling()
         and not torch.is_autocast_enabled("cpu")
@@ -126,7 +127,7 @@ def _without_gradients(network: "ImpalaCNN", pictures: Tensor, threads: int) -> 
     tensors: list[Tensor] = []  # kept while pointers to them are in use
     blocks = (Block * len(network.widths))()
     for block, width, layers in zip(blocks, network.widths, _layers(network), strict=True):
-        flat = [tensor.detach().contiguous() for layer in layers for tensor in layer]
+        flat = [tensor.contiguous() for layer in layers for tensor in layer]
         tensors += flat
         block.width = width
         block.weights[:] = [tensor.data_ptr() for tensor in flat[0::2]]
