@@ -234,8 +234,11 @@ def report(args: Args, runs: dict[str, list[Run]]) -> str:
     own = float(np.mean([run.returns for run in ours]))
     for name, each in runs.items():
         mean = float(np.mean([run.returns for run in each]))
-        error = math.hypot(ours[0].deviation, each[0].deviation) / math.sqrt(args.episodes)
-        lines.append(f"  {name:34} {mean:.3f}   {mean - own:+.3f} +- {error:.3f}")
+        line = f"  {name:34} {mean:.3f}"
+        if each is not ours:
+            error = math.hypot(ours[0].deviation, each[0].deviation) / math.sqrt(args.episodes)
+            line += f"   {mean - own:+.3f} +- {error:.3f}"
+        lines.append(line)
     return "\n".join(lines)
 
 
