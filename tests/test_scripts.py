@@ -29,7 +29,7 @@ GAME = "fruitbot"
 """Its episodes are short whatever one does: a level ends after 200 steps or so."""
 TINY_PPO = [
     "--ppo.num-envs", "4", "--ppo.rollout-steps", "8", "--ppo.minibatches", "2",
-    "--ppo.epochs", "1", "--ppo.frame-stack", "1", "--ppo.widths", "2", "2", "2",
+    "--ppo.epochs", "1", "--ppo.frame-stack", "1", "--ppo.widths", "16", "16", "16",
 ]  # fmt: skip
 TINY = [
     "--population-size", "4", "--ensemble-size", "2", "--validation-episodes", "2",
@@ -129,7 +129,7 @@ def test_the_ensemble_loads_onto_its_parent(request, name, parent):
     recipes = [asdict(mutation) for mutation in ensemble.recipe.mutations]
     assert recipes == [child["mutation"] for child in results["elites"]]
     assert {abs(recipe["sigma"]) for recipe in recipes} == {results["sigma"]}
-    other = built(lambda: impala_actor((2, 2, 2), frame_stack=1))
+    other = built(lambda: impala_actor((16, 16, 16), frame_stack=1))
     with pytest.raises(ValueError, match="was made of another parent"):
         Ensemble.load(out / "ensemble.safetensors", other)
 
@@ -534,7 +534,7 @@ def test_a_parent_is_trained_in_parts_and_has_a_card(server, tmp_path):
         assert "Warning" not in result.stderr
         card = storage.read_json(out / "card.json")
         assert (card["game"], card["steps"], card["seed"]) == (GAME, steps, 0)
-        assert card["ppo"]["widths"] == [2, 2, 2]
+        assert card["ppo"]["widths"] == [16, 16, 16]
         assert card["episodes"] == 3
         assert card["command"].startswith(f"python scripts/train_parent.py cpu --env {GAME}")
         for levels in ("train_levels", "test_levels"):
@@ -542,7 +542,7 @@ def test_a_parent_is_trained_in_parts_and_has_a_card(server, tmp_path):
             assert low <= card[levels]["mean"] <= high
         actor, about = load_actor(out / "policy.safetensors")
         assert about["steps"] == steps
-        assert actor.features.widths == (2, 2, 2)
+        assert actor.features.widths == (16, 16, 16)
     assert sorted(path.name for path in out.glob("checkpoint-*")) == [
         "checkpoint-32.safetensors",
         "checkpoint-64.safetensors",
@@ -550,7 +550,7 @@ def test_a_parent_is_trained_in_parts_and_has_a_card(server, tmp_path):
     assert not half_written(out)
 
 
-@pytest.mark.parametrize("options", ["--ppo.widths 2 2 3", "--env maze", "--seed 5"])
+@pytest.mark.parametrize("options", ["--ppo.widths 16 16 32", "--env maze", "--seed 5"])
 def test_a_card_never_says_what_is_not_so(server, trained_folder, options):
     """A folder with a run of another network, game or seed is refused, not relabelled."""
     before = (trained_folder / "card.json").read_text()
