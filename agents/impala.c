@@ -87,18 +87,9 @@ static inline __attribute__((always_inline)) void some_pixels(
     long lane) {
     const long step = shape.inputs, row = bordered_row(shape) * step, run = 3 * step;
     Floats sums[PIXELS][2] = {0};
-    for (int line = 0; line < 3; line++, from += row)
-        for (long i = 0; i < run; i++, weight += LANES) {
-            Floats first = load(weight), second = load(weight + HALF);
-#pragma GCC unroll 6
-            for (int p = 0; p < count; p++) {
-                float value = from[p * step + i];
-                sums[p][0] += value * first;
-                sums[p][1] += value * second;
-            }
-        }
-#pragma GCC unroll 6
-    for (int p = 0; p < count; p++) {
+    for (int line = 0; line < 3; line++, from += row, weight += run * LANES)
+        multiply(count, run, step, from, weight, sums);
+    FOR_ROWS(p, count) {
         finish(to, at + p * shape.outputs, lane, sums[p][0]);
         finish(to, at + p * shape.outputs + HALF, lane + HALF, sums[p][1]);
     }
@@ -131,23 +122,10 @@ static inline __attribute__((always_inline)) void some_rows(
     const long in_row = bordered_row(shape) * shape.inputs;
     const long out_row = bordered_row(shape) * shape.outputs;
     Floats sums[PIXELS][2];
-#pragma GCC unroll 6
-    for (int r = 0; r < count; r++)
-        sums[r][0] = load(to + r * LANES), sums[r][1] = load(to + r * LANES + HALF);
-    for (long line = 0; line < lines; line++) {
-        const float *x = from + line * in_row, *g = gradient + line * out_row;
-        for (long i = 0; i < shape.width; i++, x += shape.inputs, g += shape.outputs) {
-            Floats first = load(g), second = load(g + HALF);
-#pragma GCC unroll 6
-            for (int r = 0; r < count; r++) {
-                sums[r][0] += x[r] * first;
-                sums[r][1] += x[r] * second;
-            }
-        }
-    }
-#pragma GCC unroll 6
-    for (int r = 0; r < count; r++)
-        store(to + r * LANES, sums[r][0]), store(to + r * LANES + HALF, sums[r][1]);
+    load_sums(count, LANES, to, sums);
+    for (long line = 0; line < lines; line++, from += in_row, gradient += out_row)
+        multiply_columns(count, shape.width, shape.inputs, shape.outputs, from, gradient, sums);
+    store_sums(count, LANES, sums, to);
 }
 
 static void weight_gradient_directly(
@@ -396,18 +374,24 @@ static Shape half(Network net, long b) {
 
 static long largest(long a, long b) { return a > b ? a : b; }
 
+/* Floats of the largest picture between two blocks. */
+static long most_pooled(Network net) {
+    long most = 0;
+    for (long b = 0; b < net.blocks; b++) most = largest(most, pooled_size(whole(net, b)));
+    return most;
+}
+
 /* Floats of a network's packed weights, of its weights themselves, and of what a thread needs. */
 void impala_sizes(Network net, long *packed, long *weights, long *scratch) {
-    long pooled = 0, most = 0;
+    long most = 0;
     *packed = *weights = 0;
     for (long b = 0; b < net.blocks; b++) {
         const Shape shapes[2] = {whole(net, b), half(net, b)};
         *packed += packed_size(shapes[0]) + 4 * packed_size(shapes[1]);
         for (int i = 0; i < 5; i++) *weights += 9 * shapes[i > 0].inputs * shapes[i > 0].outputs;
-        pooled = largest(pooled, pooled_size(shapes[0]));
         most = largest(most, largest(scratch_size(shapes[0]), scratch_size(shapes[1])));
     }
-    *scratch = 2 * SOME * pooled + most;
+    *scratch = 2 * SOME * most_pooled(net) + most;
 }
 
 /* Whether the weights are those of the copy. */
@@ -437,10 +421,8 @@ void impala_pack(Network net, float *packed, float *copy) {
 void impala_blocks(
     long count, Network net, const float *packed, float *scratch, const float *x, float *out) {
     const long inputs = net.height * net.width * net.channels;
-    const long outputs = pooled_size(whole(net, net.blocks - 1));
-    long pooled = 0;
-    for (long b = 0; b < net.blocks; b++) pooled = largest(pooled, pooled_size(whole(net, b)));
-    float *buffers[2] = {scratch, scratch + SOME * pooled}, *rest = scratch + 2 * SOME * pooled;
+    const long outputs = pooled_size(whole(net, net.blocks - 1)), buffer = SOME * most_pooled(net);
+    float *buffers[2] = {scratch, scratch + buffer}, *rest = scratch + 2 * buffer;
     for (long first = 0; first < count; first += SOME) {
         const long some = smaller(SOME, count - first);
         const float *from = x + first * inputs, *w = packed;

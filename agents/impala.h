@@ -42,6 +42,47 @@ static inline __attribute__((always_inline)) void finish(Finish to, long at, lon
     store(to.out + at, sum);
 }
 
+/* Sums of `count` rows, PIXELS at most, over LANES channels: kept in registers. */
+#define FOR_ROWS(r, count) _Pragma("GCC unroll 6") for (int r = 0; r < count; r++)
+
+/* Adds (count, length) times (length, LANES); the rows are `step` apart. */
+static inline __attribute__((always_inline)) void multiply(
+    const int count, long length, long step, const float *rows, const float *weight,
+    Floats sums[PIXELS][2]) {
+    for (long i = 0; i < length; i++, weight += LANES) {
+        Floats first = load(weight), second = load(weight + HALF);
+        FOR_ROWS(r, count) {
+            float value = rows[r * step + i];
+            sums[r][0] += value * first;
+            sums[r][1] += value * second;
+        }
+    }
+}
+
+/* Adds (count, length) times (length, LANES), where both have their rows side by side: `in` floats
+ * from one of the `length` columns to the next, and `out`. */
+static inline __attribute__((always_inline)) void multiply_columns(
+    const int count, long length, long in, long out, const float *columns, const float *gradient,
+    Floats sums[PIXELS][2]) {
+    for (long i = 0; i < length; i++, columns += in, gradient += out) {
+        Floats first = load(gradient), second = load(gradient + HALF);
+        FOR_ROWS(r, count) {
+            sums[r][0] += columns[r] * first;
+            sums[r][1] += columns[r] * second;
+        }
+    }
+}
+
+static inline __attribute__((always_inline)) void load_sums(
+    const int count, long step, const float *from, Floats sums[PIXELS][2]) {
+    FOR_ROWS(r, count) sums[r][0] = load(from + r * step), sums[r][1] = load(from + r * step + HALF);
+}
+
+static inline __attribute__((always_inline)) void store_sums(
+    const int count, long step, Floats sums[PIXELS][2], float *to) {
+    FOR_ROWS(r, count) store(to + r * step, sums[r][0]), store(to + r * step + HALF, sums[r][1]);
+}
+
 /* tiles.c: of weights (outputs, inputs, 3, 3), or with `turned` of (inputs, outputs, 3, 3) those that
  * take the outputs' gradient to the inputs'; and gradients of packed weights, unpacked. */
 enum { PLACES = (TILE + 2) * (TILE + 2) };

@@ -175,18 +175,8 @@ static void put_together(Shape shape, long count, const float *from, Finish to) 
 static inline __attribute__((always_inline)) void some_tiles(
     const int count, long inputs, long outputs, const float *from, const float *weight, float *to) {
     Floats sums[PIXELS][2] = {0};
-    for (long i = 0; i < inputs; i++, weight += LANES) {
-        Floats first = load(weight), second = load(weight + HALF);
-#pragma GCC unroll 6
-        for (int t = 0; t < count; t++) {
-            float value = from[t * inputs + i];
-            sums[t][0] += value * first;
-            sums[t][1] += value * second;
-        }
-    }
-#pragma GCC unroll 6
-    for (int t = 0; t < count; t++)
-        store(to + t * outputs, sums[t][0]), store(to + t * outputs + HALF, sums[t][1]);
+    multiply(count, inputs, inputs, from, weight, sums);
+    store_sums(count, outputs, sums, to);
 }
 
 /* (tiles, inputs) times (inputs, outputs), for one place. */
@@ -206,20 +196,9 @@ static inline __attribute__((always_inline)) void some_inputs(
     const int count, long tiles, long inputs, long outputs, const float *from,
     const float *gradient, float *to) {
     Floats sums[PIXELS][2];
-#pragma GCC unroll 6
-    for (int r = 0; r < count; r++)
-        sums[r][0] = load(to + r * LANES), sums[r][1] = load(to + r * LANES + HALF);
-    for (long t = 0; t < tiles; t++, from += inputs, gradient += outputs) {
-        Floats first = load(gradient), second = load(gradient + HALF);
-#pragma GCC unroll 6
-        for (int r = 0; r < count; r++) {
-            sums[r][0] += from[r] * first;
-            sums[r][1] += from[r] * second;
-        }
-    }
-#pragma GCC unroll 6
-    for (int r = 0; r < count; r++)
-        store(to + r * LANES, sums[r][0]), store(to + r * LANES + HALF, sums[r][1]);
+    load_sums(count, LANES, to, sums);
+    multiply_columns(count, tiles, inputs, outputs, from, gradient, sums);
+    store_sums(count, LANES, sums, to);
 }
 
 /* Adds (inputs, tiles) times (tiles, outputs), for one place. */

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from evo_subnets import compiler
-from evo_subnets.streams import LEVELS, chunk_size, name_hash, normal, uniform_levels
+from evo_subnets.streams import chunk_size, name_hash, normal, uniform_levels
+from evo_subnets.subnetworks import Interval
 
 COMPILE_AFTER = 8_000_000
 """Elements drawn by plain torch before a library that is not on disk is compiled.
@@ -123,7 +124,7 @@ def draw_plainly(draws: Iterable[Draw]) -> None:
             place = (draw.seed, draw.name, parent.numel(), draw.start + first, parent.device)
             levels, noise = uniform_levels(*place), normal(*place)
             for out, recipe in zip(outs, draw.recipes, strict=True):
-                inside = ((levels - recipe.low) & (LEVELS - 1)) < recipe.width
+                inside = Interval(recipe.low, recipe.width).contains(levels)
                 changed = parent + noise * recipe.sigma
                 out[first : first + chunk] = torch.where(inside, changed, parent)
 

@@ -5,7 +5,6 @@ import pickle
 import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 import torch
@@ -20,7 +19,6 @@ from evo_subnets.models import build
 from evo_subnets.pruning import Pruned
 from evo_subnets.sparse_linear import SparseLinear, sparse_linear
 
-ROOT = Path(__file__).parent.parent
 SHAPES = {lenet: (1, 28, 28), impala: (3, 16, 16), mlp: (5,), normalised: (5,), tied: (5,)}
 
 

@@ -1,9 +1,7 @@
 """The benchmarks of populations, tiny: each runs to its end and says what it measures."""
 
 import re
-from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
 SPREAD = r"\[[\d.]+, [\d.]+\]"
 
 
