@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from evo_subnets.neurons import Neurons, find_neurons, reader_columns
+from evo_subnets.neurons import STAYS, Neurons, every_neuron, find_neurons
 
 
 def compacted(module: nn.Module) -> nn.Module:
@@ -17,51 +17,44 @@ def compacted(module: nn.Module) -> nn.Module:
     networks that `find_neurons` cannot follow.
     """
     neurons = find_neurons(module)
-    return compact(module, neurons, {group.layer: _read(module, group) for group in neurons})
+    return compact(module, neurons, neurons.split(_read(module, neurons)))
 
 
-def _read(module: nn.Module, group: Neurons) -> Tensor:
-    """(count,) BoolTensor: the neurons that some layer gives a weight other than zero."""
-    found = torch.zeros(group.count, dtype=torch.bool)
-    for name in group.readers:
+def _read(module: nn.Module, neurons: Neurons) -> Tensor:
+    """(neurons,) BoolTensor: those that some layer gives a weight other than zero."""
+    found = torch.zeros(sum(neurons.counts.values()) + 1, dtype=torch.bool)
+    for name, numbers in neurons.inputs.items():
         weight = module.get_submodule(name).weight
         assert isinstance(weight, Tensor)
-        used = weight.detach().ne(0).transpose(0, 1).flatten(1).any(dim=1)
-        found |= used.view(group.count, -1).any(dim=1).cpu()
-    return found
+        found[numbers[weight.detach().ne(0).transpose(0, 1).flatten(1).any(dim=1).cpu()]] = True
+    return found[:STAYS]
 
 
-def compact(module: nn.Module, neurons: list[Neurons], kept: Mapping[str, Tensor]) -> nn.Module:
+def compact(module: nn.Module, neurons: Neurons, kept: Mapping[str, Tensor]) -> nn.Module:
     """A smaller dense network with the same outputs: a copy without the neurons that are not kept.
 
-    `module` must have them silenced (see `neuron_masks`). Every layer keeps a neuron at least.
+    `module` must have them silenced (see `neuron_masks`). Every layer keeps an output at least.
     """
     small = copy.deepcopy(module)
-    for group in neurons:
-        keep = kept[group.layer]
-        if not keep.any():
-            raise ValueError(f"no neuron of {group.layer} is left: lower the sparsity")
-        rows = keep.nonzero()[:, 0]
-        layer = small.get_submodule(group.layer)
-        _select(layer, ("weight", "bias"), 0, rows)
-        _resize(layer, ("out_features", "out_channels"), len(rows))
-        for name in group.norms:
-            norm = small.get_submodule(name)
-            _select(norm, ("weight", "bias", "running_mean", "running_var"), 0, rows)
-            _resize(norm, ("num_features",), len(rows))
-        for name in group.readers:
-            reader = small.get_submodule(name)
-            weight = reader.weight
-            assert isinstance(weight, Tensor)
-            columns = reader_columns(keep, weight).nonzero()[:, 0]
-            _select(reader, ("weight",), 1, columns)
-            _resize(reader, ("in_features", "in_channels"), len(columns))
+    keep = every_neuron(neurons, kept)
+    for name, numbers in neurons.outputs.items():
+        rows = keep[numbers].nonzero()[:, 0]
+        if not len(rows):
+            raise ValueError(f"no neuron of {name} is left: lower the sparsity")
+        layer = small.get_submodule(name)
+        _select(layer, ("weight", "bias", "running_mean", "running_var"), 0, rows)
+        _resize(layer, ("out_features", "out_channels", "num_features"), len(rows))
+    for name, numbers in neurons.inputs.items():
+        columns = keep[numbers].nonzero()[:, 0]
+        layer = small.get_submodule(name)
+        _select(layer, ("weight",), 1, columns)
+        _resize(layer, ("in_features", "in_channels"), len(columns))
     return small
 
 
 def _select(module: nn.Module, names: tuple[str, ...], dimension: int, index: Tensor) -> None:
     for name in names:
-        tensor = getattr(module, name)
+        tensor = getattr(module, name, None)
         if tensor is None:
             continue
         chosen = tensor.detach().index_select(dimension, index.to(tensor.device))

@@ -1,142 +1,108 @@
 """Neurons as the unit of pruning: which weights belong to one."""
 
-import operator
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from evo_subnets.pruning import Masks
 from evo_subnets.streams import uniform_levels
 from evo_subnets.subnetworks import Params, Subnetwork
+from evo_subnets.wiring import follow_channels
 
-LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-# These keep channels apart and map zero to zero, so that a dead neuron stays dead behind them.
-MODULES = (
-    nn.ReLU, nn.LeakyReLU, nn.GELU, nn.SiLU, nn.Tanh, nn.Identity, nn.Flatten,
-    nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.MaxPool1d, nn.MaxPool2d,
-    nn.AvgPool1d, nn.AvgPool2d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d,
-)  # fmt: skip
-FUNCTIONS = (
-    F.relu, F.relu_, torch.relu, F.leaky_relu, F.gelu, F.silu, torch.tanh, F.dropout,
-    F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d, torch.flatten,
-)  # fmt: skip
-METHODS = ("relu", "relu_", "flatten", "tanh")
+STAYS = -1
+"""In place of a neuron's number: an output or input that cannot be removed."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Neurons:
-    """The output neurons of one layer, which is not the classifier, and what hangs on them."""
+    """The neurons of a network that can be removed one by one, numbered from 0.
 
-    layer: str
-    """The layer's module name."""
-    count: int
-    norms: list[str] = field(default_factory=list)
-    """Batch norms between the layer and its readers."""
-    readers: list[str] = field(default_factory=list)
-    """The layers that read these neurons, and nothing else."""
-
-
-def find_neurons(module: nn.Module) -> list[Neurons]:
-    """The layers whose neurons can be removed one by one, in the order of the forward pass.
-
-    A layer is among them when its outputs reach only linear and convolution layers, through
-    operations that keep channels apart and map zero to zero. One that writes to a residual sum, to
-    a concatenation or to the output is not: its neurons have no life of their own. Where torch.fx
-    cannot follow the forward pass a ValueError says so.
+    A neuron is an output of a layer; in a sum, as in a residual network, the outputs that are added
+    to each other are one neuron, which all their layers write.
     """
-    try:
-        graph = fx.symbolic_trace(module).graph
-    except Exception as error:
-        raise ValueError(
-            f"the neurons cannot be found: torch.fx cannot trace the network ({error}); "
-            "prune connections instead"
-        ) from None
-    modules = dict(module.named_modules())
-    calls = [str(node.target) for node in graph.nodes if node.op == "call_module"]
-    found = []
-    for node in graph.nodes:
-        layer = modules.get(str(node.target)) if node.op == "call_module" else None
-        if (
-            isinstance(layer, LAYERS)
-            and calls.count(str(node.target)) == 1
-            and _grouped(layer) == 1
-        ):
-            neurons = Neurons(str(node.target), int(layer.weight.shape[0]))
-            if _follow(node, modules, calls, neurons) and neurons.readers:
-                found.append(neurons)
-    if not found:
+
+    counts: dict[str, int]
+    """How many there are, by the layer that comes first in the forward pass; in this order."""
+    outputs: dict[str, Tensor]
+    """(outputs,) the neuron that each output of a layer or batch norm is, or STAYS."""
+    inputs: dict[str, Tensor]
+    """(inputs,) the neuron that each column of a layer's weight reads, or STAYS."""
+
+    def split(self, values: Tensor) -> dict[str, Tensor]:
+        """(neurons,) values by layer."""
+        parts = torch.split(values, list(self.counts.values()))
+        return dict(zip(self.counts, parts, strict=True))
+
+
+def find_neurons(module: nn.Module) -> Neurons:
+    """The neurons whose removal nobody has to know of but the layers and norms around them.
+
+    Their values reach only linear and convolution layers, through sums, concatenations and
+    operations that keep channels apart and map zero to zero: not the network's output, and nothing
+    that `evo_subnets.wiring` does not know. A ValueError where there are none, or where torch.fx
+    cannot trace the forward pass.
+    """
+    found = follow_channels(module)
+    read = {found.find(channel) for columns in found.inputs.values() for channel in columns}
+    removable = read - {found.find(channel) for channel in found.fixed}
+    numbers: dict[int, int] = {}
+    counts: dict[str, int] = {}
+    for name, channels in found.outputs.items():
+        new = [c for c in map(found.find, channels) if c in removable and c not in numbers]
+        if new:
+            counts[name] = len(new)
+            numbers |= {channel: len(numbers) + i for i, channel in enumerate(new)}
+    if not numbers:
         raise ValueError(
             "no layer's neurons can be removed one by one in this network; "
             "prune connections instead"
         )
-    return found
 
+    def numbered(channels: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
+        found_ones = {
+            name: torch.tensor([numbers.get(found.find(channel), STAYS) for channel in some])
+            for name, some in channels.items()
+        }
+        return {name: some for name, some in found_ones.items() if (some != STAYS).any()}
 
-def _grouped(layer: nn.Module) -> int:
-    return int(getattr(layer, "groups", 1))
-
-
-def _follow(
-    node: fx.Node, modules: Mapping[str, nn.Module], calls: list[str], neurons: Neurons
-) -> bool:
-    """Collects what reads a node; False where something does that cannot do without a neuron."""
-    for user in node.users:
-        target = str(user.target)
-        if user.op == "call_module":
-            reader = modules[target]
-            if isinstance(reader, LAYERS):
-                if calls.count(target) > 1 or _grouped(reader) > 1:
-                    return False
-                neurons.readers.append(target)
-                continue
-            if isinstance(reader, NORMS):
-                if not reader.affine or calls.count(target) > 1:
-                    return False
-                if reader.num_features != neurons.count:
-                    return False
-                neurons.norms.append(target)
-            elif not isinstance(reader, MODULES):
-                return False
-        elif user.op == "call_function":
-            if user.target is operator.getitem or user.target not in FUNCTIONS:
-                return False
-        elif user.op != "call_method" or target not in METHODS:
-            return False
-        if not _follow(user, modules, calls, neurons):
-            return False
-    return True
+    return Neurons(counts, numbered(found.outputs), numbered(found.inputs))
 
 
 def kept_neurons(
-    neurons: list[Neurons], subnetwork: Subnetwork, device: torch.device | str = "cpu"
+    neurons: Neurons, subnetwork: Subnetwork, device: torch.device | str = "cpu"
 ) -> dict[str, Tensor]:
     """(count,) BoolTensors by layer: the neurons in a subnetwork, of one draw of u a neuron."""
     return {
-        group.layer: subnetwork.interval.contains(
-            uniform_levels(subnetwork.seed, f"{group.layer} neurons", group.count, device=device)
+        layer: subnetwork.interval.contains(
+            uniform_levels(subnetwork.seed, f"{layer} neurons", count, device=device)
         )
-        for group in neurons
+        for layer, count in neurons.counts.items()
     }
 
 
-def neuron_norms(neurons: list[Neurons], params: Mapping[str, Tensor]) -> Params:
-    """(count,) root mean square of each neuron's incoming weights, by layer."""
-    return {
-        group.layer: params[f"{group.layer}.weight"].flatten(1).square().mean(dim=1).sqrt()
-        for group in neurons
-    }
+def neuron_norms(neurons: Neurons, params: Mapping[str, Tensor]) -> Params:
+    """(count,) root mean square of each neuron's incoming weights, of all layers that write it."""
+    device = next(iter(params.values())).device
+    squares = torch.zeros(sum(neurons.counts.values()) + 1, device=device)
+    weights = squares.clone()
+    for name, numbers in neurons.outputs.items():
+        weight = params[f"{name}.weight"]
+        if weight.ndim > 1:  # a norm's scale is no incoming weight
+            rows = weight.flatten(1).square()
+            index = numbers.to(device) % len(squares)  # those that stay go last
+            squares.index_add_(0, index, rows.sum(dim=1))
+            weights.index_add_(0, index, torch.full_like(rows[:, 0], rows.shape[1]))
+    return neurons.split((squares / weights).sqrt()[:-1])
 
 
 def neuron_masks(
-    neurons: list[Neurons], kept: Mapping[str, Tensor], params: Mapping[str, Tensor]
+    neurons: Neurons, kept: Mapping[str, Tensor], params: Mapping[str, Tensor]
 ) -> Masks:
     """Masks that silence the neurons that are not kept.
 
-    A neuron's incoming weights and bias, its batch norm's scale and shift, and the weights that
+    A neuron's incoming weights and bias, its batch norms' scale and shift, and the weights that
     read it go together: its output is then zero in training as well as afterwards.
     """
     masks: Masks = {}
@@ -150,17 +116,17 @@ def neuron_masks(
             masks[name] = torch.ones(params[name].shape, dtype=torch.bool, device=keep.device)
         masks[name] &= keep.view(shape)
 
-    for group in neurons:
-        keep = kept[group.layer].to(params[f"{group.layer}.weight"].device)
-        for owner in (group.layer, *group.norms):
-            require(f"{owner}.weight", keep, 0)
-            require(f"{owner}.bias", keep, 0)
-        for reader in group.readers:
-            name = f"{reader}.weight"
-            require(name, reader_columns(keep, params[name]), 1)
-    return masks
+    keep = every_neuron(neurons, kept)
+    for name, numbers in neurons.outputs.items():
+        require(f"{name}.weight", keep[numbers], 0)
+        require(f"{name}.bias", keep[numbers], 0)
+    for name, numbers in neurons.inputs.items():
+        require(f"{name}.weight", keep[numbers], 1)
+    device = next(iter(params.values())).device
+    return {name: mask.to(device) for name, mask in masks.items()}
 
 
-def reader_columns(keep: Tensor, weight: Tensor) -> Tensor:
-    """One entry for each input of the reader: flattened pictures have several a neuron."""
-    return keep.repeat_interleave(weight.shape[1] // len(keep))
+def every_neuron(neurons: Neurons, kept: Mapping[str, Tensor]) -> Tensor:
+    """(neurons + 1,) BoolTensor on the CPU for all numbers; STAYS, the last one, is kept."""
+    parts = [kept[layer].cpu() for layer in neurons.counts]
+    return torch.cat([*parts, torch.ones(1, dtype=torch.bool)])

@@ -1,20 +1,15 @@
-"""Masks of exact counts; weights outside that stay zero; neurons that can be taken out."""
-
-import copy
+"""Masks of exact counts; weights outside that stay zero."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
-from networks import PLAIN, built, pictures
+from networks import PLAIN, pictures
 from networks import small_classifier as network
-from torch import nn
 
-from evo_subnets.compaction import compact
 from evo_subnets.methods import Pruning
 from evo_subnets.models import build
-from evo_subnets.neurons import find_neurons, kept_neurons, neuron_masks
 from evo_subnets.pruning import (
     IterativelyPruned,
     Pruned,
@@ -24,7 +19,7 @@ from evo_subnets.pruning import (
     magnitudes,
 )
 from evo_subnets.subnetworks import Subnetwork, parameters
-from evo_subnets.tuning import OneCycle, Tuning, tune
+from evo_subnets.tuning import Tuning
 
 
 @given(st.integers(1, 60), st.integers(1, 40), st.floats(0.01, 1))
@@ -162,65 +157,3 @@ def test_sparsities_that_no_partition_gives_are_refused(options, words):
 def test_odd_halves_are_refused():
     with pytest.raises(ValueError, match="multiple of 2, got 5"):
         Pruning("halves").check_members(5)
-
-
-COMPACTED = ["lenet-s", "mlp-32-16", "vgg-11", "resnet-20", "wrn-10-1"]
-
-
-@pytest.mark.parametrize("name", COMPACTED)
-def test_compacted_children_have_the_same_outputs(name):
-    module = build(name, seed=0)
-    inputs = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    module.train()
-    module(inputs)  # running statistics that are not 0 and 1
-    neurons = find_neurons(module)
-    kept = kept_neurons(neurons, Subnetwork(2, 0.0, 0.5))
-    Pruned(module, neuron_masks(neurons, kept, parameters(module)))
-    small = compact(module, neurons, kept)
-    assert sum(p.numel() for p in small.parameters()) < 0.8 * sum(
-        p.numel() for p in module.parameters()
-    )
-    for mode in (False, True):
-        torch.testing.assert_close(
-            small.train(mode)(inputs), module.train(mode)(inputs), atol=1e-5, rtol=1e-5
-        )
-
-
-def test_neurons_stay_silent_through_tuning():
-    module = network()
-    neurons = find_neurons(module)
-    assert [group.layer for group in neurons] == ["0", "6"]
-    kept = kept_neurons(neurons, Subnetwork(3, 0.0, 0.5))
-    tune(
-        module, pictures(), PLAIN, Tuning(2, OneCycle(), batch_size=16),
-        binding=Pruned(module, neuron_masks(neurons, kept, parameters(module))),
-    )  # fmt: skip
-    small = compact(module, neurons, kept)
-    inputs = PLAIN.normalize(pictures(8).pixels)
-    torch.testing.assert_close(small(inputs), module(inputs), atol=1e-5, rtol=1e-5)
-    assert small[6].in_features == 16 * int(kept["0"].sum())
-
-
-def test_layers_of_a_residual_stream_are_left_whole():
-    layers = {group.layer for group in find_neurons(build("resnet-20", seed=0))}
-    assert layers, "the inner layers of blocks"
-    assert not any("shortcut" in layer for layer in layers)
-    total = sum(isinstance(m, nn.Conv2d) for m in build("resnet-20", seed=0).modules())
-    assert len(layers) == 9, f"one in each block, not {len(layers)} of {total}"
-
-
-class Branching(nn.Module):
-    def forward(self, x):
-        return x if x.sum() > 0 else -x
-
-
-def test_networks_without_neurons_to_remove_are_refused():
-    with pytest.raises(ValueError, match="cannot trace"):
-        find_neurons(built(lambda: nn.Sequential(nn.Linear(2, 2), Branching())))
-    with pytest.raises(ValueError, match="no layer's neurons"):
-        find_neurons(built(lambda: nn.Sequential(nn.Linear(2, 2), nn.Sigmoid(), nn.Linear(2, 2))))
-    module = network()
-    neurons = find_neurons(module)
-    none = {group.layer: torch.zeros(group.count, dtype=torch.bool) for group in neurons}
-    with pytest.raises(ValueError, match="no neuron of"):
-        compact(copy.deepcopy(module), neurons, none)

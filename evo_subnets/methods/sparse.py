@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
 from evo_subnets.data import Augmentation, Images
@@ -109,8 +110,8 @@ class Pruning:
         if self.by == "magnitude":
             kept = keep_highest(neuron_norms(neurons, params), density, self.scope)
         elif self.scope == "global" and self.sampling == "random":
-            counts = {group.layer: params[f"{group.layer}.weight"][:, 0] for group in neurons}
-            kept = keep_highest(_ranks(counts, list(counts), subnetwork.seed), density, "global")
+            ones = {layer: torch.ones(count) for layer, count in neurons.counts.items()}
+            kept = keep_highest(_ranks(ones, list(ones), subnetwork.seed), density, "global")
         else:
             kept = kept_neurons(neurons, subnetwork)
         return neuron_masks(neurons, kept, params)

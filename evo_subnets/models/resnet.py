@@ -20,7 +20,7 @@ class BasicBlock(nn.Module):
         self.first_norm = nn.BatchNorm2d(outputs)
         self.second = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
         self.second_norm = nn.BatchNorm2d(outputs)
-        self.stride, self.new_channels = stride, outputs - inputs
+        self.stride = stride
         self.projection: nn.Sequential | None = None
         if projection and (stride > 1 or inputs != outputs):
             self.projection = nn.Sequential(
@@ -32,7 +32,8 @@ class BasicBlock(nn.Module):
         if self.projection is not None:
             projected: Tensor = self.projection(x)
             return projected
-        return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.new_channels))
+        new_channels = self.second.out_channels - x.shape[1]
+        return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, new_channels))
 
     def forward(self, x: Tensor) -> Tensor:
         change = self.second_norm(self.second(F.relu(self.first_norm(self.first(x)))))
