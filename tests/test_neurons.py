@@ -9,6 +9,7 @@ from networks import PLAIN, built, pictures
 from networks import small_classifier as network
 from torch import nn
 
+from evo_subnets.channels import ZERO, Channels
 from evo_subnets.compaction import compact, compacted
 from evo_subnets.metrics import count_parameters
 from evo_subnets.models import build
@@ -137,6 +138,15 @@ def test_outputs_that_are_summed_are_one_neuron():
     assert neurons.inputs["output"].tolist()[:16] == everywhere
 
 
+def test_channels_are_the_same_through_others():
+    channels = Channels()
+    (a, b), (c, d) = channels.new(2), channels.new(2)
+    channels.join([a, b], [d, d])
+    assert channels.find(a) == channels.find(b) == channels.find(d)
+    assert channels.find(c) == c
+    assert channels.join([c, ZERO, ZERO], [ZERO, b, ZERO]) == (c, a, ZERO)
+
+
 def test_a_neurons_norm_is_of_all_weights_that_write_it():
     module = build("resnet-20", seed=0)
     norms = neuron_norms(find_neurons(module), parameters(module))
@@ -178,12 +188,17 @@ class Steps(nn.Module):
         return self.last(self.between(self, self.first(x)))
 
 
+def padded(x, norm):
+    return F.pad(x, (0, 0, 0, 0, 0, norm.num_features - x.shape[1]))
+
+
 STAYING = {
     "zero does not stay zero": lambda net, x: torch.sigmoid(x),
     "a number is added": lambda net, x: x + 1,
     "pixels become channels": lambda net, x: x.transpose(1, 2),
     "channels are cut": lambda net, x: F.pad(x[:, :2], (0, 0, 0, 0, 0, 2)),
-    "padding of a written number": lambda net, x: F.pad(x, (0, 0, 0, 0, 0, 4))[:, :, 1:] [:, :4],
+    "padding of a written number": lambda net, x: net.narrow(F.pad(x, (0, 0, 0, 0, 0, 4))),
+    "zeros that a norm shifts": lambda net, x: net.narrow(net.wide(padded(x, net.wide))),
     "a mean over channels": lambda net, x: x + x.mean(1),
     "a grouped layer": lambda net, x: net.grouped(x),
     "a layer that is called twice": lambda net, x: net.twice(net.twice(x)),
@@ -200,6 +215,7 @@ def test_neurons_that_somebody_cannot_do_without_stay(reason):
             STAYING[reason],
             grouped=nn.Conv2d(4, 4, 1, groups=2), twice=nn.Conv2d(4, 4, 1),
             norm=nn.BatchNorm2d(4, affine=False), linear=nn.Linear(8, 8),
+            narrow=nn.Conv2d(8, 4, 1), wide=nn.BatchNorm2d(8),
         )
     )  # fmt: skip
     channels = follow_channels(module)
