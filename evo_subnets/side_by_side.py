@@ -32,10 +32,15 @@ CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _PROCESS = os.getpid()
 
 
+def has_convolutions(module: nn.Module) -> bool:
+    """Whether any layer is a convolution: small batches stay in the cache then."""
+    return any(isinstance(layer, CONVOLUTIONS) for layer in module.modules())
+
+
 def rows_that_pay(members: Sequence[nn.Module]) -> range:
     """For how many rows of input the members are faster side by side."""
     weights = sum(weight.numel() for member in members for weight in member.parameters())
-    if any(isinstance(layer, CONVOLUTIONS) for member in members for layer in member.modules()):
+    if any(map(has_convolutions, members)):
         return range(-(-LEAST_WORK // max(1, weights)), 2**62)
     return range(1, FEW_ROWS + 1) if weights >= LEAST_WEIGHTS else range(0)
 
@@ -119,8 +124,9 @@ def forward_passes(module: nn.Module, batches: Iterable[Tensor]) -> list[Tensor]
     A network with convolutions, in eval mode and on a CPU, has a thread to a batch, and
     `FastConvolutions`. Its forward pass must not draw random numbers: threads would share them.
     """
-    convolutions = any(isinstance(layer, CONVOLUTIONS) for layer in module.modules())
-    if not convolutions or any(each.device.type != "cpu" for each in module.parameters()):
+    if not has_convolutions(module) or any(
+        each.device.type != "cpu" for each in module.parameters()
+    ):
         return [module(inputs) for inputs in batches]
     if not (_threads_help() and _resting([module])):
         with FastConvolutions():

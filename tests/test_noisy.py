@@ -2,12 +2,15 @@
 
 import json
 
+import cloudpickle
 import pytest
 import torch
-from networks import PLAIN, pictures
+from networks import PLAIN, built, pictures
 from networks import small_classifier as network
+from torch import nn
 
 from evo_subnets import metrics, select
+from evo_subnets.data import Augmentation
 from evo_subnets.methods import noisy
 from evo_subnets.methods.noisy import Accuracy, correct, halves_by_doubt
 from evo_subnets.racing import Rules
@@ -30,6 +33,31 @@ def test_accuracy_is_that_of_all_images_whatever_the_batch():
     assert scores.mean().item() == pytest.approx(expected)
     some = torch.tensor([3, 200, 7])
     assert torch.equal(correct(images, PLAIN, module, some), scores[some])
+
+
+@pytest.mark.parametrize("layers", ["convolutions", "linear"])
+def test_images_are_normalised_once_for_all_children(layers, monkeypatch):
+    images = pictures(250)
+    flat = images.pixels[0].numel()
+    child = network(1) if layers == "convolutions" else built(
+        lambda: nn.Sequential(nn.Flatten(), nn.Linear(flat, 10))
+    )  # fmt: skip
+    expected = (predict(child, images, PLAIN).argmax(1) == images.labels).double().mean().item()
+    judge, normalised = Accuracy(images, PLAIN), []
+    whole = Augmentation.normalize
+    monkeypatch.setattr(
+        Augmentation, "normalize", lambda *given: normalised.append(1) or whole(*given)
+    )
+    fresh = len(cloudpickle.dumps(judge))
+    assert [judge(child), judge(child)] == pytest.approx([expected] * 2)
+    once = len(normalised)
+    assert judge(network(2)) >= 0
+    assert len(normalised) == (once if layers == "convolutions" else once + 3), "its own layout"
+    assert len(cloudpickle.dumps(judge)) == fresh, "what is kept does not travel"
+    monkeypatch.setitem(Accuracy.__call__.__globals__, "KEPT_BYTES", 4 * images.pixels.numel() - 1)
+    many, seen = Accuracy(images, PLAIN), len(normalised)
+    assert [many(child), many(child)] == pytest.approx([expected] * 2)
+    assert len(normalised) == seen + 2 * once
 
 
 def test_halves_put_together_what_the_parent_doubts():

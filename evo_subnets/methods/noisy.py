@@ -1,9 +1,10 @@
 """Noisy subnetwork ensembles of a classifier (Whitaker 2023, chapter 4, algorithm 1)."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -12,18 +13,22 @@ from evo_subnets.data import Augmentation, Images
 from evo_subnets.ensemble import Ensemble
 from evo_subnets.evolution import Child, Evolution, evaluate
 from evo_subnets.racing import Rules, race
+from evo_subnets.side_by_side import has_convolutions
 from evo_subnets.trust_region import TrustRegion, search_trust_region
-from evo_subnets.tuning import predict, reestimate_norms
+from evo_subnets.tuning import inputs_for, predict, predict_inputs, reestimate_norms
 
 INPUTS = 1000
 """Validation images that the trust region is measured on, as in section 4.3.3."""
+KEPT_BYTES = 2**28
+"""Normalised validation images that are kept from child to child, at most."""
 
 
 @dataclass(frozen=True)
 class Accuracy:
     """A fitness: the accuracy of a classifier on validation images.
 
-    `norm_images`: its BatchNorm statistics are re-estimated on them before.
+    `norm_images`: its BatchNorm statistics are re-estimated on them before. Images are normalised
+    once for all children, but for so many that they do not fit into `KEPT_BYTES`.
     """
 
     images: Images
@@ -33,8 +38,25 @@ class Accuracy:
     def __call__(self, model: nn.Module) -> float:
         if self.norm_images is not None:
             reestimate_norms(model, self.norm_images, self.augmentation)
-        outputs = predict(model, self.images, self.augmentation)
+        outputs = predict_inputs(model, self._inputs(model))
         return metrics.accuracy(outputs.log_softmax(dim=1), self.images.labels)
+
+    def _inputs(self, model: nn.Module) -> Iterable[Tensor]:
+        layout = has_convolutions(model)
+        if layout in self._kept:
+            return self._kept[layout]
+        inputs = inputs_for(model, self.images, self.augmentation)
+        if 4 * self.images.pixels.numel() > KEPT_BYTES:
+            return inputs
+        self._kept[layout] = list(inputs)
+        return self._kept[layout]
+
+    @cached_property
+    def _kept(self) -> dict[bool, list[Tensor]]:
+        return {}
+
+    def __reduce__(self) -> tuple[Any, ...]:  # what is kept does not travel
+        return Accuracy, (self.images, self.augmentation, self.norm_images)
 
 
 def halves_by_doubt(parent: nn.Module, images: Images, augmentation: Augmentation) -> Tensor:
