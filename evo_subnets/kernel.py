@@ -10,7 +10,6 @@ Without a C compiler everything stays right, and slow. The environment variable
 import ctypes
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -21,6 +20,7 @@ from torch import Tensor
 from evo_subnets import compiler
 from evo_subnets.streams import chunk_size, name_hash, normal, uniform_levels
 from evo_subnets.subnetworks import Interval
+from evo_subnets.threads import share_out
 
 COMPILE_AFTER = 8_000_000
 """Elements drawn by plain torch before a library that is not on disk is compiled.
@@ -32,6 +32,8 @@ each draw is faster from a thousand elements on.
 """
 CHUNK = 2**18
 """Elements that one thread takes at a time; a multiple of streams.TILE."""
+SHARED_FROM = 2**19
+"""Elements from which two threads are faster than one: half a million take one of them 1 ms."""
 SOURCES = [Path(__file__).with_name(name) for name in ("kernel.c", "crops.c")]
 FLAGS = ["-O3", "-march=native", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
 
@@ -99,19 +101,18 @@ class Draw:
 
 
 def perturb(draws: Iterable[Draw]) -> None:
-    """Carries the draws out, shared by torch's number of threads.
+    """Carries the draws out, shared by torch's number of threads where there is enough to do.
 
-    Ask for all parameters at once: threads started anew for each mostly wait for each other.
+    Ask for all parameters at once, so that a small one does not keep the others waiting.
     """
+    draws = list(draws)
     pieces = [piece for draw in draws for piece in _pieces(draw)]
     threads = min(torch.get_num_threads(), len(pieces))
-    if threads > 1:
-        with ThreadPoolExecutor(threads) as pool:
-            for _ in pool.map(lambda piece: piece(), pieces):
-                pass
-    else:
+    if threads == 1 or sum(draw.parent.numel() for draw in draws) < SHARED_FROM:
         for piece in pieces:
             piece()
+    else:
+        share_out(lambda piece: piece(), pieces, threads)
 
 
 def draw_plainly(draws: Iterable[Draw]) -> None:
