@@ -304,6 +304,7 @@ def test_kernel_starts_anywhere(start, compiled):
 
 def test_kernel_gives_the_same_bits_on_two_threads(compiled, two_threads, monkeypatch):
     monkeypatch.setattr(kernel, "CHUNK", 512)
+    monkeypatch.setattr(kernel, "SHARED_FROM", 123 * 57)
     parent = {"w": noise(123, 57)}
     fast, slow, _ = compiled_and_eager(parent, siblings(), monkeypatch)
     assert all(all_same_bits(a, b) for a, b in zip(fast, slow, strict=True))
