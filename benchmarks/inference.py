@@ -21,6 +21,7 @@ from agents.policies import impala_actor
 from benchmarks.timing import Device, alternate, publish, ratios, spread, wait_for_gpu
 from evo_subnets import Ensemble
 from evo_subnets.models import build
+from evo_subnets.together import MEASURED_AT
 from evo_subnets.tracking import table
 
 
@@ -48,6 +49,7 @@ class Args:
 
 def main(args: Args) -> None:
     torch.set_num_threads(args.threads)
+    torch.backends.cudnn.allow_tf32 = False  # sides must agree to float32's rounding
     rows = [
         row
         for model in args.models
@@ -73,8 +75,10 @@ def compared(model: str, batch: int, args: Args) -> list[list[str]]:
 
     seconds, expected = timed(loop)
     once, first = timed(lambda: ensemble.member_logits(inputs))
-    found = ensemble.member_logits(inputs)
-    assert torch.equal(found, first), "the trial's logits are others than those of later calls"
+    for _ in range(MEASURED_AT):  # on a GPU the last of these decides how it goes on
+        found = ensemble.member_logits(inputs)
+    if args.device == "cpu":
+        assert torch.equal(found, first), "the trial's logits are others than those of later calls"
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
     calls = max(1, round(args.seconds / args.rounds / seconds))
 

@@ -5,8 +5,8 @@
 All sides judge the same children of one network by their accuracy on the same images; the script
 first checks that they agree. EvoTorch and the plain loops are given the children's weights and
 normalised images; this library builds its children and normalises its images within its time.
-`--others` adds two ways to use the cores, measured and not taken: `vmap` over four children at
-once, and `a child a thread`, two side by side. Then the speed of the processor's matrix products,
+`--others` adds `evaluate` with each backend, where eight children are judged together, and on a CPU
+`a child a thread`, two side by side. Then the speed of the processor's matrix products,
 which bounds all sides that convolve directly, and the peak memory of a small and of a large
 population.
 """
@@ -27,7 +27,6 @@ import tyro
 from evotorch import SolutionBatch
 from evotorch.neuroevolution import SupervisedNE
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
 from torch.utils.data import TensorDataset
 
 from benchmarks.memory import peak_bytes, resident_bytes
@@ -39,11 +38,14 @@ from evo_subnets.methods.noisy import Accuracy
 from evo_subnets.metrics.cost import multiply_adds
 from evo_subnets.models import build
 from evo_subnets.subnetworks import Params
+from evo_subnets.together import Backend
 
 AUGMENTATION = Augmentation((0.5,) * 3, (0.25,) * 3)
 SIGMA, DENSITY = 0.02, 0.5
-SHARE = 4
-"""Children that vmap takes at once."""
+BACKENDS: dict[Device, tuple[Backend, ...]] = {
+    "cpu": ("loop", "vmap"),
+    "cuda": ("loop", "vmap", "graph"),
+}
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ class Args:
     batches: tuple[int, ...] = (100, 500)
     """Batch sizes of EvoTorch and of plain passes, divisors of the images."""
     others: bool = False
-    """Time vmap and a child a thread too; what they leave in memory helps the sides after them."""
+    """Time other ways too; what they leave in memory helps the sides after them."""
     keep_memory: bool = False
     """Freed memory stays with the process, for all sides, as this project's scripts have it."""
     rounds: int = 5
@@ -101,8 +103,8 @@ def main(args: Args) -> None:
     inputs = AUGMENTATION.normalize(images.pixels).contiguous()
     given = Setting(module, images, inputs, children, args.threads)
 
-    def ours() -> list[float]:
-        found = evaluate(module, mutations, Accuracy(images, AUGMENTATION))
+    def ours(backend: Backend = "auto") -> list[float]:
+        found = evaluate(module, mutations, Accuracy(images, AUGMENTATION), backend=backend)
         return [child.fitness for child in found]
 
     sides: dict[str, Judged] = {}
@@ -110,7 +112,8 @@ def main(args: Args) -> None:
         sides[f"SupervisedNE, batches of {size}"] = evotorch_side(given, size)
         sides[f"plain passes, batches of {size}"] = partial(plain, given, size)
     if args.others:
-        sides[f"vmap over {SHARE}"] = partial(over_children, given)
+        for backend in BACKENDS[args.device]:
+            sides[f"evaluate, {backend}"] = partial(ours, backend)
         if args.device == "cpu":
             sides["a child a thread"] = partial(side_by_side, given)
     sides["evaluate"] = ours
@@ -184,28 +187,6 @@ def accuracy(model: nn.Module, inputs: Tensor, labels: Tensor, size: int) -> flo
     parts = zip(torch.split(inputs, size), torch.split(labels, size), strict=True)
     right = [int((model(some).argmax(dim=1) == answers).sum()) for some, answers in parts]
     return sum(right) / len(labels)
-
-
-@torch.no_grad()
-def over_children(given: Setting) -> list[float]:
-    """All weights of SHARE children stacked, and one call for all of them."""
-    skeleton = copy.deepcopy(given.module)
-
-    def outputs(weights: Params, some: Tensor) -> Tensor:
-        answer: Tensor = functional_call(skeleton, weights, (some,))
-        return answer
-
-    batched = vmap(outputs, in_dims=(0, None))
-    pieces = torch.split(given.inputs, 100), torch.split(given.images.labels, 100)
-    found: list[float] = []
-    for first in range(0, len(given.children), SHARE):
-        share = given.children[first : first + SHARE]
-        stacked = {name: torch.stack([one[name] for one in share]) for name in share[0]}
-        right = torch.zeros(len(share), device=given.inputs.device)
-        for some, answers in zip(*pieces, strict=True):
-            right += (batched(stacked, some).argmax(dim=2) == answers).sum(dim=1)
-        found += (right / len(given.images)).tolist()
-    return found
 
 
 def side_by_side(given: Setting) -> list[float]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import chain
-from typing import Any
+from typing import Any, Protocol, cast
 
 import torch
 from torch import nn
@@ -16,6 +16,7 @@ from evo_subnets.ensemble import Ensemble
 from evo_subnets.mutation import Mutation, check_density, materialize, quads
 from evo_subnets.streams import derive_seed
 from evo_subnets.subnetworks import Include, Params, included, parameters
+from evo_subnets.together import Backend
 
 Fitness = Callable[[nn.Module], float]
 """A model to its fitness on validation data. Higher is better."""
@@ -50,6 +51,19 @@ class Child:
         return self.reason is not None or math.isnan(self.fitness)
 
 
+GROUP = 8
+"""Children that are judged together, two quads: so many copies of the weights are held."""
+
+
+class JudgesTogether(Protocol):
+    """A fitness that can be asked for several children at once."""
+
+    def __call__(self, model: nn.Module) -> float: ...
+
+    def together(self, children: Ensemble) -> Sequence[float]:
+        """The fitness of each member."""
+
+
 class Evaluator:
     """A mutation to its child, evaluated; it can be pickled where the fitness can.
 
@@ -64,7 +78,7 @@ class Evaluator:
         self.names = included(parameters(module), include)
 
     def __call__(self, mutation: Mutation) -> Child:
-        work = self._built(mutation)
+        work = self._build(mutation, self._work)
         try:
             value = float(self.fitness(work))
             reason = "fitness is NaN" if math.isnan(value) else None
@@ -72,18 +86,43 @@ class Evaluator:
             value, reason = math.nan, f"{type(error).__name__}: {error}"
         return Child(mutation, value, reason)
 
-    def _built(self, mutation: Mutation) -> nn.Module:
-        work, weights = self._parts
-        # asked for each time: a fitness that moves the module makes them others
-        materialize(weights, mutation, parameters(work), self.names)
+    def together(
+        self, backend: Backend, mutations: Sequence[Mutation]
+    ) -> Iterator[tuple[int, Child]]:
+        """(index, child) of each mutation, `GROUP` of them judged at a time.
+
+        A group whose judge raises is judged one by one.
+        """
+        judge = cast(JudgesTogether, self.fitness).together
+        work = Ensemble([copy.deepcopy(self.module) for _ in mutations[:GROUP]], backend=backend)
+        for first in range(0, len(mutations), GROUP):
+            some = mutations[first : first + GROUP]
+            if len(some) < len(work.members):
+                work = Ensemble(list(work.members)[: len(some)], backend=backend)
+            for mutation, member in zip(some, work.members, strict=True):
+                self._build(mutation, member)
+            try:
+                values = [float(value) for value in judge(work)]
+                children = [Child(*pair) for pair in zip(some, values, strict=True)]
+            except Exception:  # the failing one must not cost the others
+                children = list(map(self, some))
+            yield from enumerate(children, first)
+
+    def _build(self, mutation: Mutation, work: nn.Module) -> nn.Module:
+        # parameters are asked for each time: a fitness that moves the module makes them others
+        materialize(self._weights, mutation, parameters(work), self.names)
         with torch.no_grad():
             for own, buffer in zip(work.buffers(), self.module.buffers(), strict=True):
                 own.copy_(buffer)
         return work.eval()
 
     @cached_property
-    def _parts(self) -> tuple[nn.Module, Params]:
-        return copy.deepcopy(self.module), parameters(self.module)
+    def _work(self) -> nn.Module:
+        return copy.deepcopy(self.module)
+
+    @cached_property
+    def _weights(self) -> Params:
+        return parameters(self.module)
 
 
 def in_turn(work: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[tuple[int, Any]]:
@@ -101,6 +140,7 @@ def evaluate(
     actors: int = 0,
     gpus_per_actor: float | None = None,
     address: str | None = None,
+    backend: Backend = "auto",
 ) -> list[Child]:
     """The children of `module` with their fitness, in the order of `mutations`.
 
@@ -114,10 +154,17 @@ def evaluate(
     children are evaluated again; a child that kills its workers fails. The fitness travels there
     by cloudpickle, so it must hold no open files or environments, and its random numbers must come
     from seeds of its own. An OSError says that no Ray answers.
+
+    `backend`: how children are asked in this process, for a fitness that judges some `together` as
+    `methods.noisy.Accuracy` does (see `Together`). "auto" is one by one on a CPU, where that is
+    the fastest (`benchmarks/population.py --others`), and measured on a GPU.
     """
     evaluator = Evaluator(module, fitness, include)
     if not actors:
-        return gather(mutations, partial(in_turn, evaluator), on_child, done)
+        way = partial(in_turn, evaluator)
+        if hasattr(fitness, "together") and (backend != "auto" or on_gpu(module)):
+            way = partial(evaluator.together, backend)
+        return gather(mutations, way, on_child, done)
     from evo_subnets.crew import Crew  # this alone needs EvoTorch and Ray
 
     actors = min(actors, max(len(mutations), 1))
@@ -154,6 +201,11 @@ def gather(
                 f"so far, most often with: {reason}"
             )
     return [children[i] for i in range(len(mutations))]
+
+
+def on_gpu(module: nn.Module) -> bool:
+    """Whether its parameters are on one."""
+    return all(parameter.device.type == "cuda" for parameter in module.parameters())
 
 
 def lost_child(mutation: Mutation) -> Child:

@@ -55,20 +55,24 @@ def may_go(members: Sequence[nn.Module], inputs: Inputs) -> bool:
     threads = torch.get_num_threads()
     if len(members) % threads and len(members) < 4 * threads:
         return False
-    return _threads_help() and _ordinary(inputs) and _resting(members)
+    return _threads_help() and _ordinary(inputs) and resting(members)
 
 
 def _threads_help() -> bool:
-    if torch.compiler.is_compiling() or os.getpid() != _PROCESS or torch.get_num_threads() == 1:
+    if os.getpid() != _PROCESS or torch.get_num_threads() == 1:
         return False
-    return _nothing_watches()
+    return nothing_watches()
 
 
-def _nothing_watches() -> bool:
-    """Whether nothing is on that torch keeps for each thread, so that another would not see it."""
+def nothing_watches(device: str = "cpu") -> bool:
+    """Whether no gradients, autocast, compiler, tracing or mode of torch is on.
+
+    Torch keeps most of these for each thread, so that another thread would not see them.
+    """
     return not (
         torch.is_grad_enabled()
-        or torch.is_autocast_enabled("cpu")
+        or torch.compiler.is_compiling()
+        or torch.is_autocast_enabled(device)
         or torch._C._get_tracing_state() is not None
         or torch._C._len_torch_function_stack()
         or torch._C._len_torch_dispatch_stack()
@@ -89,7 +93,7 @@ def _ordinary(inputs: Inputs) -> bool:
     return len(lengths) == 1 and 0 not in lengths
 
 
-def _resting(members: Sequence[nn.Module]) -> bool:
+def resting(members: Sequence[nn.Module]) -> bool:
     """Whether all modules are in eval mode and without hooks, which may care for the order."""
     left: list[nn.Module | None] = list(members)
     while left:  # a fifth of the time of Module.modules()
@@ -128,7 +132,7 @@ def forward_passes(module: nn.Module, batches: Iterable[Tensor]) -> list[Tensor]
         each.device.type != "cpu" for each in module.parameters()
     ):
         return [module(inputs) for inputs in batches]
-    if not (_threads_help() and _resting([module])):
+    if not (_threads_help() and resting([module])):
         with FastConvolutions():
             return [module(inputs) for inputs in batches]
     threads = torch.get_num_threads()

@@ -11,8 +11,8 @@ def test_all_sides_judge_a_population_alike(server):
         "--rounds", 1, "--threads", 1, "--populations", 4, "--others", "--keep-memory",
     )  # fmt: skip
     assert "freed memory kept. Accuracies agree." in text
-    for side in ("SupervisedNE, batches of 50", "plain passes, batches of 50", "vmap over 4",
-                 "a child a thread", "evaluate"):  # fmt: skip
+    for side in ("SupervisedNE, batches of 50", "plain passes, batches of 50",
+                 "evaluate, loop", "evaluate, vmap", "a child a thread", "evaluate"):  # fmt: skip
         assert re.search(rf"^{side} +\d+\.\d {SPREAD} +\d+\.\d\d {SPREAD}", text, re.MULTILINE)
     assert re.search(r"population of +4: +-?[\d.]+ MiB", text)
 

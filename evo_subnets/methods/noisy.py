@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from evo_subnets import metrics
@@ -15,7 +16,12 @@ from evo_subnets.evolution import Child, Evolution, evaluate
 from evo_subnets.racing import Rules, race
 from evo_subnets.side_by_side import has_convolutions
 from evo_subnets.trust_region import TrustRegion, search_trust_region
-from evo_subnets.tuning import inputs_for, predict, predict_inputs, reestimate_norms
+from evo_subnets.tuning import (
+    inputs_for,
+    predict,
+    predict_inputs,
+    reestimate_norms,
+)
 
 INPUTS = 1000
 """Validation images that the trust region is measured on, as in section 4.3.3."""
@@ -40,6 +46,16 @@ class Accuracy:
             reestimate_norms(model, self.norm_images, self.augmentation)
         outputs = predict_inputs(model, self._inputs(model))
         return metrics.accuracy(outputs.log_softmax(dim=1), self.images.labels)
+
+    def together(self, children: Ensemble) -> list[float]:
+        """The accuracy of each member."""
+        if self.norm_images is not None:
+            for child in children.members:
+                reestimate_norms(child, self.norm_images, self.augmentation)
+        with torch.no_grad():
+            parts = [children.member_logits(inputs).float() for inputs in self._inputs(children)]
+        outputs, labels = torch.cat(parts, dim=1), self.images.labels
+        return [metrics.accuracy(one.log_softmax(dim=1), labels) for one in outputs]
 
     def _inputs(self, model: nn.Module) -> Iterable[Tensor]:
         layout = has_convolutions(model)
