@@ -9,8 +9,9 @@ from typing import Any, NoReturn
 
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.logger import configure
+from stable_baselines3.common.logger import Logger, TensorBoardOutputFormat
 from stable_baselines3.common.vec_env import VecMonitor, VecNormalize
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from torch import nn
 from tqdm.auto import tqdm
 
@@ -165,7 +166,7 @@ def train(
         if checkpoint is not None:
             load_checkpoint(model, checkpoint)
         _cut_curve(out / "curve.csv", model.num_timesteps)
-        model.set_logger(configure(str(out), ["tensorboard"]))
+        model.set_logger(Logger(str(out), [_events(out, model.num_timesteps)]))
         remaining = total_timesteps - model.num_timesteps
         if remaining > 0:
             done = model.num_timesteps
@@ -176,6 +177,19 @@ def train(
         return model
     finally:
         env.close()
+
+
+def _events(out: Path, steps: int) -> TensorBoardOutputFormat:
+    """TensorBoard's events; those that an earlier run wrote after `steps` no longer count."""
+    events = TensorBoardOutputFormat(str(out))
+    writer = events.writer.file_writer
+    assert writer is not None
+    for mark in (
+        {"file_version": "brain.Event:2"},
+        {"session_log": SessionLog(status=SessionLog.START)},
+    ):
+        writer.add_event(Event(step=steps + 1, **mark))
+    return events
 
 
 def _cut_curve(curve: Path, steps: int) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from networks import all_same_bits, copied
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from agents.checkpoints import (
     checkpoints,
@@ -113,6 +114,13 @@ def test_a_run_leaves_the_two_newest_checkpoints_and_a_curve(uninterrupted):
     assert not list(out.glob(".*")), "nothing half-written"
 
 
+def shown_steps(out):
+    """Where TensorBoard has points of the return."""
+    events = EventAccumulator(str(out))
+    events.Reload()
+    return [point.step for point in events.Scalars("rollout/ep_rew_mean")]
+
+
 class Interrupted(Exception):
     pass
 
@@ -151,6 +159,7 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(
     agent = go_on(tmp_path)
     check_same_agent(agent, uninterrupted[1])
     check_same_end(tmp_path, uninterrupted[0])
+    assert shown_steps(tmp_path) == shown_steps(uninterrupted[0])
 
 
 @pytest.mark.moves_generators
