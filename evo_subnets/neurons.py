@@ -50,7 +50,8 @@ def find_neurons(module: nn.Module) -> Neurons:
     numbers: dict[int, int] = {}
     counts: dict[str, int] = {}
     for name, channels in found.outputs.items():
-        new = [c for c in map(found.find, channels) if c in removable and c not in numbers]
+        own = dict.fromkeys(map(found.find, channels))  # each once
+        new = [channel for channel in own if channel in removable and channel not in numbers]
         if new:
             counts[name] = len(new)
             numbers |= {channel: len(numbers) + i for i, channel in enumerate(new)}

@@ -147,6 +147,35 @@ def test_channels_are_the_same_through_others():
     assert channels.join([c, ZERO, ZERO], [ZERO, b, ZERO]) == (c, a, ZERO)
 
 
+class Doubled(nn.Module):
+    """Two outputs of `wide` are added to one of `narrow`: all three are one neuron."""
+
+    def __init__(self, first):
+        super().__init__()
+        self.first = first
+        self.narrow, self.wide = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 8, 1)
+        self.output = nn.Conv2d(8, 2, 1)
+
+    def forward(self, x):
+        if self.first == "wide":
+            wide, narrow = self.wide(x), self.narrow(x)
+        else:
+            narrow, wide = self.narrow(x), self.wide(x)
+        return self.output(wide + torch.cat([narrow, narrow], dim=1))
+
+
+@pytest.mark.parametrize("first", ["narrow", "wide"])
+def test_outputs_of_one_layer_can_be_one_neuron(first):
+    module = built(lambda: Doubled(first))
+    neurons = find_neurons(module)
+    assert neurons.counts == {first: 4}
+    assert neurons.outputs["wide"].tolist() == neurons.outputs["narrow"].tolist() * 2
+    inputs = torch.randn(2, 3, 5, 5, generator=torch.Generator().manual_seed(0))
+    small = compact(module, *silenced(module))
+    torch.testing.assert_close(small(inputs), module(inputs), atol=1e-6, rtol=0)
+    assert count_parameters(small) < count_parameters(module)
+
+
 def test_a_neurons_norm_is_of_all_weights_that_write_it():
     module = build("resnet-20", seed=0)
     norms = neuron_norms(find_neurons(module), parameters(module))
