@@ -68,7 +68,7 @@ def main(args: Args) -> None:
 def compared(model: str, batch: int, args: Args) -> list[list[str]]:
     members = [member(model, seed).to(args.device) for seed in range(args.members)]
     inputs = pictures(model, batch).to(args.device)
-    ensemble = Ensemble(members)
+    ensemble = Ensemble(members, backend="auto")
 
     def loop() -> Tensor:
         return torch.stack([member(inputs) for member in members])

@@ -16,7 +16,7 @@ from evo_subnets.ensemble import Ensemble
 from evo_subnets.mutation import Mutation, check_density, materialize, quads
 from evo_subnets.streams import derive_seed
 from evo_subnets.subnetworks import Include, Params, included, parameters
-from evo_subnets.together import Backend
+from evo_subnets.together import Backend, check_backend
 
 Fitness = Callable[[nn.Module], float]
 """A model to its fitness on validation data. Higher is better."""
@@ -140,7 +140,7 @@ def evaluate(
     actors: int = 0,
     gpus_per_actor: float | None = None,
     address: str | None = None,
-    backend: Backend = "auto",
+    backend: Backend = "loop",
 ) -> list[Child]:
     """The children of `module` with their fitness, in the order of `mutations`.
 
@@ -155,14 +155,16 @@ def evaluate(
     by cloudpickle, so it must hold no open files or environments, and its random numbers must come
     from seeds of its own. An OSError says that no Ray answers.
 
-    `backend`: how children are asked in this process, for a fitness that judges some `together` as
-    `methods.noisy.Accuracy` does (see `Together`). "auto" is one by one on a CPU, where that is
-    the fastest (`benchmarks/population.py --others`), and measured on a GPU.
+    `backend`: "loop" is one child after the other. With a fitness that judges some `together`, as
+    `methods.noisy.Accuracy` does, "auto" takes what `Together` measures to be fastest on a GPU, and
+    the loop on a CPU, where it is (`benchmarks/population.py --others`).
     """
+    check_backend(backend)
     evaluator = Evaluator(module, fitness, include)
     if not actors:
         way = partial(in_turn, evaluator)
-        if hasattr(fitness, "together") and (backend != "auto" or on_gpu(module)):
+        grouped = backend in ("vmap", "graph") or (backend == "auto" and on_gpu(module))
+        if grouped and hasattr(fitness, "together"):
             way = partial(evaluator.together, backend)
         return gather(mutations, way, on_child, done)
     from evo_subnets.crew import Crew  # this alone needs EvoTorch and Ray

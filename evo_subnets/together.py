@@ -113,13 +113,13 @@ class Together:
     """The outputs of all networks, in the way that is fastest for inputs of this shape.
 
     With "auto" networks go in turn until the third call with inputs of one shape; then every way
-    that gives their outputs, but for rounding, is timed, and the fastest stays. Without gradients
-    and in eval mode only. A copy, also a pickled one, measures anew.
+    that gives their outputs, but for rounding, is timed, and the fastest stays. Runs that must give
+    the same last digits again name their backend. Without gradients and in eval mode only. A copy,
+    also a pickled one, measures anew.
     """
 
     def __init__(self, networks: Sequence[nn.Module], backend: Backend = "auto") -> None:
-        if backend not in get_args(Backend):
-            raise ValueError(f"backend must be one of {get_args(Backend)}, got {backend!r}")
+        check_backend(backend)
         self.networks, self.backend = networks, backend
         self.calls: Counter[object] = Counter()
         self.chosen: dict[object, Way] = {}
@@ -140,6 +140,12 @@ class Together:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Together, (self.networks, self.backend)
+
+
+def check_backend(backend: str) -> None:
+    """A ValueError for one that there is not."""
+    if backend not in get_args(Backend):
+        raise ValueError(f"backend must be one of {get_args(Backend)}, got {backend!r}")
 
 
 def fastest(ways: Sequence[Way], inputs: Sequence[Tensor]) -> Way:
