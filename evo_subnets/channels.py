@@ -29,7 +29,7 @@ class Channels:
     """The channels of a network by number; those that are summed have one number in common."""
 
     outputs: dict[str, tuple[int, ...]] = field(default_factory=dict)
-    """A number for each output of a layer or batch norm, in the order of the forward pass."""
+    """A number for each output of a layer or norm, in the order of the forward pass."""
     inputs: dict[str, tuple[int, ...]] = field(default_factory=dict)
     """A number for each column of a layer's weight; flattened pictures repeat theirs."""
     same: list[int] = field(default_factory=list)

@@ -44,6 +44,8 @@ def compact(module: nn.Module, neurons: Neurons, kept: Mapping[str, Tensor]) -> 
         layer = small.get_submodule(name)
         _select(layer, ("weight", "bias", "running_mean", "running_var"), 0, rows)
         _resize(layer, ("out_features", "out_channels", "num_features"), len(rows))
+        if getattr(layer, "groups", 1) > 1:  # channel by channel
+            _resize(layer, ("in_channels", "groups"), len(rows))
     for name, numbers in neurons.inputs.items():
         columns = keep[numbers].nonzero()[:, 0]
         layer = small.get_submodule(name)

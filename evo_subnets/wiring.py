@@ -15,7 +15,7 @@ LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 # What follows keeps channels apart and maps zero to zero, so that a dead one stays dead behind it.
 ELEMENTWISE = (
-    nn.ReLU, nn.LeakyReLU, nn.GELU, nn.SiLU, nn.Tanh, nn.Identity,
+    nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.GELU, nn.SiLU, nn.Hardswish, nn.Tanh, nn.Identity,
     nn.Dropout, nn.Dropout1d, nn.Dropout2d,
     F.relu, F.relu_, torch.relu, F.leaky_relu, F.gelu, F.silu, torch.tanh, F.dropout,
     "relu", "relu_", "tanh",
@@ -116,8 +116,10 @@ def _value(step: Step, kind: Any) -> Any:
 def _through_layer(step: Step) -> Activation | None:
     layer, x = step.layer, step.x
     assert isinstance(layer, LAYERS)
-    if getattr(layer, "groups", 1) > 1:
-        return None
+    groups = getattr(layer, "groups", 1)
+    if groups > 1:  # channel by channel, or not known
+        one_each = groups == layer.weight.shape[0] and layer.weight.shape[1] == 1
+        return _in_place(step, groups) if one_each and isinstance(x, Activation) else None
     spatial = 0 if isinstance(layer, nn.Linear) else layer.weight.ndim - 2
     if isinstance(x, Activation):
         columns = _repeated(x.channels, layer.weight.shape[1])
@@ -132,8 +134,13 @@ def _through_layer(step: Step) -> Activation | None:
 def _through_norm(step: Step) -> Activation | None:
     norm = step.layer
     assert isinstance(norm, NORMS)
-    rows = _repeated(step.x.channels, norm.num_features)
-    if rows is None or not norm.affine or ZERO in rows:  # its shifts are no zeros
+    return _in_place(step, norm.num_features) if norm.affine else None
+
+
+def _in_place(step: Step, size: int) -> Activation | None:
+    """Through weights of each channel's own, which go with it."""
+    rows = _repeated(step.x.channels, size)
+    if rows is None or ZERO in rows:  # a shift makes something of zeros
         return None
     step.channels.outputs[step.name] = rows
     return Activation(step.x.channels, step.x.spatial)
@@ -174,8 +181,11 @@ def _flattened(step: Step) -> Activation | None:
 
 def _mean(step: Step) -> Activation | None:
     dims = step.option(1, "dim", ())
-    behind = {dim % (2 + step.x.spatial) for dim in (dims if isinstance(dims, tuple) else (dims,))}
-    if not behind or behind & {0, 1}:
+    every = tuple(dims) if isinstance(dims, tuple | list) else (dims,)
+    if not every or not all(isinstance(dim, int) for dim in every):
+        return None
+    behind = {dim % (2 + step.x.spatial) for dim in every}
+    if behind & {0, 1}:
         return None
     left = step.x.spatial if step.option(2, "keepdim", False) else step.x.spatial - len(behind)
     return Activation(step.x.channels, left)
@@ -183,7 +193,9 @@ def _mean(step: Step) -> Activation | None:
 
 def _padded(step: Step) -> Activation | None:
     """Channels of zeros, if their count is computed: one that is written down will not follow."""
-    sides = step.option(1, "pad", ())
+    sides = step.option(1, "pad", None)
+    if not isinstance(sides, tuple | list):
+        return None
     plain = (step.option(2, "mode", "constant"), step.option(3, "value", None)) in (
         ("constant", None), ("constant", 0),
     )  # fmt: skip

@@ -67,6 +67,8 @@ class Drawn(nn.Module):
                 width = size
             elif operation == "norm":
                 self.layers.append(nn.BatchNorm2d(width))
+            elif operation == "depthwise":
+                self.layers.append(nn.Conv2d(width, width, 3, padding=1, groups=width))
             elif operation == "pad":  # the narrower one is added to the wider one
                 first, second = sorted((first, second), key=widths.__getitem__)
                 width = widths[second]
@@ -80,7 +82,7 @@ class Drawn(nn.Module):
         values = [x]
         for operation, first, second, layer in self.steps:
             one, other = values[first], values[second]
-            if operation in ("convolution", "norm"):
+            if operation in ("convolution", "norm", "depthwise"):
                 value = self.layers[layer](one)
             elif operation == "add":
                 value = one + other
@@ -94,7 +96,7 @@ class Drawn(nn.Module):
         return self.output(F.adaptive_avg_pool2d(values[-1][:, :, ::2], 2).flatten(1))
 
 
-KINDS = ["convolution", "convolution", "norm", "add", "cat", "pad", "relu"]
+KINDS = ["convolution", "convolution", "norm", "depthwise", "add", "cat", "pad", "relu"]
 STEPS = st.lists(
     st.tuples(st.sampled_from(KINDS), st.integers(0, 9), st.integers(0, 9), st.integers(2, 5)),
     min_size=3, max_size=10,
