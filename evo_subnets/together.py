@@ -80,7 +80,9 @@ class Replayed:
             self.recorded, self.places = {}, places
         key = shapes_of(inputs)
         if key not in self.recorded:
-            self.recorded[key] = self._record(inputs)
+            # tensors of inference mode could not be written to outside of it
+            with torch.inference_mode(False), torch.no_grad():
+                self.recorded[key] = self._record(inputs)
         graph, given, outputs = self.recorded[key]
         for own, tensor in zip(given, inputs, strict=True):
             own.copy_(tensor)

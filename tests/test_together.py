@@ -45,6 +45,8 @@ def test_stacked_networks_have_the_outputs_of_one_after_the_other(name):
     torch.testing.assert_close(ask(inputs), expected(inputs), atol=1e-5, rtol=1e-5)
     assert not torch.allclose(before, ask(inputs), atol=1e-4), "new weights in the same place"
     networks[2].load_state_dict(networks[0].state_dict())
+    with torch.inference_mode():
+        torch.testing.assert_close(ask(inputs), expected(inputs), atol=1e-5, rtol=1e-5)
     for buffer in networks[0].buffers():
         if buffer.is_floating_point():
             buffer.mul_(0.5)
@@ -245,5 +247,7 @@ def test_a_recorded_pass_is_done_again_with_new_inputs_and_weights():
     assert torch.equal(ask(pixels[:2]), expected(pixels[:2]))
     assert len(ask.recorded) == 2
     networks[0][1].weight.data = torch.zeros(4, 12)
-    assert torch.equal(ask(pixels), expected(pixels))
+    with torch.inference_mode():
+        assert torch.equal(ask(pixels), expected(pixels))
     assert len(ask.recorded) == 1, "networks that moved are recorded again"
+    assert torch.equal(ask(-pixels), expected(-pixels)), "recorded in inference mode, used outside"
