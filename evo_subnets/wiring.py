@@ -93,11 +93,11 @@ def follow_channels(module: nn.Module) -> Channels:
 
 def _value(step: Step, kind: Any) -> Any:
     """What an operation gives: an Activation or a plain value; None where it is not known."""
-    if kind in LAYERS:
+    if kind in LAYERS and not step.keywords:
         return _through_layer(step)
-    if kind in CONCATENATE:
+    if kind in CONCATENATE and isinstance(step.x, tuple | list):
         return _concatenated(step)
-    if kind is operator.getitem and isinstance(step.x, tuple):
+    if kind is operator.getitem and isinstance(step.x, tuple) and isinstance(step.args[1], int):
         return step.x[step.args[1]]
     if kind is operator.sub and all(isinstance(value, int) for value in step.args):
         return operator.sub(*step.args)
@@ -160,7 +160,7 @@ def _alike(values: Any) -> bool:
 
 def _concatenated(step: Step) -> Activation | None:
     parts = step.x
-    if step.option(1, "dim", 0) != 1 or not _alike(parts) or not parts[0].spatial:
+    if not parts or not _alike(parts) or not parts[0].spatial or step.option(1, "dim", 0) != 1:
         return None
     return Activation(tuple(n for part in parts for n in part.channels), parts[0].spatial)
 
@@ -200,7 +200,7 @@ def _padded(step: Step) -> Activation | None:
         ("constant", None), ("constant", 0),
     )  # fmt: skip
     new = sides[2 * step.x.spatial :] or (0, 0)
-    if not plain or not all(isinstance(count, int) and count >= 0 for count in new):
+    if not plain or len(new) > 2 or not all(isinstance(n, int) and n >= 0 for n in new):
         return None
     if any(new) and not step.computed:
         return None
