@@ -23,7 +23,7 @@ run: install
 	$(BIN)/python scripts/procgen_ensemble.py --env bigfish
 
 test: install check
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 check: install
 	$(BIN)/ruff format --check .
