@@ -22,6 +22,7 @@ install: .venv/installed
 run: install
 	$(BIN)/python scripts/procgen_ensemble.py --env bigfish
 
+# in the files' own order: those of few, long tests are not left for the end
 test: install check
 	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 

@@ -5,8 +5,8 @@
 All sides judge the same children of one network by their accuracy on the same images; the script
 first checks that they agree. EvoTorch and the plain loops are given the children's weights and
 normalised images; this library builds its children and normalises its images within its time.
-`--others` adds `evaluate` with each backend, where eight children are judged together, and on a CPU
-`a child a thread`, two side by side. Then the speed of the processor's matrix products,
+`--others` adds `evaluate` with every other backend, where eight children are judged together, and
+on a CPU `a child a thread`, two side by side. Then the speed of the processor's matrix products,
 which bounds all sides that convolve directly, and the peak memory of a small and of a large
 population.
 """
@@ -103,7 +103,7 @@ def main(args: Args) -> None:
     inputs = AUGMENTATION.normalize(images.pixels).contiguous()
     given = Setting(module, images, inputs, children, args.threads)
 
-    def ours(backend: Backend = "loop") -> list[float]:
+    def ours(backend: Backend) -> list[float]:
         found = evaluate(module, mutations, Accuracy(images, AUGMENTATION), backend=backend)
         return [child.fitness for child in found]
 

@@ -22,7 +22,7 @@ def compacted(module: nn.Module) -> nn.Module:
 
 def _read(module: nn.Module, neurons: Neurons) -> Tensor:
     """(neurons,) BoolTensor: those that some layer gives a weight other than zero."""
-    found = torch.zeros(sum(neurons.counts.values()) + 1, dtype=torch.bool)
+    found = torch.zeros(neurons.total + 1, dtype=torch.bool)
     for name, numbers in neurons.inputs.items():
         weight = module.get_submodule(name).weight
         assert isinstance(weight, Tensor)

@@ -22,7 +22,7 @@ from evo_subnets.side_by_side import (
     side_by_side,
 )
 from evo_subnets.subnetworks import Include, Params, included, parameters
-from evo_subnets.together import Backend, Together
+from evo_subnets.together import Backend, InTurn, Together, asks_together
 
 Combine = Literal["mean", "vote", "logits"]
 
@@ -114,17 +114,18 @@ class Ensemble(nn.Module):
         """
         if self._may_go_together(inputs):
             return self.together(*inputs)
+        in_turn = InTurn(self.members)  # type: ignore[arg-type]
         if may_go(self.members, inputs) and len(inputs[0]) in self._rows_that_pay:  # type: ignore[arg-type]
             with contextlib.suppress(RuntimeError):  # `view` of a channels-last picture, perhaps
                 return side_by_side(self.members, inputs)  # type: ignore[arg-type]
-            outputs = torch.stack([member(*inputs) for member in self.members])
+            outputs = in_turn(*inputs)
             self._rows_that_pay = range(0)  # it was not the inputs' fault
             return outputs
-        return torch.stack([member(*inputs) for member in self.members])
+        return in_turn(*inputs)
 
     def _may_go_together(self, inputs: Sequence[Tensor]) -> bool:
-        backend, kinds = self.together.backend, {tensor.device.type for tensor in inputs}
-        if backend == "loop" or (backend == "auto" and kinds != {"cuda"}):
+        kinds = {tensor.device.type for tensor in inputs}
+        if not asks_together(self.together.backend, on_gpu=kinds == {"cuda"}):
             return False
         return all(map(nothing_watches, kinds)) and resting(self.members)  # type: ignore[arg-type]
 

@@ -16,7 +16,7 @@ from evo_subnets.ensemble import Ensemble
 from evo_subnets.mutation import Mutation, check_density, materialize, quads
 from evo_subnets.streams import derive_seed
 from evo_subnets.subnetworks import Include, Params, included, parameters
-from evo_subnets.together import Backend, check_backend
+from evo_subnets.together import Backend, asks_together, check_backend
 
 Fitness = Callable[[nn.Module], float]
 """A model to its fitness on validation data. Higher is better."""
@@ -44,6 +44,12 @@ class Child:
     mutation: Mutation
     fitness: float
     reason: str | None = None
+
+    @classmethod
+    def judged(cls, mutation: Mutation, fitness: float) -> "Child":
+        """One whose evaluation came to its end."""
+        value = float(fitness)
+        return cls(mutation, value, "fitness is NaN" if math.isnan(value) else None)
 
     @property
     def failed(self) -> bool:
@@ -80,11 +86,9 @@ class Evaluator:
     def __call__(self, mutation: Mutation) -> Child:
         work = self._build(mutation, self._work)
         try:
-            value = float(self.fitness(work))
-            reason = "fitness is NaN" if math.isnan(value) else None
+            return Child.judged(mutation, self.fitness(work))
         except Exception as error:  # a failing child must not cost the generation
-            value, reason = math.nan, f"{type(error).__name__}: {error}"
-        return Child(mutation, value, reason)
+            return Child(mutation, math.nan, f"{type(error).__name__}: {error}")
 
     def together(
         self, backend: Backend, mutations: Sequence[Mutation]
@@ -102,8 +106,7 @@ class Evaluator:
             for mutation, member in zip(some, work.members, strict=True):
                 self._build(mutation, member)
             try:
-                values = [float(value) for value in judge(work)]
-                children = [Child(*pair) for pair in zip(some, values, strict=True)]
+                children = [Child.judged(*pair) for pair in zip(some, judge(work), strict=True)]
             except Exception:  # the failing one must not cost the others
                 children = list(map(self, some))
             yield from enumerate(children, first)
@@ -163,8 +166,7 @@ def evaluate(
     evaluator = Evaluator(module, fitness, include)
     if not actors:
         way = partial(in_turn, evaluator)
-        grouped = backend in ("vmap", "graph") or (backend == "auto" and on_gpu(module))
-        if grouped and hasattr(fitness, "together"):
+        if asks_together(backend, on_gpu(module)) and hasattr(fitness, "together"):
             way = partial(evaluator.together, backend)
         return gather(mutations, way, on_child, done)
     from evo_subnets.crew import Crew  # this alone needs EvoTorch and Ray

@@ -30,6 +30,11 @@ class Neurons:
     inputs: dict[str, Tensor]
     """(inputs,) the neuron that each column of a layer's weight reads, or STAYS."""
 
+    @property
+    def total(self) -> int:
+        """How many there are in all."""
+        return sum(self.counts.values())
+
     def split(self, values: Tensor) -> dict[str, Tensor]:
         """(neurons,) values by layer."""
         parts = torch.split(values, list(self.counts.values()))
@@ -86,7 +91,7 @@ def kept_neurons(
 def neuron_norms(neurons: Neurons, params: Mapping[str, Tensor]) -> Params:
     """(count,) root mean square of each neuron's incoming weights, of all layers that write it."""
     device = next(iter(params.values())).device
-    squares = torch.zeros(sum(neurons.counts.values()) + 1, device=device)
+    squares = torch.zeros(neurons.total + 1, device=device)
     weights = squares.clone()
     for name, numbers in neurons.outputs.items():
         weight = params[f"{name}.weight"]

@@ -150,6 +150,11 @@ def check_backend(backend: str) -> None:
         raise ValueError(f"backend must be one of {get_args(Backend)}, got {backend!r}")
 
 
+def asks_together(backend: Backend, on_gpu: bool) -> bool:
+    """Whether there is more to a backend, here, than one network after the other."""
+    return on_gpu if backend == "auto" else backend != "loop"
+
+
 def fastest(ways: Sequence[Way], inputs: Sequence[Tensor]) -> Way:
     """The fastest of the ways whose outputs are the first one's, but for rounding.
 

@@ -72,10 +72,13 @@ def follow_channels(module: nn.Module) -> Channels:
         for node in graph.nodes
         if node.op in ("call_module", "get_attr")
     )
-    layers = {
+    owners = Counter(
+        id(weight) for layer in module.modules() for weight in layer.parameters(recurse=False)
+    )
+    layers = {  # without those that are used twice, or whose weights are
         name: layer
         for name, layer in module.named_modules()
-        if uses[name] == 1 or not list(layer.parameters())
+        if all(uses[name] == owners[id(weight)] == 1 for weight in layer.parameters())
     }
     found = Channels()
     values: dict[fx.Node, Any] = {}

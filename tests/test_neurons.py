@@ -234,6 +234,7 @@ STAYING = {
     "parts put together again": lambda net, x: torch.cat(x.split(2, 1), 1),
     "examples that are padded": lambda net, x: F.pad(x, (0, 0, 0, 0, 0, x.shape[1] - 4, 0, 1)),
     "a size that depends on the input": lambda net, x: x[:, :, x.shape[x.ndim - 1] :],
+    "a weight of two layers": lambda net, x: net.tied(x),
     "a mean over channels": lambda net, x: x + x.mean(1),
     "a grouped layer": lambda net, x: net.grouped(x),
     "a layer that is called twice": lambda net, x: net.twice(net.twice(x)),
@@ -250,9 +251,11 @@ def test_neurons_that_somebody_cannot_do_without_stay(reason):
             STAYING[reason],
             grouped=nn.Conv2d(4, 4, 1, groups=2), twice=nn.Conv2d(4, 4, 1),
             norm=nn.BatchNorm2d(4, affine=False), linear=nn.Linear(8, 8),
-            narrow=nn.Conv2d(8, 4, 1), wide=nn.BatchNorm2d(8),
+            narrow=nn.Conv2d(8, 4, 1), wide=nn.BatchNorm2d(8), tied=nn.Conv2d(4, 4, 1),
         )
     )  # fmt: skip
+    module.other = built(lambda: nn.Conv2d(4, 4, 1))
+    module.other.weight = module.tied.weight
     channels = follow_channels(module)
     assert set(channels.outputs["first"]) <= channels.fixed
 

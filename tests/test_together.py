@@ -130,6 +130,21 @@ def test_a_group_that_cannot_be_judged_together_is_judged_one_by_one():
     assert found == evaluate(module, mutations, Halting().__call__)
 
 
+def test_children_that_are_judged_nan_together_fail_as_one_by_one():
+    class Nan:
+        def __call__(self, model):
+            return float("nan") if next(model.parameters()).sum() > 0 else 1.0
+
+        def together(self, children):
+            return [self(child) for child in children.members]
+
+    module, mutations = network(0), quads(16, 3.0, 0.5, 0)
+    found = evaluate(module, mutations, Nan(), backend="vmap")
+    reasons = [child.reason for child in found]
+    assert reasons == [child.reason for child in evaluate(module, mutations, Nan())]
+    assert 0 < reasons.count("fitness is NaN") <= 8
+
+
 def slow(way):
     def ask(*inputs):
         outputs = way(*inputs)
