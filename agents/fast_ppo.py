@@ -1,11 +1,11 @@
-"""stable-baselines3's PPO, faster: the same losses, gradients, minibatches, logs and files.
+"""stable-baselines3's PPO, faster, and with the reference's value loss.
 
 `docs/ppo.md` says what is done and what each part brings.
 """
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, get_args
 
 import gymnasium
 import torch
@@ -14,7 +14,7 @@ from stable_baselines3.common.utils import explained_variance
 from torch import Tensor, nn
 
 from agents.impala import ImpalaCNN
-from agents.ppo_gradients import STATISTICS, GradientsOf, LossSettings, workers
+from agents.ppo_gradients import STATISTICS, GradientsOf, LossSettings, ValueLoss, workers
 from agents.rollouts import DeviceRolloutBuffer
 
 
@@ -25,7 +25,16 @@ class FastPPO(PPO):
     compute side by side; on other devices a minibatch is one part, and nothing waits for the device
     within an epoch unless `target_kl` asks for it. The blocks of an `ImpalaCNN` are compiled.
     Policies with layers that look at the whole batch, or draw random numbers, are not cut in parts.
+
+    `value_loss` counts where `clip_range_vf` is set: "larger" is the reference's, "clipped" is
+    stable-baselines3's.
     """
+
+    def __init__(self, *args: Any, value_loss: ValueLoss = "larger", **kwargs: Any) -> None:
+        if value_loss not in get_args(ValueLoss):
+            raise ValueError(f"value_loss must be 'larger' or 'clipped', got {value_loss!r}")
+        self.value_loss = value_loss
+        super().__init__(*args, **kwargs)
 
     def _setup_model(self) -> None:
         space = self.observation_space
@@ -59,6 +68,7 @@ class FastPPO(PPO):
         return LossSettings(
             self.clip_range(progress),  # type: ignore[operator]
             None if self.clip_range_vf is None else self.clip_range_vf(progress),  # type: ignore[operator]
+            self.value_loss,
             self.ent_coef,
             self.vf_coef,
             isinstance(self.action_space, gymnasium.spaces.Discrete),

@@ -70,6 +70,17 @@ class ImpalaCNN(BaseFeaturesExtractor):
         with torch.no_grad():
             flat = self.blocks(torch.zeros(1, channels, height, width)).numel()
         self.hidden = nn.Linear(flat, features_dim)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        """Glorot's uniform weights and biases of zero, which is TensorFlow's default and so the
+        reference's. torch's own leave features six times smaller, and PPO hardly moves.
+        """
+        for layer in self.modules():
+            if isinstance(layer, nn.Conv2d | nn.Linear):
+                nn.init.xavier_uniform_(layer.weight)
+                assert layer.bias is not None
+                nn.init.zeros_(layer.bias)
 
     def forward(self, observations: Tensor) -> Tensor:
         if self.compiled or not torch.is_grad_enabled():

@@ -23,6 +23,7 @@ from agents.checkpoints import (
 )
 from agents.fast_ppo import FastPPO
 from agents.impala import PAPER_WIDTHS, ImpalaCNN
+from agents.ppo_gradients import ValueLoss
 from envs.adapters import ProcgenVecEnv
 from envs.procgen import TRAIN_LEVELS, Levels, Mode, ProcgenSimulator
 from evo_subnets.memory import keep_freed_memory
@@ -44,7 +45,10 @@ class PPOSettings:
     learning_rate: float = 5e-4
     """Adam's step size, constant."""
     gamma: float = 0.999
-    """Discount, of the returns and of the reward normaliser."""
+    """Discount of the returns."""
+    normalizer_gamma: float = 0.999
+    """Discount of the returns whose spread the reward normaliser divides by; train-procgen has 0.99
+    beside a `gamma` of 0.999."""
     gae_lambda: float = 0.95
     """Lambda of the generalised advantage estimate."""
     clip_range: float = 0.2
@@ -53,6 +57,9 @@ class PPOSettings:
     """Weight of the entropy bonus."""
     value_coefficient: float = 0.25
     """Weight of the mean squared value error: the reference's 0.5 times its factor of one half."""
+    value_loss: ValueLoss = "larger"
+    """larger: of the clipped and the unclipped squared error, as in the reference. clipped: the
+    clipped one alone, as in stable-baselines3."""
     max_gradient_norm: float = 0.5
     """Gradients are scaled down to this norm."""
     target_kl: float | None = 0.01
@@ -82,7 +89,9 @@ def make_training_env(
         game, settings.num_envs, levels, mode, settings.frame_stack, seed=seed
     )
     monitored = VecMonitor(ProcgenVecEnv(simulator))
-    return VecNormalize(monitored, norm_obs=False, norm_reward=True, gamma=settings.gamma)
+    return VecNormalize(
+        monitored, norm_obs=False, norm_reward=True, gamma=settings.normalizer_gamma
+    )
 
 
 def hyper_parameters(settings: PPOSettings) -> dict[str, Any]:
@@ -113,13 +122,22 @@ def make_ppo(
 ) -> PPO:
     """An untrained agent with the reference's initialisation.
 
-    stable-baselines3's `ortho_init` would also re-initialise the convolutions; the reference
-    leaves them to the framework and makes only the two heads orthogonal (gain 0.01 and 1).
+    stable-baselines3's `ortho_init` would re-initialise the convolutions; the reference has
+    Glorot's there (`ImpalaCNN`), and makes only the two heads orthogonal (gain 0.01 and 1).
     """
+    own: dict[str, Any] = {}
+    if issubclass(agent, FastPPO):
+        own["value_loss"] = settings.value_loss
+    elif settings.value_loss != "clipped":
+        raise ValueError(
+            f"{agent.__name__} has the clipped value loss alone: set value_loss='clipped', or take "
+            "FastPPO"
+        )
     model = agent(
         "CnnPolicy",
         env,
         **hyper_parameters(settings),
+        **own,
         policy_kwargs={
             "features_extractor_class": network,
             "features_extractor_kwargs": {"widths": settings.widths},

@@ -74,7 +74,7 @@ def main(args: Args) -> None:
     keep_freed_memory()
     settings = replace(
         CPU, widths=args.widths, num_envs=args.num_envs, rollout_steps=args.rollout_steps,
-        minibatches=args.minibatches, target_kl=None,
+        minibatches=args.minibatches, target_kl=None, value_loss="clipped",
     )  # fmt: skip
     env = make_training_env(args.game, settings, TRAIN_LEVELS, "easy", seed=0)
     agents = make_agents(env, settings, args.device)

@@ -104,7 +104,7 @@ def run(args: Args, game: str, seed: int, kind: type[PPO]) -> tuple[float, ...]:
     """The means over a run's second half, in the order of COLUMNS."""
     settings = replace(
         CPU, rollout_steps=args.rollout_steps, minibatches=args.minibatches, widths=args.widths,
-        target_kl=None,
+        target_kl=None, value_loss="clipped",
     )  # fmt: skip
     env = make_training_env(game, settings, TRAIN_LEVELS, "easy", seed)
     agent = make_ppo(env, settings, seed, "cpu", kind)

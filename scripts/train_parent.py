@@ -20,7 +20,7 @@ from agents.policies import Actor, EnsemblePolicy, save_actor
 from agents.population import play
 from agents.ppo import PPOSettings, train
 from configs import command_line
-from configs.ppo import CPU, PAPER
+from configs.ppo import CPU, PAPER, REFERENCE
 from envs.procgen import TEST_LEVELS, TRAIN_LEVELS, Levels, check_game, normalized_return
 from evo_subnets import storage
 from evo_subnets.streams import derive_seed
@@ -61,6 +61,7 @@ class Args:
 
 PRESETS = {
     "cpu": ("16-32-32 for 1 M steps, hours on two CPU cores", Args(CPU, 1_000_000)),
+    "reference": ("16-32-32 for 5 M steps, as the published runs", Args(REFERENCE, 5_000_000)),
     "paper": ("32-64-128 for 10 M steps, as in table 4.2", Args(PAPER, 10_000_000)),
 }
 

@@ -1,5 +1,6 @@
 """The Impala network, PPO's settings, actors, policies, and where parents come from."""
 
+import copy
 import json
 import random
 import shutil
@@ -57,7 +58,7 @@ def lively_agent(procgen_agent):
     agent = unseeded(lambda: make_ppo(env, TINY, seed=0, device="cpu"))
     with torch.no_grad():
         for number, weight in enumerate(agent.policy.parameters()):
-            weight += 0.3 * noise(*weight.shape, seed=number)
+            weight += 0.12 * noise(*weight.shape, seed=number)
     return agent
 
 
@@ -201,7 +202,7 @@ def test_the_settings_reach_stable_baselines3():
     settings = PPOSettings(
         num_envs=2, rollout_steps=6, minibatches=3, epochs=5, learning_rate=3e-4, gamma=0.9,
         gae_lambda=0.8, clip_range=0.3, entropy_coefficient=0.02, max_gradient_norm=0.4,
-        target_kl=0.07, widths=(2, 3), frame_stack=3,
+        target_kl=0.07, widths=(2, 3), frame_stack=3, normalizer_gamma=0.8,
     )  # fmt: skip
     env = make_training_env(GAME, settings, TRAIN_LEVELS, "hard", seed=7)
     agent = unseeded(lambda: make_ppo(env, settings, seed=1, device="cpu"))
@@ -221,7 +222,7 @@ def test_the_settings_reach_stable_baselines3():
     assert agent.observation_space.shape == (9, 64, 64)
     assert agent.policy.features_extractor.widths == (2, 3)
     normalizer = agent.get_vec_normalize_env()
-    assert (normalizer.gamma, normalizer.norm_obs, normalizer.norm_reward) == (0.9, False, True)
+    assert (normalizer.gamma, normalizer.norm_obs, normalizer.norm_reward) == (0.8, False, True)
 
 
 def test_the_normaliser_has_the_papers_discount(procgen_agent):
@@ -239,12 +240,21 @@ def test_only_the_heads_are_orthogonal(procgen_agent):
     assert torch.allclose(value.weight.norm(), torch.tensor(1.0))
     assert not action.bias.any()
     assert not value.bias.any()
-    layers = [layer for layer in policy.modules() if isinstance(layer, nn.Conv2d)]
-    assert len(layers) == 3 * 5
-    for layer in [*layers, policy.features_extractor.hidden]:
-        bound = layer.weight[0].numel() ** -0.5  # torch's own: uniform in these bounds
-        for values in (layer.weight, layer.bias):
-            assert 0 < values.abs().max() <= bound
+
+
+def test_impala_starts_as_the_references_framework_has_it():
+    """Glorot 2010, eq. 16: uniform within sqrt(6 / (inputs + outputs)); biases zero."""
+    space = gymnasium.spaces.Box(0, 255, (3, 64, 64), np.uint8)
+    network = unseeded(lambda: ImpalaCNN(space, widths=(16, 32, 32)))
+    layers = [layer for layer in network.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
+    assert len(layers) == 3 * 5 + 1
+    for layer in layers:
+        outputs, inputs = layer.weight.shape[:2]
+        field = layer.weight[0, 0].numel()
+        bound = (6 / (field * (inputs + outputs))) ** 0.5
+        assert 0.97 * bound < layer.weight.abs().max() <= bound
+        assert layer.weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.1)
+        assert not layer.bias.any()
 
 
 @pytest.mark.parametrize("gae_lambda", [0.0, 0.95, 1.0])
@@ -416,7 +426,11 @@ def damaged(tmp_path, actor):
         if damage == "folder":
             path.mkdir()
             return path
-        save_actor(path, actor, {"game": GAME})
+        own = copy.deepcopy(actor)
+        with torch.no_grad():
+            for bias in own.parameters():
+                bias += 0.1  # zeros would be packed
+        save_actor(path, own, {"game": GAME})
         data = path.read_bytes()
         if damage == "truncated":
             path.write_bytes(data[:-100])

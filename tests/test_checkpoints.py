@@ -212,8 +212,8 @@ def test_a_killed_process_goes_on_with_the_same_command(server, tmp_path):
 @pytest.mark.moves_generators
 def test_a_run_goes_on_with_the_settings_given_now(copy):
     other = replace(
-        SETTINGS, gamma=0.9, learning_rate=1e-4, clip_range=0.1, rollout_steps=16, minibatches=2,
-        epochs=1, gae_lambda=0.8, entropy_coefficient=0.02, value_coefficient=0.3,
+        SETTINGS, gamma=0.9, normalizer_gamma=0.8, learning_rate=1e-4, clip_range=0.1,
+        rollout_steps=16, minibatches=2, epochs=1, gae_lambda=0.8, entropy_coefficient=0.02, value_coefficient=0.3,
         max_gradient_norm=0.4, target_kl=0.07,
     )  # fmt: skip
     agent = go_on(copy, TOTAL + 32, other)
@@ -225,7 +225,7 @@ def test_a_run_goes_on_with_the_settings_given_now(copy):
     assert (agent.ent_coef, agent.vf_coef, agent.max_grad_norm) == (0.02, 0.3, 0.4)
     assert agent.target_kl == 0.07
     assert agent.policy.optimizer.param_groups[0]["lr"] == 1e-4
-    assert agent.get_vec_normalize_env().gamma == 0.9, "the normaliser's discount is the returns'"
+    assert agent.get_vec_normalize_env().gamma == 0.8
     moments = agent.policy.optimizer.state_dict()["state"].values()
     assert {state["step"].item() for state in moments} == {6 * 4 + 2}
 

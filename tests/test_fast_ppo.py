@@ -4,6 +4,7 @@ import copy
 import random
 import re
 from dataclasses import replace
+from functools import partial
 
 import gymnasium
 import numpy as np
@@ -27,8 +28,9 @@ from stable_baselines3.common.logger import Logger  # isort: skip
 
 GAME = "bossfight"
 TINY = PPOSettings(
-    num_envs=4, rollout_steps=12, minibatches=2, epochs=2, widths=(16, 16, 16), target_kl=None
-)
+    num_envs=4, rollout_steps=12, minibatches=2, epochs=2, widths=(16, 16, 16), target_kl=None,
+    value_loss="clipped",  # stable-baselines3's
+)  # fmt: skip
 needs_compiler = pytest.mark.skipif(
     impala_kernel.library() is None, reason="there is no C compiler here"
 )
@@ -352,6 +354,8 @@ def test_an_update_is_stable_baselines3s(env, options, threads, request):
 def test_other_environments_learn_the_same(game, policy, options):
     def run(kind):
         env = make_vec_env(game, 2, seed=0)
+        if kind is FastPPO:
+            kind = partial(FastPPO, value_loss="clipped")
         agent = kind(policy, env, n_steps=64, batch_size=50, n_epochs=3, seed=0, device="cpu",
                      **options)  # fmt: skip
         agent.set_logger(Logger(None, []))
@@ -441,6 +445,53 @@ def test_equal_runs_end_with_equal_bits(env, two_threads):
     assert all_same_bits(*ends)
 
 
+def plain_gradients(policy, rows, clip):
+    """PPO's gradients with the larger of two squared errors, over a whole minibatch, in loops."""
+    values, chances, entropy = policy.evaluate_actions(rows.observations, rows.actions.flatten())
+    policy_loss = value_loss = 0
+    for index, (value, chance) in enumerate(zip(values.flatten(), chances, strict=True)):
+        ratio = (chance - rows.old_log_prob[index]).exp()
+        held = min(max(ratio, torch.tensor(1 - clip)), torch.tensor(1 + clip))
+        advantage = rows.advantages[index]
+        policy_loss = policy_loss - min(ratio * advantage, held * advantage)
+        old, wanted = rows.old_values[index], rows.returns[index]
+        change = min(max(value - old, torch.tensor(-clip)), torch.tensor(clip))
+        value_loss = value_loss + max((value - wanted) ** 2, (old + change - wanted) ** 2)
+    loss = (policy_loss + 0.25 * value_loss) / len(rows.returns) - 0.01 * entropy.mean()
+    return torch.autograd.grad(loss, list(policy.parameters())), value_loss / len(rows.returns)
+
+
+@pytest.mark.moves_generators
+@pytest.mark.parametrize("threads", [1, 2])
+def test_the_value_loss_is_the_larger_of_the_clipped_and_the_unclipped(env, threads, request):
+    """As in the reference, by default; values that ran away keep their gradient."""
+    if threads == 2:
+        request.getfixturevalue("two_threads")
+    agent = make_ppo(env, replace(TINY, value_loss="larger"), 0, "cpu")
+    assert FastPPO("CnnPolicy", env, n_steps=12, batch_size=48, device="cpu").value_loss == "larger"
+    give_rollout(agent)
+    rows = next(agent.rollout_buffer.get(48))
+    away = (rows.old_values - agent.policy.predict_values(rows.observations).flatten()).abs() > 0.2
+    assert 8 < away.sum() < 48, "some values are clipped and some are not"
+    expected, value_loss = plain_gradients(agent.policy, rows, 0.2)
+    with ppo_gradients.workers(agent.policy) as gradients:
+        found, statistics = gradients(rows, agent._settings())
+        clipped = gradients(rows, replace(agent._settings(), value_loss="clipped"))[0]
+    names = dict(agent.policy.named_parameters())
+    for name, ours, theirs in zip(names, found, expected, strict=True):
+        assert (ours - theirs).abs().max() <= 1e-5, name
+    assert statistics[1].item() == pytest.approx(value_loss.item(), rel=1e-5)
+    assert max((one - other).abs().max() for one, other in zip(clipped, found, strict=True)) > 1e-3
+
+
+@pytest.mark.moves_generators
+def test_a_value_loss_that_an_agent_does_not_have_is_refused(env):
+    with pytest.raises(ValueError, match="PPO has the clipped value loss alone"):
+        make_ppo(env, replace(TINY, value_loss="larger"), 0, "cpu", PPO)
+    with pytest.raises(ValueError, match="must be 'larger' or 'clipped', got 'huber'"):
+        FastPPO("CnnPolicy", env, value_loss="huber")
+
+
 # --- files
 
 
@@ -481,7 +532,7 @@ def test_the_benchmark_runs_to_its_end(server):
         "benchmarks/ppo", "--widths", 16, "--num-envs", 4, "--rollout-steps", 4, "--rounds", 1,
         "--threads", 1,
     )  # fmt: skip
-    assert len(re.findall(r"losses differ by \de-\d+, gradients by \de-\d+", text)) == 2
+    assert len(re.findall(r"losses differ by \de[+-]\d+, gradients by \de-\d+", text)) == 2
     for side in ("stable-baselines3", "stable-baselines3, our network", "FastPPO"):
         assert re.search(rf"^{side} +\d+ \[\d+, \d+\] +[\d.]+ \[[\d.]+, [\d.]+\]", text, re.M)
         assert re.search(rf"^{side}: \d+ \[\d+, \d+\] steps a second", text, re.M)
