@@ -213,7 +213,8 @@ def test_a_killed_process_goes_on_with_the_same_command(server, tmp_path):
 def test_a_run_goes_on_with_the_settings_given_now(copy):
     other = replace(
         SETTINGS, gamma=0.9, normalizer_gamma=0.8, learning_rate=1e-4, clip_range=0.1,
-        rollout_steps=16, minibatches=2, epochs=1, gae_lambda=0.8, entropy_coefficient=0.02, value_coefficient=0.3,
+        rollout_steps=16, minibatches=2, epochs=1, gae_lambda=0.8,
+        entropy_coefficient=0.02, value_coefficient=0.3,
         max_gradient_norm=0.4, target_kl=0.07,
     )  # fmt: skip
     agent = go_on(copy, TOTAL + 32, other)
