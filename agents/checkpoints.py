@@ -19,8 +19,8 @@ from torch import Tensor
 from agents.impala import ImpalaCNN
 from envs.adapters import ProcgenVecEnv
 from envs.procgen import ProcgenSimulator, SlotState
-from evo_subnets import storage
-from evo_subnets.checkpoints import optimizer_tensors, restore_optimizer
+from evo_subnets.files import storage
+from evo_subnets.files.checkpoints import optimizer_tensors, restore_optimizer
 
 KIND = "evo_subnets.ppo_checkpoint"
 COUNTERS = ("num_timesteps", "_n_updates", "_episode_num")

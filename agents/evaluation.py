@@ -8,10 +8,10 @@ import numpy.typing as npt
 from PIL import Image
 from torch import Tensor
 
-from agents.course import Course
+from agents.play.course import Course
 from agents.policies import EnsemblePolicy
 from envs.procgen import ProcgenSimulator
-from evo_subnets import storage
+from evo_subnets.files import storage
 
 
 def collect_observations(policy: EnsemblePolicy, course: Course, count: int) -> Tensor:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import Tensor, nn
 
-from agents import impala_kernel
+from agents.fast import impala_blocks as impala_kernel
 
 PAPER_WIDTHS = (32, 64, 128)
 """Whitaker 2023, table 4.2."""

@@ -9,8 +9,8 @@ from agents.checkpoints import checkpoints
 from agents.policies import Actor, load_actor, save_actor
 from agents.ppo import PPOSettings, train
 from envs.procgen import Mode
-from evo_subnets import storage
-from evo_subnets.journal import Journal
+from evo_subnets.files import storage
+from evo_subnets.runs.journal import Journal
 
 SHIPPED = Path(__file__).parent.parent / "parents"
 

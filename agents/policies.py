@@ -14,7 +14,7 @@ from stable_baselines3.common.torch_layers import MlpExtractor
 from torch import Tensor, nn
 
 from agents.impala import ImpalaCNN
-from evo_subnets import storage
+from evo_subnets.files import storage
 
 KIND = "evo_subnets.actor"
 BATCH_SIZE = 64

@@ -21,13 +21,13 @@ from agents.checkpoints import (
     remove_half_written,
     save_checkpoint,
 )
-from agents.fast_ppo import FastPPO
+from agents.fast.gradients import ValueLoss
+from agents.fast.ppo import FastPPO
 from agents.impala import PAPER_WIDTHS, ImpalaCNN
-from agents.ppo_gradients import ValueLoss
 from envs.adapters import ProcgenVecEnv
 from envs.procgen import TRAIN_LEVELS, Levels, Mode, ProcgenSimulator
-from evo_subnets.memory import keep_freed_memory
-from evo_subnets.storage import write_atomically
+from evo_subnets.engines.memory import keep_freed_memory
+from evo_subnets.files.storage import write_atomically
 
 
 @dataclass(frozen=True)

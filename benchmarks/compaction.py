@@ -13,13 +13,13 @@ import torch
 import tyro
 
 from benchmarks.timing import alternate, publish, ratios, spread
-from evo_subnets.compaction import compacted
-from evo_subnets.memory import keep_freed_memory
+from evo_subnets.engines.memory import keep_freed_memory
 from evo_subnets.methods import Pruning
 from evo_subnets.metrics import count_parameters
 from evo_subnets.models import build
 from evo_subnets.pruning import Pruned
-from evo_subnets.tracking import table
+from evo_subnets.runs.tracking import table
+from evo_subnets.structure.compaction import compacted
 
 
 @dataclass(frozen=True)

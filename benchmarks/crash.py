@@ -19,7 +19,7 @@ from pathlib import Path
 import tyro
 
 from configs.command_line import run
-from evo_subnets.tracking import bar, table
+from evo_subnets.runs.tracking import bar, table
 
 ROOT = Path(__file__).parent.parent
 PROCGEN = (

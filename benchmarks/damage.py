@@ -25,12 +25,13 @@ from torch import nn
 from agents.policies import impala_actor, load_actor, save_actor
 from benchmarks.memory import peak_bytes
 from configs.command_line import run
-from evo_subnets import Child, Ensemble, quads, storage
-from evo_subnets.checkpoints import Checkpoint
-from evo_subnets.journal import Journal
+from evo_subnets import Child, Ensemble, quads
+from evo_subnets.files import storage
+from evo_subnets.files.checkpoints import Checkpoint
+from evo_subnets.files.parents import load_parent, save_parent
 from evo_subnets.models import build
-from evo_subnets.parents import load_parent, save_parent
-from evo_subnets.tracking import bar, table
+from evo_subnets.runs.journal import Journal
+from evo_subnets.runs.tracking import bar, table
 from evo_subnets.tuning import Tuning
 
 ANOTHER = "another content"

@@ -20,9 +20,9 @@ from agents.impala import COBBE_WIDTHS
 from agents.policies import impala_actor
 from benchmarks.timing import Device, alternate, publish, ratios, spread, wait_for_gpu
 from evo_subnets import Ensemble
+from evo_subnets.engines.together import MEASURED_AT
 from evo_subnets.models import build
-from evo_subnets.together import MEASURED_AT
-from evo_subnets.tracking import table
+from evo_subnets.runs.tracking import table
 
 
 @dataclass(frozen=True)

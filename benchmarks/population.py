@@ -33,12 +33,12 @@ from benchmarks.memory import peak_bytes, resident_bytes
 from benchmarks.timing import Device, alternate, comparison, publish, spread
 from evo_subnets import evaluate, materialize, parameters, quads
 from evo_subnets.data import Augmentation, Images
-from evo_subnets.memory import keep_freed_memory
+from evo_subnets.engines.memory import keep_freed_memory
+from evo_subnets.engines.together import Backend
 from evo_subnets.methods.noisy import Accuracy
 from evo_subnets.metrics.cost import multiply_adds
 from evo_subnets.models import build
 from evo_subnets.subnetworks import Params
-from evo_subnets.together import Backend
 
 AUGMENTATION = Augmentation((0.5,) * 3, (0.25,) * 3)
 SIGMA, DENSITY = 0.02, 0.5

@@ -16,13 +16,13 @@ from typing import Any
 import torch
 import tyro
 
-from agents.fast_ppo import FastPPO
+from agents.fast.ppo import FastPPO
 from agents.ppo import make_ppo, make_training_env
 from benchmarks.timing import publish
 from configs.ppo import CPU
 from envs.procgen import TRAIN_LEVELS
-from evo_subnets.memory import keep_freed_memory
-from evo_subnets.tracking import table
+from evo_subnets.engines.memory import keep_freed_memory
+from evo_subnets.runs.tracking import table
 
 from stable_baselines3 import PPO  # isort: skip  # after agents, which silences gym
 from stable_baselines3.common.callbacks import BaseCallback  # isort: skip

@@ -22,16 +22,16 @@ import torch.nn.functional as F
 import tyro
 from torch import Tensor
 
-from agents.course import Course, Episodes
 from agents.impala import ImpalaCNN
+from agents.play.course import Course, Episodes
+from agents.play.population import play, play_population
 from agents.policies import Actor, EnsemblePolicy, load_actor
-from agents.population import play, play_population
 from benchmarks.timing import Device, publish, ratios, spread
 from envs import TRAIN_LEVELS, ProcgenSimulator, ProcgenVecEnv, SlotState
 from envs.procgen import Frames
 from evo_subnets import Ensemble, quads
-from evo_subnets.memory import keep_freed_memory
-from evo_subnets.tracking import table
+from evo_subnets.engines.memory import keep_freed_memory
+from evo_subnets.runs.tracking import table
 
 from stable_baselines3 import PPO  # isort: skip  # after envs, which silences gym
 from stable_baselines3.common.evaluation import evaluate_policy  # isort: skip

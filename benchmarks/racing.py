@@ -24,11 +24,11 @@ from torch import Tensor, nn
 from benchmarks.timing import publish
 from evo_subnets import evaluate, quads, search_trust_region
 from evo_subnets.data import Dataset, Images, load
-from evo_subnets.memory import keep_freed_memory
+from evo_subnets.engines.memory import keep_freed_memory
 from evo_subnets.methods.noisy import halves_by_doubt
 from evo_subnets.models import build
 from evo_subnets.racing import Rules, run_race
-from evo_subnets.tracking import table
+from evo_subnets.runs.tracking import table
 from evo_subnets.tuning import Constant, Tuning, predict, tune
 
 MARGIN = 0.001

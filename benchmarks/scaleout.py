@@ -28,10 +28,10 @@ from agents.policies import impala_actor
 from benchmarks.timing import publish, spread
 from configs.command_line import run
 from evo_subnets import Child, Mutation, quads
-from evo_subnets.crew import Crew, piece_size
 from evo_subnets.evolution import Evaluator
 from evo_subnets.models import build
-from evo_subnets.tracking import table
+from evo_subnets.runs.tracking import table
+from evo_subnets.workers.crew import Crew, piece_size
 
 SLOTS = 100
 """Simulated actors in one process."""

@@ -13,8 +13,8 @@ import tyro
 from torch import Tensor, nn
 
 from benchmarks.timing import alternate, publish, ratios, spread
-from evo_subnets.sparse_linear import SparseLinear
-from evo_subnets.tracking import table
+from evo_subnets.runs.tracking import table
+from evo_subnets.structure.sparse_linear import SparseLinear
 
 
 @dataclass(frozen=True)

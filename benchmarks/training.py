@@ -19,12 +19,12 @@ from torch import Tensor, nn
 
 from benchmarks.timing import alternate, publish, ratios, spread
 from evo_subnets.data import Augmentation, Images, batches
-from evo_subnets.memory import keep_freed_memory
+from evo_subnets.engines.memory import keep_freed_memory
 from evo_subnets.methods import Pruning
 from evo_subnets.models import build
 from evo_subnets.pruning import Pruned
+from evo_subnets.runs.tracking import table
 from evo_subnets.streams import derive_seed
-from evo_subnets.tracking import table
 from evo_subnets.tuning import Constant, Tuning, tune
 
 

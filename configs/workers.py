@@ -45,7 +45,7 @@ class Workers:
         """
         if self.actors == 0:
             return on_epoch, in_turn
-        from evo_subnets.scaleout import over_actors  # Ray takes seconds to import
+        from evo_subnets.workers.evotorch import over_actors  # Ray takes seconds to import
 
         mapper = over_actors(**self.options)
 

@@ -12,17 +12,17 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from evo_subnets import storage
-from evo_subnets.mutation import Mutation, materialize
-from evo_subnets.side_by_side import (
+from evo_subnets.engines.side_by_side import (
     may_go,
     nothing_watches,
     resting,
     rows_that_pay,
     side_by_side,
 )
+from evo_subnets.engines.together import Backend, InTurn, Together, asks_together
+from evo_subnets.files import storage
+from evo_subnets.mutation import Mutation, materialize
 from evo_subnets.subnetworks import Include, Params, included, parameters
-from evo_subnets.together import Backend, InTurn, Together, asks_together
 
 Combine = Literal["mean", "vote", "logits"]
 

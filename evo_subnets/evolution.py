@@ -12,11 +12,11 @@ from typing import Any, Protocol, cast
 import torch
 from torch import nn
 
+from evo_subnets.engines.together import Backend, asks_together, check_backend
 from evo_subnets.ensemble import Ensemble
 from evo_subnets.mutation import Mutation, check_density, materialize, quads
 from evo_subnets.streams import derive_seed
 from evo_subnets.subnetworks import Include, Params, included, parameters
-from evo_subnets.together import Backend, asks_together, check_backend
 
 Fitness = Callable[[nn.Module], float]
 """A model to its fitness on validation data. Higher is better."""
@@ -169,7 +169,7 @@ def evaluate(
         if asks_together(backend, on_gpu(module)) and hasattr(fitness, "together"):
             way = partial(evaluator.together, backend)
         return gather(mutations, way, on_child, done)
-    from evo_subnets.crew import Crew  # this alone needs EvoTorch and Ray
+    from evo_subnets.workers.crew import Crew  # this alone needs EvoTorch and Ray
 
     actors = min(actors, max(len(mutations), 1))
     with Crew(evaluator, actors, gpus_per_actor, address, lost=lost_child) as crew:

@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from evo_subnets import cuda_kernel, kernel
-from evo_subnets.kernel import Draw, Recipe
+from evo_subnets.engines import philox_cpu as kernel
+from evo_subnets.engines import philox_gpu as cuda_kernel
+from evo_subnets.engines.philox_cpu import Draw, Recipe
 from evo_subnets.streams import LEVELS, check_seed, chunk_size, derive_seed
 from evo_subnets.subnetworks import Include, Params, Subnetwork, complement, included
 

@@ -2,8 +2,8 @@
 
 A draw is a function of (seed, parameter name, element, stream) and of nothing else: Philox 4x32-10
 (Salmon et al. 2011) with the seed as its key and (block, stream, name's hash) as its counter. This
-file defines the bits with plain torch operations, on any device; `kernel.c` gives the same bits on
-CPUs, faster.
+file defines the bits with plain torch operations, on any device; `engines/philox.c` gives the same
+bits on CPUs, faster.
 
 Elements are numbered in the parameter's memory order (row-major). Tiles of 64 elements take 16
 blocks of four words: element 16 w + j of a tile is word w of its block j.

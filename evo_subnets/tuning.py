@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from evo_subnets.checkpoints import Checkpoint
 from evo_subnets.data import Augmentation, Images, batches
+from evo_subnets.engines.side_by_side import forward_passes, has_convolutions
 from evo_subnets.ensemble import Ensemble
-from evo_subnets.side_by_side import forward_passes, has_convolutions
+from evo_subnets.files.checkpoints import Checkpoint
 from evo_subnets.streams import derive_seed
 
 

@@ -25,16 +25,17 @@ from configs.command_line import choose_device, run
 from configs.experiments import PRESETS, Experiment, Preset, tiny
 from configs.images import CompareArgs
 from configs.workers import Workers
-from evo_subnets import divergence, evaluate, metrics, storage
+from evo_subnets import divergence, evaluate, metrics
 from evo_subnets.data import Dataset, Images, load
+from evo_subnets.engines.memory import keep_freed_memory
 from evo_subnets.ensemble import Ensemble
-from evo_subnets.journal import remove
-from evo_subnets.memory import keep_freed_memory
+from evo_subnets.files import storage
+from evo_subnets.files.parents import load_parent, save_parent
 from evo_subnets.methods import Trained, bagging, independent, noisy, sparse, stochastic
 from evo_subnets.models import build
-from evo_subnets.parents import load_parent, save_parent
+from evo_subnets.runs.journal import remove
+from evo_subnets.runs.tracking import Tracker, bar, table
 from evo_subnets.streams import derive_seed
-from evo_subnets.tracking import Tracker, bar, table
 from evo_subnets.tuning import Tuning, predict, predict_members, tune
 
 Row = dict[str, Any]

@@ -18,16 +18,17 @@ from torch import Tensor, nn
 
 from configs.command_line import choose_device, run
 from configs.images import ImageArgs
-from evo_subnets import Child, Ensemble, evaluate, metrics, storage
+from evo_subnets import Child, Ensemble, evaluate, metrics
 from evo_subnets.data import Dataset, Images, load
-from evo_subnets.journal import Journal, remove
-from evo_subnets.memory import keep_freed_memory
+from evo_subnets.engines.memory import keep_freed_memory
+from evo_subnets.files import storage
+from evo_subnets.files.parents import load_parent, save_parent
 from evo_subnets.methods import Trained, bagging, independent, noisy, sparse, stochastic
 from evo_subnets.models import build
-from evo_subnets.parents import load_parent, save_parent
 from evo_subnets.racing import Rules
+from evo_subnets.runs.journal import Journal, remove
+from evo_subnets.runs.tracking import Tracker, bar, table
 from evo_subnets.streams import derive_seed
-from evo_subnets.tracking import Tracker, bar, table
 from evo_subnets.tuning import predict_members, reestimate_norms, tune
 
 REESTIMATED = "parent, norms anew"

@@ -10,20 +10,21 @@ import numpy as np
 import tyro
 from torch import nn
 
-from agents.course import Course
 from agents.evaluation import collect_observations
 from agents.parents import SHIPPED, find_parent
+from agents.play.course import Course
+from agents.play.population import evaluate_population, play
 from agents.policies import EnsemblePolicy
-from agents.population import evaluate_population, play
 from agents.ppo import PPOSettings
 from configs.command_line import choose_device, run
 from configs.sweep import SweepArgs
 from envs.procgen import TRAIN_LEVELS
-from evo_subnets import Child, Ensemble, quads, search_trust_region, select, storage
-from evo_subnets.journal import Journal
-from evo_subnets.memory import keep_freed_memory
+from evo_subnets import Child, Ensemble, quads, search_trust_region, select
+from evo_subnets.engines.memory import keep_freed_memory
+from evo_subnets.files import storage
+from evo_subnets.runs.journal import Journal
+from evo_subnets.runs.tracking import Tracker, bar, table
 from evo_subnets.streams import derive_seed
-from evo_subnets.tracking import Tracker, bar, table
 
 
 def main(args: SweepArgs) -> None:

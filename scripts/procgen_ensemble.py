@@ -17,19 +17,20 @@ import numpy as np
 import tyro
 from torch import nn
 
-from agents.course import Course, Episodes
 from agents.evaluation import bootstrap_interval, collect_observations, record_clip, spread
 from agents.parents import find_parent
+from agents.play.course import Course, Episodes
+from agents.play.population import evaluate_population, play
 from agents.policies import EnsemblePolicy
-from agents.population import evaluate_population, play
 from configs.command_line import choose_device, run
 from configs.procgen import ProcgenArgs
 from envs.procgen import TEST_LEVELS, TRAIN_LEVELS, normalized_return
-from evo_subnets import Child, Evolution, search_trust_region, storage
-from evo_subnets.journal import Journal
-from evo_subnets.memory import keep_freed_memory
+from evo_subnets import Child, Evolution, search_trust_region
+from evo_subnets.engines.memory import keep_freed_memory
+from evo_subnets.files import storage
+from evo_subnets.runs.journal import Journal
+from evo_subnets.runs.tracking import Tracker, bar, table
 from evo_subnets.streams import derive_seed
-from evo_subnets.tracking import Tracker, bar, table
 
 TEMPERATURES = (0.25, 0.5, 0.71, 1.0, 1.41)
 OBSERVATIONS = 512

@@ -13,16 +13,16 @@ from typing import Any, Literal
 
 import tyro
 
-from agents.course import Course
 from agents.evaluation import bootstrap_interval, spread
 from agents.parents import open_training
+from agents.play.course import Course
+from agents.play.population import play
 from agents.policies import Actor, EnsemblePolicy, save_actor
-from agents.population import play
 from agents.ppo import PPOSettings, train
 from configs import command_line
 from configs.ppo import CPU, PAPER, REFERENCE
 from envs.procgen import TEST_LEVELS, TRAIN_LEVELS, Levels, check_game, normalized_return
-from evo_subnets import storage
+from evo_subnets.files import storage
 from evo_subnets.streams import derive_seed
 
 

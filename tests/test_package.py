@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 import evo_subnets
-from evo_subnets import kernel, winograd
+from evo_subnets.engines import philox_cpu as kernel
+from evo_subnets.engines import winograd
 
 PACKAGE = Path(evo_subnets.__file__).parent
 ROOT = PACKAGE.parent
@@ -33,7 +34,7 @@ def imports(path):
 
 
 def test_importing_the_library_needs_torch_and_numpy_alone():
-    code = "import sys, evo_subnets, evo_subnets.tracking; print(*sys.modules, sep='\\n')"
+    code = "import sys, evo_subnets, evo_subnets.runs.tracking; print(*sys.modules, sep='\\n')"
     run = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )

@@ -12,8 +12,8 @@ from torch import nn
 
 from evo_subnets.annealing import Annealed, temperature_probabilities
 from evo_subnets.data import Augmentation, batches
+from evo_subnets.files.storage import StorageError
 from evo_subnets.pruning import IterativelyPruned, Pruned, keep_highest, magnitudes
-from evo_subnets.storage import StorageError
 from evo_subnets.streams import derive_seed
 from evo_subnets.subnetworks import Subnetwork, parameters
 from evo_subnets.tuning import (
@@ -204,7 +204,7 @@ BINDINGS = {
 def test_a_run_that_was_stopped_ends_with_the_same_bits(
     binding, optimizer, done, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("evo_subnets.checkpoints.SECONDS", 0.0)
+    monkeypatch.setattr("evo_subnets.files.checkpoints.SECONDS", 0.0)
     images, augmentation = pictures(), Augmentation((0.5,), (0.25,), padding=2, flip=True)
     tuning = Tuning(4, OneCycle(), optimizer, batch_size=16, bagging=0.9)
     start = nn.Sequential(network(norm=True), nn.Dropout(0.3))

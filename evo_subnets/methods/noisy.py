@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from evo_subnets import metrics
 from evo_subnets.data import Augmentation, Images
+from evo_subnets.engines.side_by_side import has_convolutions
 from evo_subnets.ensemble import Ensemble
 from evo_subnets.evolution import Child, Evolution, evaluate
 from evo_subnets.racing import Rules, race
-from evo_subnets.side_by_side import has_convolutions
 from evo_subnets.trust_region import TrustRegion, search_trust_region
 from evo_subnets.tuning import (
     inputs_for,

@@ -20,7 +20,6 @@ from evo_subnets.methods.trained import (
     trained_members,
 )
 from evo_subnets.metrics import count_parameters, inference_flops
-from evo_subnets.neurons import find_neurons, kept_neurons, neuron_masks, neuron_norms
 from evo_subnets.pruning import (
     Masks,
     Pruned,
@@ -31,6 +30,7 @@ from evo_subnets.pruning import (
     magnitudes,
 )
 from evo_subnets.streams import derive_seed, uniform
+from evo_subnets.structure.neurons import find_neurons, kept_neurons, neuron_masks, neuron_norms
 from evo_subnets.subnetworks import Params, Subnetwork, included, parameters, parts
 from evo_subnets.tuning import Tuning, tune
 

@@ -1,0 +1,1 @@
+"""Policies on common levels: courses, and populations that play together."""

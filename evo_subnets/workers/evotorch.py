@@ -1,0 +1,158 @@
+"""The same evaluation in other processes, through EvoTorch on Ray."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from evotorch import SolutionBatch
+from evotorch.algorithms import SearchAlgorithm
+from torch import Tensor, nn
+
+from evo_subnets.evolution import (
+    Child,
+    Evaluator,
+    Evolution,
+    Fitness,
+    Mapper,
+    gather,
+    lost_child,
+)
+from evo_subnets.mutation import Mutation
+from evo_subnets.subnetworks import Include
+from evo_subnets.workers.crew import Crew
+
+LARGEST_SEED = 2**53 - 1
+"""That a float64 holds exactly, with all smaller ones."""
+
+
+def to_rows(mutations: Sequence[Mutation]) -> Tensor:
+    """(mutations, 4) float64: seed, sigma, low, high.
+
+    A ValueError refuses seeds from 2**53 on, which would be rounded; `derive_seed` gives none.
+    """
+    for mutation in mutations:
+        if mutation.seed > LARGEST_SEED:
+            raise ValueError(f"a row holds seeds below 2**53 exactly, got {mutation.seed}")
+    rows = [(one.seed, one.sigma, one.low, one.high) for one in mutations]
+    return torch.tensor(rows, dtype=torch.float64).reshape(-1, 4)
+
+
+def from_rows(rows: Tensor) -> list[Mutation]:
+    """The mutations of (mutations, 4) rows. A ValueError refuses what is none."""
+    if rows.ndim != 2 or rows.shape[1] != 4:
+        raise ValueError(f"expected rows of seed, sigma, low, high, got shape {tuple(rows.shape)}")
+    mutations = []
+    for seed, sigma, low, high in rows.tolist():
+        if not (0 <= seed <= LARGEST_SEED and seed == int(seed)):
+            raise ValueError(f"the seed of a row must be an integer in 0..2**53 - 1, got {seed}")
+        mutations.append(Mutation(int(seed), sigma, low, high))
+    return mutations
+
+
+class MutationProblem(Crew):
+    """The search for fit children of `module`, to EvoTorch: solutions are rows, see `to_rows`.
+
+    `fitness`, `include`: as in `evaluate`; `actors` and what follows: as in `Crew`. `children` are
+    those of the last batch, with the reasons of those that failed, whose evaluation is -inf.
+    `on_child` sees each as it comes. A PopulationError stops a batch most of which fails.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        fitness: Fitness,
+        include: Include = None,
+        on_child: Callable[[Child], None] | None = None,
+        actors: int = 0,
+        gpus_per_actor: float | None = None,
+        address: str | None = None,
+        threads: int = 1,
+    ) -> None:
+        evaluator = Evaluator(module, fitness, include)
+        super().__init__(
+            evaluator, actors, gpus_per_actor, address, threads, lost_child, solution_length=4
+        )
+        self.module, self.include, self.on_child = module, include, on_child
+        self.children: list[Child] = []
+
+    def batch(self, mutations: Sequence[Mutation]) -> SolutionBatch:
+        """The mutations as EvoTorch's solutions, not evaluated yet."""
+        batch = SolutionBatch(self, len(mutations), empty=True)
+        batch.set_values(to_rows(mutations))
+        return batch
+
+    def _evaluate_all(self, batch: SolutionBatch) -> None:
+        self.children = gather(from_rows(batch.values), self.results, self.on_child)
+        fitness = [-math.inf if child.failed else child.fitness for child in self.children]
+        batch.set_evals(torch.tensor(fitness, dtype=torch.float64))
+
+    def generate_values(self, num_solutions: int) -> Tensor:
+        """EvoTorch asks here for recipes drawn at random: a ValueError says what to do instead."""
+        raise ValueError(
+            "a recipe is not drawn at random: give batch() mutations, for example those of quads()"
+        )
+
+    @property
+    def _nonserialized_attribs(self) -> list[str]:
+        return ["module", "include", "on_child", "children"]
+
+
+class SubnetworkSearch(SearchAlgorithm):  # type: ignore[misc]
+    """`Evolution` as an algorithm of EvoTorch's: a step is ask, evaluate, tell.
+
+    `evolution` has the `elites` and the `ensemble`. Of the status, `best_fitness` and `elites` are
+    of all generations so far, `mean_fitness` (of those that did not fail) and `failed` (how many
+    did) of the last.
+    """
+
+    def __init__(
+        self,
+        problem: MutationProblem,
+        population_size: int = 16,
+        ensemble_size: int = 8,
+        sigma: float = 0.01,
+        density: float = 0.5,
+        seed: int = 0,
+    ) -> None:
+        self.evolution = Evolution(
+            problem.module, population_size, ensemble_size, sigma, density, seed, problem.include
+        )
+        super().__init__(
+            problem,
+            best_fitness=lambda: self.evolution.elites[0].fitness,
+            mean_fitness=self._mean_fitness,
+            failed=lambda: sum(child.failed for child in problem.children),
+            elites=lambda: self.evolution.elites,
+        )
+
+    def _step(self) -> None:
+        batch = self.problem.batch(self.evolution.ask())
+        self.problem.evaluate(batch)
+        self.evolution.tell(self.problem.children)
+
+    def _mean_fitness(self) -> float:
+        alive = [child.fitness for child in self.problem.children if not child.failed]
+        return math.fsum(alive) / len(alive)
+
+
+def over_actors(
+    actors: int,
+    gpus_per_actor: float | None = None,
+    address: str | None = None,
+    threads: int = 1,
+) -> Mapper:
+    """A function of work and items that gives (index, result) as they come, from other processes.
+
+    What `evolution.in_turn` does in this process; `actors` and what follows: as in `Crew`. What
+    the work raises, this raises.
+    """
+    if actors < 1:
+        raise ValueError(f"actors must be at least 1, got {actors}")
+
+    def results(work: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[tuple[int, Any]]:
+        count = min(actors, max(len(items), 1))
+        with Crew(work, count, gpus_per_actor, address, threads) as crew:
+            yield from crew.results(items)
+
+    return results

@@ -1,0 +1,245 @@
+"""winograd.py: the same convolution, only where it is worth it, and the passes that use it."""
+
+import threading
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from evo_subnets.engines import fast_convolutions, winograd
+from evo_subnets.engines.fast_convolutions import FastConvolutions
+from evo_subnets.engines.side_by_side import forward_passes
+from evo_subnets.engines.threads import share_out
+from evo_subnets.engines.winograd import convolve, matrices
+from evo_subnets.models import build
+
+
+def draw(*shape, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def pictures(*shape, seed=0):
+    return draw(*shape, seed=seed).contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("r", [3, 5])
+def test_the_matrices_are_those_of_a_correlation(r):
+    back, kernel, forth = (each.double() for each in matrices(r))
+    d, g = draw(r + 3, seed=1).double(), draw(r, seed=2).double()
+    found = back @ ((kernel @ g) * (forth @ d))
+    expected = torch.stack([d[i : i + r] @ g for i in range(4)])
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("padding", [0, 1, 2])
+@pytest.mark.parametrize(("r", "height", "width"), [(3, 8, 8), (5, 14, 14), (3, 5, 11), (5, 9, 6)])
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_it_is_the_same_convolution(r, height, width, padding, with_bias):
+    x, weight = pictures(7, 16, height, width), draw(24, 16, r, r, seed=1) / (4 * r)
+    bias = draw(24, seed=2) if with_bias else None
+    found = convolve(x, weight, bias, padding)
+    wide = None if bias is None else bias.double()
+    expected = F.conv2d(x.double(), weight.double(), wide, padding=padding)
+    assert found.shape == expected.shape
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(found.double(), expected, rtol=0, atol=6e-5)
+
+
+def test_pictures_do_not_mix_and_chunks_do_not_matter(monkeypatch):
+    x, weight = pictures(30, 8, 9, 9), draw(8, 8, 3, 3, seed=1)
+    whole = convolve(x, weight, None, 1)
+    alone = torch.cat([convolve(x[i : i + 1], weight, None, 1) for i in range(30)])
+    torch.testing.assert_close(whole, alone, rtol=0, atol=4e-5)
+    monkeypatch.setattr(winograd, "CHUNK_BYTES", 1)
+    monkeypatch.setattr(winograd, "CHUNK_TILES", 64)  # seven pictures at once, two in the last
+    torch.testing.assert_close(convolve(x, weight, None, 1), whole, rtol=0, atol=4e-5)
+
+
+@pytest.fixture
+def seeded():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        yield
+
+
+@pytest.mark.parametrize("padding", [0, 1, 2])
+@pytest.mark.parametrize(("r", "height", "width"), [(3, 8, 8), (5, 14, 14), (3, 5, 11), (5, 9, 6)])
+def test_its_gradients_are_the_same(r, height, width, padding):
+    given = pictures(20, 16, height, width), draw(24, 16, r, r, seed=1) / (4 * r), draw(24, seed=2)
+    x, weight, bias = (each.requires_grad_() for each in given)
+    out = winograd.Convolution.apply(x, weight, bias, padding)
+    upstream = draw(*out.shape, seed=3)
+    found = torch.autograd.grad(out, (x, weight, bias), upstream)
+    wide = [each.detach().double().requires_grad_() for each in given]
+    expected = torch.autograd.grad(F.conv2d(*wide, padding=padding), wide, upstream.double())
+    for one, other in zip(found, expected, strict=True):
+        assert one.shape == other.shape
+        atol = {3: 4e-5, 5: 2e-4}[r] * other.std().item()
+        torch.testing.assert_close(one.double(), other, rtol=0, atol=atol)
+
+
+def test_only_the_gradients_that_are_asked_for_are_computed():
+    x, weight = pictures(20, 16, 8, 8), draw(24, 16, 3, 3, seed=1).requires_grad_()
+    out = winograd.Convolution.apply(x, weight, None, 1)
+    (found,) = torch.autograd.grad(out.sum(), weight)
+    assert found.shape == weight.shape
+    out = winograd.Convolution.apply(x.requires_grad_(), weight.detach(), None, 1)
+    (found,) = torch.autograd.grad(out.sum(), x)
+    assert found.shape == x.shape
+
+
+LAYERS = {
+    "made for it": ({}, {}),
+    "strided": ({"stride": 2}, {}),
+    "dilated": ({"dilation": 2}, {}),
+    "grouped": ({"groups": 2}, {}),
+    "uneven borders": ({"padding": (1, 0)}, {}),
+    "even kernel": ({"kernel_size": 4}, {}),
+    "oblong kernel": ({"kernel_size": (3, 5)}, {}),
+    "few channels": ({"out_channels": 8}, {}),
+    "odd channels": ({"out_channels": 36}, {}),
+    "double": ({"dtype": torch.float64}, {"dtype": torch.float64}),
+    "few pictures": ({}, {"count": 2}),
+    "channels first": ({}, {"layout": torch.contiguous_format}),
+}
+
+
+@pytest.mark.usefixtures("seeded")
+@pytest.mark.parametrize("case", LAYERS)
+def test_what_it_is_not_made_for_is_torchs(case, monkeypatch):
+    called = []
+    monkeypatch.setattr(fast_convolutions, "convolve", lambda *_: called.append(1) or expected)
+    layer, given = LAYERS[case]
+    module = nn.Conv2d(**{"in_channels": 64, "out_channels": 32, "kernel_size": 3} | layer)
+    x = draw(given.get("count", 32), 64, 9, 9).to(given.get("dtype", torch.float32))
+    x = x.contiguous(memory_format=given.get("layout", torch.channels_last))
+    with torch.no_grad():
+        expected = module(x)
+        with FastConvolutions():
+            assert torch.equal(module(x), expected)
+    assert len(called) == (case == "made for it")
+
+
+@pytest.mark.parametrize(
+    ("x", "weight", "bias", "message"),
+    [
+        ((32, 32, 9, 9), (32, 64, 3, 3), 32, "expected input.* to have 64 channels"),
+        ((32, 64, 9, 9), (32, 64, 3, 3), 24, "bias"),
+        ((200, 64, 1, 1), (32, 64, 5, 5), 32, "size"),
+        ((64, 9, 9), (32, 64, 3, 3), 32, None),
+    ],
+)
+def test_bad_shapes_are_left_to_torchs_errors(x, weight, bias, message):
+    x, weight, bias = draw(*x), draw(*weight), draw(bias)
+    if x.ndim == 4:
+        x = x.contiguous(memory_format=torch.channels_last)
+    with FastConvolutions():
+        if message is None:
+            assert F.conv2d(x, weight, bias).shape == (32, 7, 7)
+            return
+        with pytest.raises(RuntimeError, match=message):
+            F.conv2d(x, weight, bias)
+
+
+@pytest.mark.usefixtures("seeded")
+@pytest.mark.parametrize("setting", ["autocast", "no library"])
+def test_where_it_must_not_go_torch_does(setting, monkeypatch):
+    monkeypatch.setattr(fast_convolutions, "convolve", None)
+    if setting == "no library":
+        monkeypatch.setattr(fast_convolutions, "library", lambda: None)
+    module, x = nn.Conv2d(64, 32, 3), pictures(32, 64, 9, 9)
+    autocast = torch.autocast("cpu", enabled=setting == "autocast")
+    with autocast:
+        expected = module(x)
+        with FastConvolutions():
+            found = module(x)
+    assert torch.equal(found, expected)
+
+
+def test_networks_take_it_and_say_the_same(monkeypatch):
+    taken = []
+    monkeypatch.setattr(
+        fast_convolutions, "convolve", lambda *given: taken.append(1) or convolve(*given)
+    )
+    for name, layers in (("lenet-m", 1), ("resnet-20", 10)):
+        module, x = build(name, seed=0).eval(), pictures(100, 3, 32, 32)
+        module.to(memory_format=torch.channels_last)
+        with torch.no_grad():
+            expected = module(x)
+            taken.clear()
+            with FastConvolutions():
+                found = module(x)
+        assert len(taken) == layers
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+class Remembering(nn.Module):
+    """Leaves its features in an attribute on the way, as many a network does."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 32, 3), nn.Conv2d(32, 64, 3)
+        self.head = nn.Linear(64, 5)
+
+    def forward(self, x):
+        self.features = F.relu(self.second(F.relu(self.first(x)))).mean((2, 3))
+        self.seen = threading.current_thread()
+        return self.head(self.features)
+
+
+@pytest.fixture
+def threads():
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("seeded")
+def test_batches_on_several_threads_give_the_bits_of_one(threads):
+    module = Remembering().eval()
+    batches = [pictures(50, 3, 16, 16, seed=seed) for seed in range(12)] + [pictures(3, 3, 16, 16)]
+    threads(1)
+    expected = forward_passes(module, batches)
+    assert module.seen is threading.current_thread()
+    threads(3)
+    del module.seen
+    found = forward_passes(module, iter(batches))
+    assert not hasattr(module, "seen")  # it worked on twins
+    assert [len(each) for each in found] == [50] * 12 + [3]
+    assert all(map(torch.equal, found, expected))
+    assert torch.get_num_threads() == 3
+
+
+@pytest.mark.usefixtures("seeded")
+@pytest.mark.parametrize("why", ["hook", "training", "linear layers alone"])
+def test_batches_go_in_turn_where_the_order_may_matter(why, threads):
+    threads(2)
+    seen = []
+    module = Remembering().train(why == "training")
+    if why == "hook":
+        module.register_forward_hook(lambda *_: seen.append(1))
+    if why == "linear layers alone":
+        module = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 2)).eval()
+    batches = [pictures(50, 3, 16, 16, seed=seed) for seed in range(4)]
+    with torch.no_grad():
+        expected = [module(batch) for batch in batches]
+    seen.clear()
+    found = forward_passes(module, batches)
+    assert len(seen) == (4 if why == "hook" else 0)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_a_failing_job_stops_the_others_and_is_raised():
+    done = []
+
+    def job(number):
+        if number == 3:
+            raise ValueError("three")
+        done.append(number)
+
+    with pytest.raises(ValueError, match="three"):
+        share_out(job, iter(range(10**9)), 2)
+    assert {0, 1, 2} <= set(done)
+    assert len(done) < 10**6
