@@ -28,7 +28,7 @@ from evo_subnets.runs.tracking import table
 
 MUTATION = Mutation(0, 0.01, 0.0, 0.2)
 START = (
-    "import time, torch; from evo_subnets import kernel\n"
+    "import time, torch; from evo_subnets.engines import philox_cpu as kernel\n"
     "start = time.perf_counter(); assert kernel.library() is not None\n"
     "print(time.perf_counter() - start)"
 )

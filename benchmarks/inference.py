@@ -20,7 +20,6 @@ from agents.impala import COBBE_WIDTHS
 from agents.policies import impala_actor
 from benchmarks.timing import Device, alternate, publish, ratios, spread, wait_for_gpu
 from evo_subnets import Ensemble
-from evo_subnets.engines.together import MEASURED_AT
 from evo_subnets.models import build
 from evo_subnets.runs.tracking import table
 
@@ -68,15 +67,14 @@ def main(args: Args) -> None:
 def compared(model: str, batch: int, args: Args) -> list[list[str]]:
     members = [member(model, seed).to(args.device) for seed in range(args.members)]
     inputs = pictures(model, batch).to(args.device)
-    ensemble = Ensemble(members, backend="auto")
+    ensemble = Ensemble(members)
 
     def loop() -> Tensor:
         return torch.stack([member(inputs) for member in members])
 
     seconds, expected = timed(loop)
     once, first = timed(lambda: ensemble.member_logits(inputs))
-    for _ in range(MEASURED_AT):  # on a GPU the last of these decides how it goes on
-        found = ensemble.member_logits(inputs)
+    found = ensemble.member_logits(inputs)
     if args.device == "cpu":
         assert torch.equal(found, first), "the trial's logits are others than those of later calls"
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)

@@ -5,8 +5,7 @@
 All sides judge the same children of one network by their accuracy on the same images; the script
 first checks that they agree. EvoTorch and the plain loops are given the children's weights and
 normalised images; this library builds its children and normalises its images within its time.
-`--others` adds `evaluate` with every other backend, where eight children are judged together, and
-on a CPU `a child a thread`, two side by side. Then the speed of the processor's matrix products,
+`--others` adds, on a CPU, `a child a thread`, two side by side. Then the speed of the processor's matrix products,
 which bounds all sides that convolve directly, and the peak memory of a small and of a large
 population.
 """
@@ -34,7 +33,6 @@ from benchmarks.timing import Device, alternate, comparison, publish, spread
 from evo_subnets import evaluate, materialize, parameters, quads
 from evo_subnets.data import Augmentation, Images
 from evo_subnets.engines.memory import keep_freed_memory
-from evo_subnets.engines.together import Backend
 from evo_subnets.methods.noisy import Accuracy
 from evo_subnets.metrics.cost import multiply_adds
 from evo_subnets.models import build
@@ -42,15 +40,11 @@ from evo_subnets.subnetworks import Params
 
 AUGMENTATION = Augmentation((0.5,) * 3, (0.25,) * 3)
 SIGMA, DENSITY = 0.02, 0.5
-BACKENDS: dict[Device, tuple[Backend, ...]] = {
-    "cpu": ("vmap",),
-    "cuda": ("vmap", "graph"),
-}
 
 
 @dataclass(frozen=True)
 class Args:
-    """Times a population's evaluation against EvoTorch, plain passes and vmap."""
+    """Times a population's evaluation against EvoTorch and plain passes."""
 
     model: str = "lenet-l"
     """Architecture."""
@@ -103,20 +97,17 @@ def main(args: Args) -> None:
     inputs = AUGMENTATION.normalize(images.pixels).contiguous()
     given = Setting(module, images, inputs, children, args.threads)
 
-    def ours(backend: Backend) -> list[float]:
-        found = evaluate(module, mutations, Accuracy(images, AUGMENTATION), backend=backend)
+    def ours() -> list[float]:
+        found = evaluate(module, mutations, Accuracy(images, AUGMENTATION))
         return [child.fitness for child in found]
 
     sides: dict[str, Judged] = {}
     for size in args.batches[::-1]:
         sides[f"SupervisedNE, batches of {size}"] = evotorch_side(given, size)
         sides[f"plain passes, batches of {size}"] = partial(plain, given, size)
-    if args.others:
-        for backend in BACKENDS[args.device]:
-            sides[f"evaluate, {backend}"] = partial(ours, backend)
-        if args.device == "cpu":
-            sides["a child a thread"] = partial(side_by_side, given)
-    sides["evaluate"] = partial(ours, "auto")
+    if args.others and args.device == "cpu":
+        sides["a child a thread"] = partial(side_by_side, given)
+    sides["evaluate"] = ours
     check({name: judged() for name, judged in sides.items()}, args.images)  # warms them, too
     seconds = alternate(sides, args.rounds, warm=False)
     per_child = {

@@ -14,12 +14,9 @@ from torch import Tensor, nn
 
 from evo_subnets.engines.side_by_side import (
     may_go,
-    nothing_watches,
-    resting,
     rows_that_pay,
     side_by_side,
 )
-from evo_subnets.engines.together import Backend, InTurn, Together, asks_together
 from evo_subnets.files import storage
 from evo_subnets.mutation import Mutation, materialize
 from evo_subnets.subnetworks import Include, Params, included, parameters
@@ -45,9 +42,6 @@ class Ensemble(nn.Module):
     combine: "mean" averages the members' softmax probabilities, "logits" their logits, "vote"
     counts their most likely classes (so that a class without a vote has log-probability -inf).
     `weights`, one for each member, make any of these a weighted mean.
-
-    backend: how members are asked without gradients. "loop" is in turn, on a CPU side by side where
-    that is faster; "auto" is the same on a CPU, and on a GPU what `Together` finds to be fastest.
     """
 
     weights: Tensor
@@ -57,7 +51,6 @@ class Ensemble(nn.Module):
         members: Sequence[nn.Module],
         combine: Combine = "mean",
         weights: Sequence[float] | None = None,
-        backend: Backend = "loop",
     ) -> None:
         super().__init__()
         if not members:
@@ -76,7 +69,6 @@ class Ensemble(nn.Module):
         self.given_weights = given  # as given: normalising them twice moves them
         self.recipe: Recipe | None = None
         self._rows_that_pay = rows_that_pay(self.members)  # type: ignore[arg-type]
-        self.together = Together(self.members, backend)  # type: ignore[arg-type]
         self.eval()
 
     @classmethod
@@ -110,24 +102,18 @@ class Ensemble(nn.Module):
         """(members, batch, classes): what each member says.
 
         Without gradients, on a CPU, they are asked side by side where that is faster, in slices of
-        the batch: a row's output must not depend on the other rows. Other backends: see `Together`.
+        the batch: a row's output must not depend on the other rows.
         """
-        if self._may_go_together(inputs):
-            return self.together(*inputs)
-        in_turn = InTurn(self.members)  # type: ignore[arg-type]
         if may_go(self.members, inputs) and len(inputs[0]) in self._rows_that_pay:  # type: ignore[arg-type]
             with contextlib.suppress(RuntimeError):  # `view` of a channels-last picture, perhaps
                 return side_by_side(self.members, inputs)  # type: ignore[arg-type]
-            outputs = in_turn(*inputs)
+            outputs = self._in_turn(inputs)
             self._rows_that_pay = range(0)  # it was not the inputs' fault
             return outputs
-        return in_turn(*inputs)
+        return self._in_turn(inputs)
 
-    def _may_go_together(self, inputs: Sequence[Tensor]) -> bool:
-        kinds = {tensor.device.type for tensor in inputs}
-        if not asks_together(self.together.backend, on_gpu=kinds == {"cuda"}):
-            return False
-        return all(map(nothing_watches, kinds)) and resting(self.members)  # type: ignore[arg-type]
+    def _in_turn(self, inputs: Sequence[Tensor]) -> Tensor:
+        return torch.stack([member(*inputs) for member in self.members])
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """(batch, classes) log-probabilities."""

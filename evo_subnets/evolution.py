@@ -7,12 +7,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import chain
-from typing import Any, Protocol, cast
+from typing import Any
 
 import torch
 from torch import nn
 
-from evo_subnets.engines.together import Backend, asks_together, check_backend
 from evo_subnets.ensemble import Ensemble
 from evo_subnets.mutation import Mutation, check_density, materialize, quads
 from evo_subnets.streams import derive_seed
@@ -57,19 +56,6 @@ class Child:
         return self.reason is not None or math.isnan(self.fitness)
 
 
-GROUP = 8
-"""Children that are judged together, two quads: so many copies of the weights are held."""
-
-
-class JudgesTogether(Protocol):
-    """A fitness that can be asked for several children at once."""
-
-    def __call__(self, model: nn.Module) -> float: ...
-
-    def together(self, children: Ensemble) -> Sequence[float]:
-        """The fitness of each member."""
-
-
 class Evaluator:
     """A mutation to its child, evaluated; it can be pickled where the fitness can.
 
@@ -89,27 +75,6 @@ class Evaluator:
             return Child.judged(mutation, self.fitness(work))
         except Exception as error:  # a failing child must not cost the generation
             return Child(mutation, math.nan, f"{type(error).__name__}: {error}")
-
-    def together(
-        self, backend: Backend, mutations: Sequence[Mutation]
-    ) -> Iterator[tuple[int, Child]]:
-        """(index, child) of each mutation, `GROUP` of them judged at a time.
-
-        A group whose judge raises is judged one by one.
-        """
-        judge = cast(JudgesTogether, self.fitness).together
-        work = Ensemble([copy.deepcopy(self.module) for _ in mutations[:GROUP]], backend=backend)
-        for first in range(0, len(mutations), GROUP):
-            some = mutations[first : first + GROUP]
-            if len(some) < len(work.members):
-                work = Ensemble(list(work.members)[: len(some)], backend=backend)
-            for mutation, member in zip(some, work.members, strict=True):
-                self._build(mutation, member)
-            try:
-                children = [Child.judged(*pair) for pair in zip(some, judge(work), strict=True)]
-            except Exception:  # the failing one must not cost the others
-                children = list(map(self, some))
-            yield from enumerate(children, first)
 
     def _build(self, mutation: Mutation, work: nn.Module) -> nn.Module:
         # parameters are asked for each time: a fitness that moves the module makes them others
@@ -143,7 +108,6 @@ def evaluate(
     actors: int = 0,
     gpus_per_actor: float | None = None,
     address: str | None = None,
-    backend: Backend = "loop",
 ) -> list[Child]:
     """The children of `module` with their fitness, in the order of `mutations`.
 
@@ -157,18 +121,10 @@ def evaluate(
     children are evaluated again; a child that kills its workers fails. The fitness travels there
     by cloudpickle, so it must hold no open files or environments, and its random numbers must come
     from seeds of its own. An OSError says that no Ray answers.
-
-    `backend`: "loop" is one child after the other. With a fitness that judges some `together`, as
-    `methods.noisy.Accuracy` does, "auto" takes what `Together` measures to be fastest on a GPU, and
-    the loop on a CPU, where it is (`benchmarks/population.py --others`).
     """
-    check_backend(backend)
     evaluator = Evaluator(module, fitness, include)
     if not actors:
-        way = partial(in_turn, evaluator)
-        if asks_together(backend, on_gpu(module)) and hasattr(fitness, "together"):
-            way = partial(evaluator.together, backend)
-        return gather(mutations, way, on_child, done)
+        return gather(mutations, partial(in_turn, evaluator), on_child, done)
     from evo_subnets.workers.crew import Crew  # this alone needs EvoTorch and Ray
 
     actors = min(actors, max(len(mutations), 1))
@@ -205,11 +161,6 @@ def gather(
                 f"so far, most often with: {reason}"
             )
     return [children[i] for i in range(len(mutations))]
-
-
-def on_gpu(module: nn.Module) -> bool:
-    """Whether its parameters are on one."""
-    return all(parameter.device.type == "cuda" for parameter in module.parameters())
 
 
 def lost_child(mutation: Mutation) -> Child:

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from evo_subnets import metrics
@@ -46,16 +45,6 @@ class Accuracy:
             reestimate_norms(model, self.norm_images, self.augmentation)
         outputs = predict_inputs(model, self._inputs(model))
         return metrics.accuracy(outputs.log_softmax(dim=1), self.images.labels)
-
-    def together(self, children: Ensemble) -> list[float]:
-        """The accuracy of each member."""
-        if self.norm_images is not None:
-            for child in children.members:
-                reestimate_norms(child, self.norm_images, self.augmentation)
-        with torch.no_grad():
-            parts = [children.member_logits(inputs).float() for inputs in self._inputs(children)]
-        outputs, labels = torch.cat(parts, dim=1), self.images.labels
-        return [metrics.accuracy(one.log_softmax(dim=1), labels) for one in outputs]
 
     def _inputs(self, model: nn.Module) -> Iterable[Tensor]:
         layout = has_convolutions(model)

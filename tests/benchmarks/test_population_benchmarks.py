@@ -12,7 +12,7 @@ def test_all_sides_judge_a_population_alike(server):
     )  # fmt: skip
     assert "freed memory kept. Accuracies agree." in text
     for side in ("SupervisedNE, batches of 50", "plain passes, batches of 50",
-                 "evaluate, vmap", "a child a thread", "evaluate"):  # fmt: skip
+                 "a child a thread", "evaluate"):  # fmt: skip
         assert re.search(rf"^{side} +\d+\.\d {SPREAD} +\d+\.\d\d {SPREAD}", text, re.MULTILINE)
     assert re.search(r"population of +4: +-?[\d.]+ MiB", text)
 
