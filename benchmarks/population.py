@@ -5,9 +5,9 @@
 All sides judge the same children of one network by their accuracy on the same images; the script
 first checks that they agree. EvoTorch and the plain loops are given the children's weights and
 normalised images; this library builds its children and normalises its images within its time.
-`--others` adds, on a CPU, `a child a thread`, two side by side. Then the speed of the processor's matrix products,
-which bounds all sides that convolve directly, and the peak memory of a small and of a large
-population.
+`--others` adds, on a CPU, `a child a thread`, two side by side. Then the speed of the processor's
+matrix products, which bounds all sides that convolve directly, and the peak memory of a small and
+of a large population.
 """
 
 import copy
