@@ -1,7 +1,3 @@
-"""Agents: the Impala network, PPO, and ensembles that act like one stable-baselines3 agent."""
+"""Procgen agents: the Impala network, PPO, where parents come from, and their evaluation."""
 
-import contextlib
-import io
-
-with contextlib.redirect_stderr(io.StringIO()):  # it imports gym, which prints a notice
-    import stable_baselines3  # noqa: F401
+import evo_subnets.rl  # noqa: F401  # silences the notice of gym, which stable-baselines3 imports

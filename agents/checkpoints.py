@@ -60,11 +60,13 @@ def remove_half_written(out: Path) -> None:
             path.unlink()
 
 
-def save_checkpoint(model: PPO, out: Path, keep: int = 2) -> None:
+def save_checkpoint(model: PPO, out: Path, *, keep: int = 2) -> None:
     """Writes `checkpoint-STEPS.safetensors` into `out`, and keeps only the newest ones.
 
     The rollout buffer is not kept: the time is between an update and the next rollout.
     """
+    if keep < 1:
+        raise ValueError(f"keep must be at least 1, got {keep}")
     path = out / f"checkpoint-{model.num_timesteps}.safetensors"
     tensors = _learner(model) | _environments(model) | _torch_generators(model)
     description = {

@@ -9,13 +9,15 @@ from PIL import Image
 from torch import Tensor
 
 from agents.play.course import Course
-from agents.policies import EnsemblePolicy
 from envs.procgen import ProcgenSimulator
 from evo_subnets.files import storage
+from evo_subnets.rl import EnsemblePolicy
 
 
-def collect_observations(policy: EnsemblePolicy, course: Course, count: int) -> Tensor:
+def collect_observations(policy: EnsemblePolicy, course: Course, *, count: int) -> Tensor:
     """(count, ...) network inputs from the policy's own play: every 16th step of all slots."""
+    if count < 1:
+        raise ValueError(f"count must be at least 1, got {count}")
     simulator = course.simulator(min(course.num_envs, count))
     generator = np.random.default_rng(course.seed)
     kept: list[npt.NDArray[np.uint8]] = []
@@ -34,9 +36,14 @@ def spread(values: npt.NDArray[np.float64]) -> float:
 
 
 def bootstrap_interval(
-    values: npt.NDArray[np.float64], seed: int = 0, resamples: int = 10_000, level: float = 0.95
+    values: npt.NDArray[np.float64], *, seed: int = 0, resamples: int = 10_000, level: float = 0.95
 ) -> tuple[float, float]:
     """The percentile bootstrap interval of the mean of independent values (Efron 1979)."""
+    if not len(values) or resamples < 1 or not 0 < level < 1:
+        raise ValueError(
+            "an interval needs values, resamples >= 1 and a level in (0, 1), got "
+            f"{len(values)} values, resamples={resamples}, level={level}"
+        )
     generator = np.random.default_rng(seed)
     draws = generator.integers(0, len(values), (resamples, len(values)))
     low, high = np.quantile(values[draws].mean(axis=1), [(1 - level) / 2, (1 + level) / 2])
@@ -46,6 +53,7 @@ def bootstrap_interval(
 def record_clip(
     policy: EnsemblePolicy,
     course: Course,
+    *,
     path: Path,
     max_steps: int = 500,
     deterministic: bool = False,
@@ -54,8 +62,16 @@ def record_clip(
 
     It comes from an environment of its own: drawing slows the simulator down a hundred times.
     """
+    if max_steps < 1:
+        raise ValueError(f"max_steps must be at least 1, got {max_steps}")
     simulator = ProcgenSimulator(
-        course.game, 1, course.levels, course.mode, course.frame_stack, course.seed, 0, True
+        course.game,
+        1,
+        levels=course.levels,
+        mode=course.mode,
+        frame_stack=course.frame_stack,
+        seed=course.seed,
+        high_resolution=True,
     )
     generator = np.random.default_rng(course.seed)
     total = 0.0

@@ -1,59 +1,108 @@
-"""Where a Procgen parent comes from: the repository, a file, or PPO."""
+"""Procgen parents: as files, and where they come from: the repository, a file, or PPO."""
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
+import gymnasium
+import numpy as np
+import torch
 from stable_baselines3 import PPO
+from torch import nn
 
 from agents.checkpoints import checkpoints
-from agents.policies import Actor, load_actor, save_actor
+from agents.impala import ImpalaCNN
 from agents.ppo import PPOSettings, train
-from envs.procgen import Mode
+from envs.procgen import ACTIONS, Mode
 from evo_subnets.files import storage
+from evo_subnets.rl import Actor
 from evo_subnets.runs.journal import Journal
 
 SHIPPED = Path(__file__).parent.parent / "parents"
+KIND = "evo_subnets.actor"
 
 
-def find_parent(
-    parent: str,
-    game: str,
-    out: Path,
-    settings: PPOSettings,
-    total_timesteps: int,
-    mode: Mode = "easy",
-    seed: int = 0,
-    device: str = "cpu",
-    checkpoint_every: int = 50_000,
-) -> tuple[Actor, str]:
-    """The parent and a line that says where it comes from.
+def impala_actor(
+    widths: tuple[int, ...], frame_stack: int, *, actions: int = ACTIONS, features_dim: int = 256
+) -> Actor:
+    """An untrained Procgen actor."""
+    space = gymnasium.spaces.Box(0, 255, (3 * frame_stack, 64, 64), np.uint8)
+    features = ImpalaCNN(space, features_dim, widths)
+    head = nn.Linear(features_dim, actions)
+    return Actor(features, body=nn.Identity(), head=head, observation_space=space)
 
-    `parent`: "auto", "train" or the path of a `policy.safetensors` or of a stable-baselines3 zip
-    (which is unpickled: only for files of one's own). Training goes to `out`, with a checkpoint
-    every `checkpoint_every` environment steps.
+
+def save_actor(path: str | Path, actor: Actor, *, about: dict[str, Any]) -> None:
+    """Writes an Impala actor; `about` is kept with it (game, mode, steps, ...)."""
+    if not isinstance(actor.features, ImpalaCNN):
+        raise ValueError(f"only Impala actors are saved, got {type(actor.features).__name__}")
+    network = {
+        "widths": actor.features.widths,
+        "features_dim": actor.features.features_dim,
+        "frame_stack": actor.observation_shape[0] // 3,
+        "actions": actor.actions,
+    }
+    storage.save_tensors(path, actor.state_dict(), KIND, {"network": network, "about": about})
+
+
+def load_actor(path: str | Path) -> tuple[Actor, dict[str, Any]]:
+    """The actor of a file that `save_actor` wrote, and what it says about itself."""
+    tensors, description = storage.load_tensors(path, KIND)
+    try:
+        network, about = description["network"], dict(description["about"])
+        with torch.device("meta"):  # no memory for what does not fit the file, nothing drawn
+            actor = impala_actor(
+                tuple(network["widths"]),
+                network["frame_stack"],
+                actions=network["actions"],
+                features_dim=network["features_dim"],
+            )
+    except (
+        ArithmeticError,
+        AssertionError,
+        KeyError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:
+        line = " ".join(str(error).split())[:200]
+        raise storage.StorageError(f"{path}: describes no Impala actor: {line}") from None
+    storage.load_state(path, actor, tensors, assign=True)
+    return actor, about
+
+
+def parent_file(parent: str, game: str, *, mode: Mode = "easy") -> Path | None:
+    """Where the parent that is asked for lies; None: it is to be trained.
+
+    `parent`: "auto" (the repository's for this game, which is of easy mode; trained where there is
+    none), "train", or a path.
     """
+    if parent == "train":
+        return None
+    if parent != "auto":
+        return Path(parent)
     shipped = SHIPPED / game / "policy.safetensors"
-    if parent == "auto" and mode == "easy" and shipped.exists():
-        parent = str(shipped)
-    if parent not in ("auto", "train"):
-        path = Path(parent)
-        actor = load_zip(path) if path.suffix == ".zip" else load_actor(path)[0]
-        return check_actor(actor, parent).to(device), f"parent: {parent}"
-    open_training(out, game, settings, mode, seed)
-    agent = train(
-        game,
-        settings,
-        total_timesteps,
-        out,
-        mode=mode,
-        seed=seed,
-        device=device,
-        checkpoint_every=checkpoint_every,
-    )
-    actor = Actor.from_agent(agent)
-    about = {"game": game, "mode": mode, "seed": seed, "steps": agent.num_timesteps}
-    save_actor(out / "policy.safetensors", actor, about)
-    return actor.to(device), f"parent: PPO, {agent.num_timesteps:,} steps"
+    return shipped if mode == "easy" and shipped.exists() else None
+
+
+def load_parent(path: Path, *, game: str, mode: Mode = "easy") -> Actor:
+    """The parent of a `policy.safetensors`, or of a stable-baselines3 zip (which is unpickled:
+    only for files of one's own).
+
+    A ValueError where it is none for Procgen, or its file names another game or mode; a zip names
+    neither.
+    """
+    actor, about = (load_zip(path), {}) if path.suffix == ".zip" else load_actor(path)
+    for option, found, asked in (
+        ("env", about.get("game", game), game),
+        ("mode", about.get("mode", mode), mode),
+    ):
+        if found != asked:
+            raise ValueError(
+                f"{path} is a parent of {option} {found}, this run asks for {asked}: "
+                f"use --{option} {found}, or another --parent"
+            )
+    return check_actor(actor, str(path))
 
 
 def load_zip(path: Path) -> Actor:
@@ -73,23 +122,40 @@ def check_actor(actor: Actor, name: str) -> Actor:
     """The actor itself; a ValueError where it is not one for Procgen."""
     shape = actor.observation_shape
     fits = len(shape) == 3 and shape[0] % 3 == 0 and shape[1:] == (64, 64)
-    if not fits or actor.actions != 15:
+    if not fits or actor.actions != ACTIONS:
         raise ValueError(
-            f"{name}: a Procgen parent sees (3 * frame_stack, 64, 64) and has 15 actions, this one "
-            f"sees {shape} and has {actor.actions}"
+            f"{name}: a Procgen parent sees (3 * frame_stack, 64, 64) and has {ACTIONS} actions, "
+            f"this one sees {shape} and has {actor.actions}"
         )
     return actor
 
 
-def open_training(
-    out: Path,
+def train_parent(
     game: str,
     settings: PPOSettings,
-    mode: Mode,
-    seed: int,
+    *,
+    out: Path,
+    total_timesteps: int,
+    mode: Mode = "easy",
+    seed: int = 0,
+    device: str = "cpu",
+    checkpoint_every: int = 50_000,
     overwrite: bool = False,
-) -> None:
-    """Refuses to go on in a folder with another run; `overwrite` removes that."""
+) -> PPO:
+    """A trained agent; a training that is found in `out` goes on. See `ppo.train`.
+
+    A ValueError where `out` holds a training of another game, mode, seed or other settings.
+    """
     asked = {"game": game, "mode": mode, "seed": seed, **asdict(settings)}
     written = ("curve.csv", "policy.safetensors", "card.json")
     Journal(out, asked, overwrite, [*written, *(path.name for path in checkpoints(out))])
+    return train(
+        game,
+        settings,
+        total_timesteps=total_timesteps,
+        out=out,
+        mode=mode,
+        seed=seed,
+        device=device,
+        checkpoint_every=checkpoint_every,
+    )

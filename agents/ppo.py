@@ -70,10 +70,21 @@ class PPOSettings:
     """Frames in an observation."""
 
     def __post_init__(self) -> None:
-        positive = ("num_envs", "rollout_steps", "minibatches", "epochs")
-        for name in positive:
+        for name in ("num_envs", "rollout_steps", "minibatches", "epochs", "frame_stack"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("learning_rate", "clip_range", "max_gradient_norm", "target_kl"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < float("inf"):
+                raise ValueError(f"{name} must be positive, got {value}")
+        for name in ("entropy_coefficient", "value_coefficient"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        for name in ("gamma", "normalizer_gamma", "gae_lambda"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must be in 0..1, got {getattr(self, name)}")
+        if not self.widths or min(self.widths) < 1:
+            raise ValueError(f"widths must be positive numbers of channels, got {self.widths}")
         if self.num_envs * self.rollout_steps % self.minibatches:
             raise ValueError(
                 f"a rollout of {self.num_envs} x {self.rollout_steps} steps cannot be cut into "
@@ -82,11 +93,21 @@ class PPOSettings:
 
 
 def make_training_env(
-    game: str, settings: PPOSettings, levels: Levels, mode: Mode, seed: int
+    game: str,
+    settings: PPOSettings,
+    *,
+    levels: Levels = TRAIN_LEVELS,
+    mode: Mode = "easy",
+    seed: int = 0,
 ) -> VecNormalize:
     """The game with episode statistics of the raw rewards, and normalised rewards on top."""
     simulator = ProcgenSimulator(
-        game, settings.num_envs, levels, mode, settings.frame_stack, seed=seed
+        game,
+        settings.num_envs,
+        levels=levels,
+        mode=mode,
+        frame_stack=settings.frame_stack,
+        seed=seed,
     )
     monitored = VecMonitor(ProcgenVecEnv(simulator))
     return VecNormalize(
@@ -115,6 +136,7 @@ def hyper_parameters(settings: PPOSettings) -> dict[str, Any]:
 def make_ppo(
     env: VecNormalize,
     settings: PPOSettings,
+    *,
     seed: int,
     device: str = "auto",
     agent: type[PPO] = FastPPO,
@@ -157,6 +179,7 @@ def make_ppo(
 def train(
     game: str,
     settings: PPOSettings,
+    *,
     total_timesteps: int,
     out: Path,
     levels: Levels = TRAIN_LEVELS,
@@ -169,20 +192,31 @@ def train(
 
     It ends with the same bits as a run that was never stopped, on the same machine and with the
     same options; hyper-parameters may also be others now. A ValueError where the game, the levels,
-    the network, the seed or the number of environments are others.
+    the network, the seed or the number of environments are others, or where it has gone on for
+    longer than is asked for already.
 
     `out` gets `checkpoint-STEPS.safetensors` (the two newest, one at the end), `curve.csv` (steps,
     mean return of the last 100 episodes) and TensorBoard logs.
     """
+    if total_timesteps < 1 or checkpoint_every < 1:
+        raise ValueError(
+            "total_timesteps and checkpoint_every must be at least 1, got "
+            f"{total_timesteps} and {checkpoint_every}"
+        )
     keep_freed_memory()
     out.mkdir(parents=True, exist_ok=True)
     remove_half_written(out)
     checkpoint = newest_checkpoint(out)
-    env = make_training_env(game, settings, levels, mode, seed)
+    env = make_training_env(game, settings, levels=levels, mode=mode, seed=seed)
     try:
-        model = make_ppo(env, settings, seed, device)
+        model = make_ppo(env, settings, seed=seed, device=device)
         if checkpoint is not None:
             load_checkpoint(model, checkpoint)
+        if model.num_timesteps - total_timesteps >= settings.num_envs * settings.rollout_steps:
+            raise ValueError(
+                f"{out} holds a run of {model.num_timesteps:,} steps already: total_timesteps "
+                f"{total_timesteps:,} would change nothing; ask for more, or use another folder"
+            )
         _cut_curve(out / "curve.csv", model.num_timesteps)
         model.set_logger(Logger(str(out), [_events(out, model.num_timesteps)]))
         remaining = total_timesteps - model.num_timesteps

@@ -22,7 +22,7 @@ import torch
 import tyro
 from torch import nn
 
-from agents.policies import impala_actor, load_actor, save_actor
+from agents.parents import impala_actor, load_actor, save_actor
 from benchmarks.memory import peak_bytes
 from configs.command_line import run
 from evo_subnets import Child, Ensemble, quads
@@ -72,7 +72,9 @@ def kinds(folder: Path) -> list[Kind]:
     Ensemble.from_mutations(parent, quads(4, 0.1, 0.5, 0)).save(folder / "recipes")
     Ensemble([network(1), network(2)]).save(folder / "members")
     save_parent(folder / "parent", parent, about)
-    save_actor(folder / "actor", impala_actor((2, 2, 2), 1, 15, 4), {"game": "bigfish"})
+    save_actor(
+        folder / "actor", impala_actor((2, 2, 2), 1, features_dim=4), about={"game": "bigfish"}
+    )
     journal = Journal(folder, asked)
     journal.once("sigma", lambda: 0.5)
     for mutation in quads(8, 0.1, 0.5, 0):

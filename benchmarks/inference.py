@@ -17,7 +17,7 @@ import tyro
 from torch import Tensor, nn
 
 from agents.impala import COBBE_WIDTHS
-from agents.policies import impala_actor
+from agents.parents import impala_actor
 from benchmarks.timing import Device, alternate, publish, ratios, spread, wait_for_gpu
 from evo_subnets import Ensemble
 from evo_subnets.models import build

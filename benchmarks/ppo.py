@@ -24,7 +24,7 @@ from agents.impala import COBBE_WIDTHS, ImpalaCNN
 from agents.ppo import PPOSettings, make_ppo, make_training_env
 from benchmarks.timing import Device, alternate, comparison, publish, ratios, spread
 from configs.ppo import CPU
-from envs.procgen import TRAIN_LEVELS, ProcgenSimulator
+from envs.procgen import ProcgenSimulator
 from evo_subnets.engines.memory import keep_freed_memory
 
 from stable_baselines3 import PPO  # isort: skip  # after agents, which silences gym
@@ -76,7 +76,7 @@ def main(args: Args) -> None:
         CPU, widths=args.widths, num_envs=args.num_envs, rollout_steps=args.rollout_steps,
         minibatches=args.minibatches, target_kl=None, value_loss="clipped",
     )  # fmt: skip
-    env = make_training_env(args.game, settings, TRAIN_LEVELS, "easy", seed=0)
+    env = make_training_env(args.game, settings)
     agents = make_agents(env, settings, args.device)
     agreement = check(agents)
     steps = settings.num_envs * settings.rollout_steps
@@ -183,7 +183,7 @@ def largest(first: list[Tensor], second: list[Tensor]) -> float:
 
 def parts(agent: PPO, settings: PPOSettings, seconds: list[float]) -> str:
     """What the simulator and the rollout's network take of a round."""
-    simulator = ProcgenSimulator("coinrun", settings.num_envs, TRAIN_LEVELS)
+    simulator = ProcgenSimulator("coinrun", settings.num_envs)
     draw = np.random.default_rng(0)
     actions = draw.integers(0, 15, (settings.rollout_steps, settings.num_envs))
 

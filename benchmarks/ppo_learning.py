@@ -20,7 +20,6 @@ from agents.fast.ppo import FastPPO
 from agents.ppo import make_ppo, make_training_env
 from benchmarks.timing import publish
 from configs.ppo import CPU
-from envs.procgen import TRAIN_LEVELS
 from evo_subnets.engines.memory import keep_freed_memory
 from evo_subnets.runs.tracking import table
 
@@ -106,8 +105,8 @@ def run(args: Args, game: str, seed: int, kind: type[PPO]) -> tuple[float, ...]:
         CPU, rollout_steps=args.rollout_steps, minibatches=args.minibatches, widths=args.widths,
         target_kl=None, value_loss="clipped",
     )  # fmt: skip
-    env = make_training_env(game, settings, TRAIN_LEVELS, "easy", seed)
-    agent = make_ppo(env, settings, seed, "cpu", kind)
+    env = make_training_env(game, settings, seed=seed)
+    agent = make_ppo(env, settings, seed=seed, device="cpu", agent=kind)
     agent.set_logger(KeepingLogger(None, []))
     curve = Curve()
     agent.learn(args.total_timesteps, curve)

@@ -23,14 +23,15 @@ import tyro
 from torch import Tensor
 
 from agents.impala import ImpalaCNN
+from agents.parents import load_actor
 from agents.play.course import Course, Episodes
 from agents.play.population import play, play_population
-from agents.policies import Actor, EnsemblePolicy, load_actor
 from benchmarks.timing import Device, publish, ratios, spread
 from envs import TRAIN_LEVELS, ProcgenSimulator, ProcgenVecEnv, SlotState
 from envs.procgen import Frames
 from evo_subnets import Ensemble, quads
 from evo_subnets.engines.memory import keep_freed_memory
+from evo_subnets.rl import Actor, EnsemblePolicy
 from evo_subnets.runs.tracking import table
 
 from stable_baselines3 import PPO  # isort: skip  # after envs, which silences gym
@@ -96,7 +97,7 @@ def main(args: Args) -> None:
         model for model in Ensemble.from_mutations(actor, mutations).members
         if isinstance(model, Actor)
     ]  # fmt: skip
-    course = Course(args.game, TRAIN_LEVELS, 5, frame_stack=actor.observation_shape[0] // 3)
+    course = Course(args.game, TRAIN_LEVELS, seed=5, frame_stack=actor.observation_shape[0] // 3)
     check(children, course)
 
     sides: dict[str, Callable[[], Run]] = {
@@ -116,7 +117,9 @@ def together(children: list[Actor], course: Course, episodes: int, blocks: int |
     """The whole population in `play_population`."""
     start = time.perf_counter()
     device = next(children[0].parameters()).device
-    playing = play_population(makers(children), course, episodes, device=device, blocks=blocks)
+    playing = play_population(
+        makers(children), course, episodes=episodes, device=device, blocks=blocks
+    )
     outcomes = dict(playing)
     seconds = time.perf_counter() - start
     played = [each for each in outcomes.values() if isinstance(each, Episodes)]
@@ -199,9 +202,9 @@ def check(children: list[Actor], course: Course) -> None:
     """Together each child plays, bit for bit, what it plays alone."""
     some = children[:2]
     device = next(children[0].parameters()).device
-    found = dict(play_population(makers(some), course, 4, device=device))
+    found = dict(play_population(makers(some), course, episodes=4, device=device))
     for index, make in enumerate(makers(some)):
-        alone, outcome = play(make(), course, 4), found[index]
+        alone, outcome = play(make(), course, episodes=4), found[index]
         assert isinstance(outcome, Episodes)
         assert np.array_equal(alone.returns, outcome.returns)
         assert np.array_equal(alone.lengths, outcome.lengths)

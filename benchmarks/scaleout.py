@@ -24,7 +24,7 @@ from evotorch import Problem, SolutionBatch
 from torch import Tensor, nn
 
 from agents.impala import COBBE_WIDTHS
-from agents.policies import impala_actor
+from agents.parents import impala_actor
 from benchmarks.timing import publish, spread
 from configs.command_line import run
 from evo_subnets import Child, Mutation, quads

@@ -41,6 +41,8 @@ class ProcgenVectorEnv(gymnasium.vector.VectorEnv[Frames, npt.NDArray[np.int64],
         """New episodes; one integer seeds all environments (their levels differ all the same)."""
         if isinstance(seed, list):
             raise ValueError("Procgen takes one integer seed for all environments, got a list")
+        if options:
+            raise ValueError(f"Procgen has no reset options, got {options}")
         observation = self.simulator.reset(seed)
         self.closed = False
         return observation, {"level_seed": self.simulator.info("level_seed")}
@@ -102,6 +104,11 @@ class ProcgenVecEnv(VecEnv):
         """Sets the seed of the next reset: one for all environments, whose levels differ."""
         self._seeds = [seed] * self.num_envs
         return self._seeds
+
+    def set_options(self, options: list[dict[str, Any]] | dict[str, Any] | None = None) -> None:
+        """Refuses options: Procgen's resets have none."""
+        if options and options != [{}] * self.num_envs:
+            raise ValueError(f"Procgen has no reset options, got {options}")
 
     def step_async(self, actions: npt.NDArray[Any]) -> None:
         """Keeps the actions for `step_wait`."""

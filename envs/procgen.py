@@ -75,7 +75,7 @@ def check_game(name: str) -> str:
 
 
 def normalized_return(
-    returns: float | npt.ArrayLike, game: str, mode: Mode = "easy"
+    returns: float | npt.ArrayLike, game: str, *, mode: Mode = "easy"
 ) -> npt.NDArray[np.float64]:
     """(R - R_min) / (R_max - R_min) of `returns`, with the published constants of the game."""
     low, high = GAMES[check_game(game)].returns(mode)
@@ -139,6 +139,7 @@ class ProcgenSimulator:
         self,
         game: str,
         num_envs: int,
+        *,
         levels: Levels = TRAIN_LEVELS,
         mode: Mode = "easy",
         frame_stack: int = 2,
@@ -153,6 +154,8 @@ class ProcgenSimulator:
             raise ValueError(
                 f"num_envs and frame_stack must be positive, got {num_envs} and {frame_stack}"
             )
+        if num_threads < 0:
+            raise ValueError(f"num_threads must not be negative, got {num_threads}")
         self.num_envs, self.levels, self.mode = num_envs, levels, mode
         self.frame_stack, self.num_threads = frame_stack, num_threads
         self.high_resolution = high_resolution

@@ -5,7 +5,7 @@ python scripts/cartpole_ensemble.py
 
 from dataclasses import dataclass
 
-from agents.policies import Actor, EnsemblePolicy  # isort: skip  # first: it silences gym's notice
+from evo_subnets.rl import Actor, EnsemblePolicy  # isort: skip  # first: it silences gym's notice
 
 import gymnasium
 import torch

@@ -11,17 +11,16 @@ import tyro
 from torch import nn
 
 from agents.evaluation import collect_observations
-from agents.parents import SHIPPED, find_parent
+from agents.parents import load_parent, parent_file
 from agents.play.course import Course
 from agents.play.population import evaluate_population, play
-from agents.policies import EnsemblePolicy
-from agents.ppo import PPOSettings
 from configs.command_line import choose_device, run
 from configs.sweep import SweepArgs
 from envs.procgen import TRAIN_LEVELS
 from evo_subnets import Child, Ensemble, quads, search_trust_region, select
 from evo_subnets.engines.memory import keep_freed_memory
 from evo_subnets.files import storage
+from evo_subnets.rl import EnsemblePolicy
 from evo_subnets.runs.journal import Journal
 from evo_subnets.runs.tracking import Tracker, bar, table
 from evo_subnets.streams import derive_seed
@@ -30,14 +29,11 @@ from evo_subnets.streams import derive_seed
 def main(args: SweepArgs) -> None:
     keep_freed_memory()
     device = choose_device(args.device)
-    shipped = SHIPPED / args.env / "policy.safetensors"
-    if args.parent == "train" or (args.parent == "auto" and not shipped.exists()):
-        raise ValueError("a sweep needs a parent: train one with scripts/procgen_ensemble.py")
-    actor, source = find_parent(
-        args.parent, args.env, args.out / "parent", PPOSettings(), 10_000_000, args.mode,
-        args.seed, device,
-    )  # fmt: skip
-    print(source)
+    file = parent_file(args.parent, args.env, mode=args.mode)
+    if file is None:
+        raise ValueError("a sweep needs a parent: train one with scripts/train_parent.py")
+    actor = load_parent(file, game=args.env, mode=args.mode).to(device)
+    print(f"parent: {file}")
     weights = storage.fingerprint(actor.state_dict())
     asked = {**args.asked, "device": device, "weights": weights}
     journal = Journal(args.out, asked, args.overwrite, ["results.json"])
@@ -46,18 +42,19 @@ def main(args: SweepArgs) -> None:
     course = Course(
         args.env,
         TRAIN_LEVELS,
-        derive_seed(args.seed, "validation"),
-        args.mode,
-        actor.observation_shape[0] // 3,
+        seed=derive_seed(args.seed, "validation"),
+        mode=args.mode,
+        frame_stack=actor.observation_shape[0] // 3,
     )
 
     def validate(model: nn.Module) -> float:
         agent = EnsemblePolicy(model, space, device=device)
-        return float(play(agent, course, args.validation_episodes).returns.mean())
+        return float(play(agent, course, episodes=args.validation_episodes).returns.mean())
 
     parent_return: float = journal.once("parent", lambda: validate(actor))
     print(f"parent: return {parent_return:.2f} over {args.validation_episodes} episodes")
-    observations = collect_observations(EnsemblePolicy(actor, space, device=device), course, 256)
+    policy = EnsemblePolicy(actor, space, device=device)
+    observations = collect_observations(policy, course, count=256)
     largest = max(args.population_sizes)
     rows: list[dict[str, float]] = []
     with bar("children", len(args.grid) * largest) as advance:
@@ -73,8 +70,8 @@ def main(args: SweepArgs) -> None:
 
             mutations = quads(largest, sigma, density, args.seed)
             children = evaluate_population(
-                actor, mutations, course, args.validation_episodes, False, device, on_child,
-                journal.children(population), **args.workers.options,
+                actor, mutations, course=course, episodes=args.validation_episodes, device=device,
+                on_child=on_child, done=journal.children(population), **args.workers.options,
             )  # fmt: skip
             for size in args.population_sizes:
                 elites = select(children[:size], min(args.ensemble_size, size))

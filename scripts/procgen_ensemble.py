@@ -18,16 +18,16 @@ import tyro
 from torch import nn
 
 from agents.evaluation import bootstrap_interval, collect_observations, record_clip, spread
-from agents.parents import find_parent
+from agents.parents import load_parent, parent_file, save_actor, train_parent
 from agents.play.course import Course, Episodes
 from agents.play.population import evaluate_population, play
-from agents.policies import EnsemblePolicy
 from configs.command_line import choose_device, run
 from configs.procgen import ProcgenArgs
 from envs.procgen import TEST_LEVELS, TRAIN_LEVELS, normalized_return
 from evo_subnets import Child, Evolution, search_trust_region
 from evo_subnets.engines.memory import keep_freed_memory
 from evo_subnets.files import storage
+from evo_subnets.rl import Actor, EnsemblePolicy
 from evo_subnets.runs.journal import Journal
 from evo_subnets.runs.tracking import Tracker, bar, table
 from evo_subnets.streams import derive_seed
@@ -42,14 +42,23 @@ def main(args: ProcgenArgs) -> None:
     keep_freed_memory()
     device = choose_device(args.device)
     out = args.folder
+    file = parent_file(args.parent, args.env, mode=args.mode)
+    if file is not None:
+        actor, source = load_parent(file, game=args.env, mode=args.mode), f"parent: {file}"
     journal = Journal(out, {**args.asked, "device": device}, args.overwrite, OUTPUTS, args.parent)
     results_file = out / "results.json"
     results_file.unlink(missing_ok=True)  # until this run is whole there are no results
 
-    actor, source = find_parent(
-        args.parent, args.env, out / "parent", args.ppo, args.total_timesteps, args.mode,
-        args.seed, device, args.checkpoint_every,
-    )  # fmt: skip
+    if file is None:
+        learner = train_parent(
+            args.env, args.ppo, out=out / "parent", total_timesteps=args.total_timesteps,
+            mode=args.mode, seed=args.seed, device=device, checkpoint_every=args.checkpoint_every,
+        )  # fmt: skip
+        actor, steps = Actor.from_agent(learner), learner.num_timesteps
+        about = {"game": args.env, "mode": args.mode, "seed": args.seed, "steps": steps}
+        save_actor(out / "parent" / "policy.safetensors", actor, about=about)
+        source = f"parent: PPO, {steps:,} steps"
+    actor = actor.to(device)
     print(source)
     weights = storage.fingerprint(actor.state_dict())
     if journal.once("parent", lambda: weights) != weights:
@@ -60,17 +69,21 @@ def main(args: ProcgenArgs) -> None:
     space = actor.observation_space
 
     def policy(model: nn.Module, temperature: float = 1.0) -> EnsemblePolicy:
-        return EnsemblePolicy(model, space, temperature, device)
+        return EnsemblePolicy(model, space, temperature=temperature, device=device)
 
     def course(levels: str) -> Course:
         # one seed for all children and all temperatures, another for the observations and the test
         seed = derive_seed(args.seed, levels)
         chosen = TEST_LEVELS if levels == "test" else TRAIN_LEVELS
-        return Course(args.env, chosen, seed, args.mode, actor.observation_shape[0] // 3)
+        stack = actor.observation_shape[0] // 3
+        return Course(args.env, chosen, seed=seed, mode=args.mode, frame_stack=stack)
 
     def validate(model: nn.Module, temperature: float = 1.0) -> float:
         agent = policy(model, temperature)
-        episodes = play(agent, course("validation"), args.validation_episodes, args.deterministic)
+        episodes = play(
+            agent, course("validation"), episodes=args.validation_episodes,
+            deterministic=args.deterministic and temperature == 1,
+        )  # fmt: skip
         return float(episodes.returns.mean())
 
     with Tracker(out) as tracker:
@@ -89,7 +102,7 @@ def main(args: ProcgenArgs) -> None:
 
             def searched() -> dict[str, Any]:
                 observations = collect_observations(
-                    policy(actor), course("observations"), OBSERVATIONS
+                    policy(actor), course("observations"), count=OBSERVATIONS
                 )
                 region = search_trust_region(
                     actor, observations, args.target_kl, (args.density,), seed=args.seed,
@@ -120,8 +133,9 @@ def main(args: ProcgenArgs) -> None:
 
             evolution.tell(
                 evaluate_population(
-                    actor, evolution.ask(), course("validation"), args.validation_episodes,
-                    args.deterministic, device, on_child, journal.children("children"),
+                    actor, evolution.ask(), course=course("validation"),
+                    episodes=args.validation_episodes, deterministic=args.deterministic,
+                    device=device, on_child=on_child, done=journal.children("children"),
                     **args.workers.options,
                 )
             )  # fmt: skip
@@ -159,8 +173,8 @@ def main(args: ProcgenArgs) -> None:
                     name: str = name, agent: EnsemblePolicy = agent, greedy: bool = greedy
                 ) -> dict[str, list[float]]:
                     episodes = play(
-                        agent, course("test"), args.test_episodes, greedy,
-                        lambda value: advance(1, name),
+                        agent, course("test"), episodes=args.test_episodes, deterministic=greedy,
+                        on_episode=lambda value: advance(1, name),
                     )  # fmt: skip
                     return {key: value.tolist() for key, value in asdict(episodes).items()}
 
@@ -179,7 +193,9 @@ def main(args: ProcgenArgs) -> None:
         )
         if args.video:
             clip = out / "ensemble.gif"
-            record_clip(policy(ensemble), course("test"), clip, deterministic=args.deterministic)
+            record_clip(
+                policy(ensemble), course("test"), path=clip, deterministic=args.deterministic
+            )
 
     ensemble.save(out / "ensemble.safetensors")
     write_episodes(args, played)
@@ -209,7 +225,7 @@ def report(args: ProcgenArgs, played: dict[str, Episodes]) -> list[dict[str, flo
         low, high = bootstrap_interval(returns)
         difference = returns - parent
         below, above = bootstrap_interval(difference)
-        normalized = float(normalized_return(returns.mean(), args.env, args.mode))
+        normalized = float(normalized_return(returns.mean(), args.env, mode=args.mode))
         row: dict[str, float | str] = {
             "policy": name, "mean": float(returns.mean()), "sd": spread(returns),
             "n": len(returns), "low": low, "high": high, "normalized": normalized,

@@ -14,15 +14,15 @@ from typing import Any, Literal
 import tyro
 
 from agents.evaluation import bootstrap_interval, spread
-from agents.parents import open_training
+from agents.parents import save_actor, train_parent
 from agents.play.course import Course
 from agents.play.population import play
-from agents.policies import Actor, EnsemblePolicy, save_actor
-from agents.ppo import PPOSettings, train
+from agents.ppo import PPOSettings
 from configs import command_line
 from configs.ppo import CPU, PAPER, REFERENCE
 from envs.procgen import TEST_LEVELS, TRAIN_LEVELS, Levels, check_game, normalized_return
 from evo_subnets.files import storage
+from evo_subnets.rl import Actor, EnsemblePolicy
 from evo_subnets.streams import derive_seed
 
 
@@ -68,16 +68,16 @@ PRESETS = {
 
 def main(args: Args) -> None:
     device = command_line.choose_device(args.device)
-    open_training(args.out, args.env, args.ppo, args.mode, args.seed, args.overwrite)
-    agent = train(
+    agent = train_parent(
         args.env,
         args.ppo,
-        args.total_timesteps,
-        args.out,
+        total_timesteps=args.total_timesteps,
+        out=args.out,
         mode=args.mode,
         seed=args.seed,
         device=device,
         checkpoint_every=args.checkpoint_every,
+        overwrite=args.overwrite,
     )
     actor = Actor.from_agent(agent)
     policy = EnsemblePolicy(actor, actor.observation_space, device=device)
@@ -85,15 +85,17 @@ def main(args: Args) -> None:
     def returns(levels: Levels, name: str) -> dict[str, Any]:
         print(f"playing {args.card_episodes} episodes on {name} levels")
         seed = derive_seed(args.seed, "card", name)
-        course = Course(args.env, levels, seed, args.mode, actor.observation_shape[0] // 3)
-        played = play(policy, course, args.card_episodes).returns
+        course = Course(
+            args.env, levels, seed=seed, mode=args.mode, frame_stack=actor.observation_shape[0] // 3
+        )
+        played = play(policy, course, episodes=args.card_episodes).returns
         low, high = bootstrap_interval(played)
         print(f"  return {played.mean():.2f} [{low:.2f}, {high:.2f}]")
         return {
             "mean": float(played.mean()),
             "sd": spread(played),
             "interval": [low, high],
-            "normalized": float(normalized_return(played.mean(), args.env, args.mode)),
+            "normalized": float(normalized_return(played.mean(), args.env, mode=args.mode)),
         }
 
     card = {
@@ -107,7 +109,7 @@ def main(args: Args) -> None:
         "train_levels": returns(TRAIN_LEVELS, "training"),
         "test_levels": returns(TEST_LEVELS, "unseen"),
     }
-    save_actor(args.out / "policy.safetensors", actor, card)
+    save_actor(args.out / "policy.safetensors", actor, about=card)
     storage.write_json(args.out / "card.json", card)
 
 

@@ -26,15 +26,17 @@ class FastPPO(PPO):
     within an epoch unless `target_kl` asks for it. The blocks of an `ImpalaCNN` are compiled.
     Policies with layers that look at the whole batch, or draw random numbers, are not cut in parts.
 
-    `value_loss` counts where `clip_range_vf` is set: "larger" is the reference's, "clipped" is
-    stable-baselines3's.
+    `value_loss` is for agents with a `clip_range_vf`: "larger" (None) is the reference's, "clipped"
+    is stable-baselines3's.
     """
 
-    def __init__(self, *args: Any, value_loss: ValueLoss = "larger", **kwargs: Any) -> None:
-        if value_loss not in get_args(ValueLoss):
+    def __init__(self, *args: Any, value_loss: ValueLoss | None = None, **kwargs: Any) -> None:
+        if value_loss not in (None, *get_args(ValueLoss)):
             raise ValueError(f"value_loss must be 'larger' or 'clipped', got {value_loss!r}")
-        self.value_loss = value_loss
+        self.value_loss: ValueLoss = value_loss or "larger"
         super().__init__(*args, **kwargs)
+        if value_loss is not None and self.clip_range_vf is None:
+            raise ValueError(f"value_loss={value_loss!r} changes nothing without clip_range_vf")
 
     def _setup_model(self) -> None:
         space = self.observation_space

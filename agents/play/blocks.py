@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from agents.play.course import Episodes, Group
-from agents.policies import EnsemblePolicy
 from envs.procgen import Frames, ProcgenSimulator
+from evo_subnets.rl import EnsemblePolicy
 
 NO_OPERATION = 4
 """The Procgen action that presses no key."""
@@ -28,6 +28,7 @@ class Block:
         self,
         policy: EnsemblePolicy,
         group: Group,
+        *,
         deterministic: bool = False,
         on_episode: Callable[[float], None] | None = None,
     ) -> None:

@@ -1,11 +1,11 @@
 """Levels that are the same for every policy, and the episodes played on them."""
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from envs.procgen import Levels, Mode, ProcgenSimulator, SlotState
+from envs.procgen import Levels, Mode, ProcgenSimulator, SlotState, check_game
 from evo_subnets.streams import derive_seed
 
 GROUP = 32
@@ -30,11 +30,20 @@ class Course:
 
     game: str
     levels: Levels
+    _: KW_ONLY
     seed: int
     mode: Mode = "easy"
     frame_stack: int = 2
     num_envs: int = 64
     """Environments at most; they are played in groups."""
+
+    def __post_init__(self) -> None:
+        check_game(self.game)
+        if self.num_envs < 1 or self.frame_stack < 1:
+            raise ValueError(
+                "num_envs and frame_stack must be at least 1, got "
+                f"{self.num_envs} and {self.frame_stack}"
+            )
 
     def simulators(self, episodes: int) -> list[ProcgenSimulator]:
         """The groups of environments for so many episodes, on their first levels."""
@@ -46,7 +55,14 @@ class Course:
     def simulator(self, num_envs: int, group: int = 0) -> ProcgenSimulator:
         """One group of environments."""
         seed = derive_seed(self.seed, group) % 2**31
-        return ProcgenSimulator(self.game, num_envs, self.levels, self.mode, self.frame_stack, seed)
+        return ProcgenSimulator(
+            self.game,
+            num_envs,
+            levels=self.levels,
+            mode=self.mode,
+            frame_stack=self.frame_stack,
+            seed=seed,
+        )
 
     def groups(self, episodes: int) -> list[Group]:
         """The same groups as states, for any slots of any simulator of the game, with quotas.

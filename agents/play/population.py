@@ -16,10 +16,10 @@ from torch import nn
 
 from agents.play.blocks import Block, step_together
 from agents.play.course import Course, Episodes
-from agents.policies import Actor, EnsemblePolicy
 from envs.procgen import ProcgenSimulator
 from evo_subnets.evolution import Child, evaluate, gather
 from evo_subnets.mutation import Mutation, materialize
+from evo_subnets.rl import Actor, EnsemblePolicy
 from evo_subnets.subnetworks import parameters
 
 OnEpisode = Callable[[float], None] | None
@@ -33,6 +33,7 @@ BLOCKS, BLOCKS_ON_GPU = 2, 64
 def play(
     policy: EnsemblePolicy,
     course: Course,
+    *,
     episodes: int,
     deterministic: bool = False,
     on_episode: OnEpisode = None,
@@ -44,7 +45,12 @@ def play(
     policies pairs. `on_episode` gets the return of each finished episode.
     """
     only = play_population(
-        [lambda: policy], course, episodes, deterministic, policy.device, on_episode
+        [lambda: policy],
+        course,
+        episodes=episodes,
+        deterministic=deterministic,
+        device=policy.device,
+        on_episode=on_episode,
     )
     ((_, outcome),) = only
     if isinstance(outcome, Exception):
@@ -55,6 +61,7 @@ def play(
 def play_population(
     policies: Sequence[MakePolicy],
     course: Course,
+    *,
     episodes: int,
     deterministic: bool = False,
     device: torch.device | str = "cpu",
@@ -72,7 +79,9 @@ def play_population(
     are as many threads as torch has, with one torch thread each: small batches gain little from
     more.
     """
-    match = _Match(policies, course, episodes, deterministic, on_episode)
+    if blocks is not None and blocks < 1:
+        raise ValueError(f"blocks must be at least 1, got {blocks}")
+    match = _Match(policies, course, episodes, deterministic, on_episode, torch.device(device))
     threads = torch.get_num_threads()
     on_cpu = torch.device(device).type == "cpu"
     waiting = max(len(match.waiting), 1)
@@ -96,6 +105,7 @@ def play_population(
 def evaluate_population(
     parent: Actor,
     mutations: Sequence[Mutation],
+    *,
     course: Course,
     episodes: int,
     deterministic: bool = False,
@@ -116,7 +126,8 @@ def evaluate_population(
 
         def fitness(model: nn.Module) -> float:
             agent = EnsemblePolicy(model, space, device=device)
-            return float(play(agent, course, episodes, deterministic).returns.mean())
+            played = play(agent, course, episodes=episodes, deterministic=deterministic)
+            return float(played.returns.mean())
 
         return evaluate(
             parent, mutations, fitness, None, on_child, done, actors, gpus_per_actor, address
@@ -130,7 +141,9 @@ def evaluate_population(
 
     def evaluated(missing: Sequence[Mutation]) -> Iterator[tuple[int, Child]]:
         policies = [partial(policy, mutation) for mutation in missing]
-        playing = play_population(policies, course, episodes, deterministic, device)
+        playing = play_population(
+            policies, course, episodes=episodes, deterministic=deterministic, device=device
+        )
         ending.enter_context(closing(playing))
         for index, outcome in playing:
             yield index, _child(missing[index], outcome)
@@ -156,8 +169,10 @@ class _Match:
         episodes: int,
         deterministic: bool,
         on_episode: OnEpisode,
+        device: torch.device,
     ) -> None:
         self.policies, self.deterministic, self.on_episode = policies, deterministic, on_episode
+        self.device = device
         self.groups = course.groups(episodes)
         self.size = max(len(group.states) for group in self.groups)
         self.waiting = deque(product(range(len(policies)), range(len(self.groups))))
@@ -233,10 +248,17 @@ class _Match:
                 continue
             try:
                 policy = self.policies[index]()
+                if policy.device.type != self.device.type:
+                    raise ValueError(f"the policy is on {policy.device}, device says {self.device}")
             except Exception as error:
                 self._fail(index, error)
                 continue
-            block = Block(policy, self.groups[group], self.deterministic, self.on_episode)
+            block = Block(
+                policy,
+                self.groups[group],
+                deterministic=self.deterministic,
+                on_episode=self.on_episode,
+            )
             return index, group, block
         return None
 

@@ -23,7 +23,7 @@ from agents.checkpoints import (
 )
 from agents.fast.ppo import FastPPO
 from agents.ppo import PPOSettings, make_ppo, make_training_env, train
-from envs.procgen import GAMES, TRAIN_LEVELS, ProcgenSimulator
+from envs.procgen import GAMES, ProcgenSimulator
 from evo_subnets.files import storage
 from evo_subnets.files.storage import StorageError
 
@@ -49,7 +49,8 @@ def go_on(out, steps=TOTAL, settings=SETTINGS, **options):
     np.random.seed(99)
     random.seed(99)
     options = {"seed": SEED, "device": "cpu", "checkpoint_every": 2 * UPDATE} | options
-    return train(options.pop("game", GAME), settings, steps, out, **options)
+    game = options.pop("game", GAME)
+    return train(game, settings, total_timesteps=steps, out=out, **options)
 
 
 def names(out):
@@ -259,8 +260,8 @@ def test_a_run_of_another_kind_is_refused(copy, settings, options, name):
 def test_what_is_loaded_is_what_was_saved(uninterrupted, tmp_path):
     """Also what the rest of a run depends on little or not at all."""
     out, other = uninterrupted
-    env = make_training_env(GAME, SETTINGS, TRAIN_LEVELS, "easy", SEED)
-    agent = make_ppo(env, SETTINGS, SEED, "cpu")
+    env = make_training_env(GAME, SETTINGS, seed=SEED)
+    agent = make_ppo(env, SETTINGS, seed=SEED, device="cpu")
     random.seed(99)  # nothing in a run draws from it, but it is seeded
     load_checkpoint(agent, newest_checkpoint(out))
     save_checkpoint(agent, tmp_path)

@@ -15,12 +15,13 @@ from PIL import Image
 from torch import nn
 
 from agents.evaluation import bootstrap_interval, collect_observations, record_clip
+from agents.parents import impala_actor
 from agents.play import course as courses
 from agents.play.course import Course
 from agents.play.population import play
-from agents.policies import EnsemblePolicy, impala_actor
 from envs import TEST_LEVELS, TRAIN_LEVELS, Levels, ProcgenSimulator
 from envs.procgen import Transition
+from evo_subnets.rl import EnsemblePolicy
 
 SPACE = gymnasium.spaces.Box(0, 255, (6, 64, 64), np.uint8)
 
@@ -58,7 +59,7 @@ def threads():
 
 
 def course(game="bossfight", num_envs=64, seed=1, levels=TRAIN_LEVELS):
-    return Course(game, levels, seed, num_envs=num_envs)
+    return Course(game, levels, seed=seed, num_envs=num_envs)
 
 
 def same(a, b):
@@ -78,7 +79,7 @@ class Lottery:
 
     made: list["Lottery"] = []
 
-    def __init__(self, game, num_envs, levels, mode, frame_stack, seed):
+    def __init__(self, game, num_envs, *, levels, mode, frame_stack, seed):
         self.num_envs, self.closed = num_envs, False
         self.lengths = np.array([lengths_of(seed, slot, 1_000) for slot in range(num_envs)])
         self.episode, self.step_number = np.zeros((2, num_envs), int)
@@ -139,7 +140,7 @@ def expected_episodes(made, episodes):
      (50, 8, [4, 4]), (80, 70, [32, 32, 6])],
 )  # fmt: skip
 def test_every_environment_plays_its_quota(lottery, episodes, num_envs, groups):
-    played = play(presses(), course(num_envs=num_envs), episodes)
+    played = play(presses(), course(num_envs=num_envs), episodes=episodes)
     first = lottery[: len(groups)]  # before the simulators that are played in
     assert [each.num_envs for each in first] == groups
     assert all(each.closed for each in lottery)
@@ -154,7 +155,7 @@ def test_the_quota_is_unbiased_where_the_first_to_finish_are_short(lottery):
     means, quick = [], []
     for seed in range(10):
         lottery.clear()
-        means.append(play(presses(), course(seed=seed), 192).returns.mean())
+        means.append(play(presses(), course(seed=seed), episodes=192).returns.mean())
         finished = []
         for each in lottery[:2]:
             for lengths in each.lengths:
@@ -167,7 +168,7 @@ def test_the_quota_is_unbiased_where_the_first_to_finish_are_short(lottery):
 
 def test_every_finished_episode_is_reported(lottery):
     seen = []
-    played = play(presses(), course(), 100, on_episode=seen.append)
+    played = play(presses(), course(), episodes=100, on_episode=seen.append)
     assert sorted(seen) == sorted(played.returns.tolist())
     assert all(type(value) is float for value in seen)
 
@@ -175,7 +176,7 @@ def test_every_finished_episode_is_reported(lottery):
 @pytest.mark.parametrize("episodes", [0, -3])
 def test_the_number_of_episodes_must_be_positive(episodes):
     with pytest.raises(ValueError, match=f"episodes must be at least 1, got {episodes}"):
-        play(presses(), course(), episodes)
+        play(presses(), course(), episodes=episodes)
 
 
 @pytest.mark.parametrize("count", [1, 2])
@@ -186,7 +187,7 @@ def test_simulators_are_closed_where_a_policy_fails(lottery, threads, count):
 
     threads(count)
     with pytest.raises(RuntimeError, match="no policy"):
-        play(EnsemblePolicy(Fails(), SPACE), course(), 64)
+        play(EnsemblePolicy(Fails(), SPACE), course(), episodes=64)
     assert lottery
     assert all(each.closed for each in lottery)
 
@@ -194,7 +195,7 @@ def test_simulators_are_closed_where_a_policy_fails(lottery, threads, count):
 @pytest.mark.parametrize(("episodes", "num_envs"), [(20, 20), (64, 64)])
 def test_play_leaves_the_number_of_threads_alone(lottery, threads, episodes, num_envs):
     threads(2)
-    play(presses(), course(num_envs=num_envs), episodes)
+    play(presses(), course(num_envs=num_envs), episodes=episodes)
     assert torch.get_num_threads() == 2
     found = []
     thread = threading.Thread(target=lambda: found.append(torch.get_num_threads()))
@@ -224,7 +225,7 @@ def test_an_interruption_ends_the_play_at_once(lottery, threads, monkeypatch):
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with pytest.raises(KeyboardInterrupt):
-            play(presses(), course(), 6_400, on_episode=press_ctrl_c)
+            play(presses(), course(), episodes=6_400, on_episode=press_ctrl_c)
     finally:
         signal.signal(signal.SIGINT, before)
     assert time.monotonic() - started < 5, "the groups played on"
@@ -253,7 +254,10 @@ def first_levels(each_course, episodes):
 @pytest.mark.parametrize("levels", [TRAIN_LEVELS, TEST_LEVELS])
 def test_two_policies_face_the_same_levels_in_the_same_order(levels):
     each_course = course(num_envs=4, levels=levels)
-    one, two = play(presses(), each_course, 11), play(presses(2, 1.0), each_course, 11)
+    one, two = (
+        play(presses(), each_course, episodes=11),
+        play(presses(2, 1.0), each_course, episodes=11),
+    )
     assert one.level_seeds.tolist() == two.level_seeds.tolist()
     assert one.level_seeds.tolist() == first_levels(each_course, 11)
     assert not np.array_equal(one.lengths, two.lengths)
@@ -264,7 +268,7 @@ def test_two_policies_face_the_same_levels_in_the_same_order(levels):
 
 def test_another_seed_is_another_course():
     wide = Levels(0, 10**6)
-    one, two = (play(presses(), course(seed=seed, levels=wide), 8) for seed in (1, 2))
+    one, two = (play(presses(), course(seed=seed, levels=wide), episodes=8) for seed in (1, 2))
     assert not set(one.level_seeds) & set(two.level_seeds)
 
 
@@ -279,14 +283,18 @@ def test_the_groups_of_a_course_have_levels_of_their_own():
 
 @pytest.mark.parametrize("deterministic", [False, True])
 def test_the_same_policy_twice_gives_the_same_episodes(deterministic):
-    one, two = (play(looks(), course("fruitbot", 6), 9, deterministic) for _ in range(2))
+    one, two = (
+        play(looks(), course("fruitbot", 6), episodes=9, deterministic=deterministic)
+        for _ in range(2)
+    )
     assert same(one, two)
     assert len(set(one.returns.tolist())) > 1
 
 
 def test_sampling_and_acting_greedily_differ():
     assert not same(
-        play(looks(), course("fruitbot", 6), 6), play(looks(), course("fruitbot", 6), 6, True)
+        play(looks(), course("fruitbot", 6), episodes=6),
+        play(looks(), course("fruitbot", 6), episodes=6, deterministic=True),
     )
 
 
@@ -294,21 +302,24 @@ def test_the_temperature_is_used():
     """A temperature near zero samples what acting greedily takes."""
     cold = EnsemblePolicy(looks().model, SPACE, temperature=1e-6)
     each_course = course("fruitbot", 6)
-    assert same(play(cold, each_course, 6), play(looks(), each_course, 6, deterministic=True))
+    assert same(
+        play(cold, each_course, episodes=6),
+        play(looks(), each_course, episodes=6, deterministic=True),
+    )
 
 
 def test_episodes_do_not_depend_on_the_number_of_threads(threads):
     played = []
     for count in (1, 2):
         threads(count)
-        played.append(play(looks(), course(num_envs=5), 12))
+        played.append(play(looks(), course(num_envs=5), episodes=12))
     assert same(*played)
 
 
 def test_returns_are_sums_of_raw_rewards():
     """Against a loop over one slot at a time, with the key pressed that always is."""
     each_course = course("fruitbot", 3)
-    played = play(presses(7, 1.0), each_course, 6, deterministic=True)
+    played = play(presses(7, 1.0), each_course, episodes=6, deterministic=True)
     expected = []
     for simulator in each_course.simulators(6):
         slots = simulator.num_envs
@@ -367,17 +378,17 @@ def test_the_bootstrap_interval_covers_the_mean_as_often_as_it_says():
 @pytest.mark.parametrize(("count", "num_envs"), [(10, 4), (8, 4), (3, 64)])
 def test_observations_of_a_policys_own_play(count, num_envs):
     each_course = course(num_envs=num_envs)
-    observations = collect_observations(looks(), each_course, count)
+    observations = collect_observations(looks(), each_course, count=count)
     assert observations.shape == (count, 6, 64, 64)
     assert observations.dtype == torch.uint8
-    assert torch.equal(observations, collect_observations(looks(), each_course, count))
+    assert torch.equal(observations, collect_observations(looks(), each_course, count=count))
     assert len({row.numpy().tobytes() for row in observations}) == count
     assert observations[:, :3].any()
 
 
 def test_a_clip_shows_every_frame(tmp_path):
     path = tmp_path / "clips" / "clip.gif"
-    value = record_clip(presses(), course("starpilot"), path, max_steps=12)
+    value = record_clip(presses(), course("starpilot"), path=path, max_steps=12)
     assert isinstance(value, float)
     with Image.open(path) as clip:
         assert (clip.format, clip.size, clip.n_frames) == ("GIF", (256, 256), 12)
@@ -392,7 +403,7 @@ def test_a_clip_shows_every_frame(tmp_path):
 def test_a_clip_ends_with_its_episode(tmp_path):
     """Against the same play, at the same seed, without pictures."""
     each_course, policy = course("bossfight", seed=18), presses(4, 1.0)
-    value = record_clip(policy, each_course, tmp_path / "clip.gif", deterministic=True)
+    value = record_clip(policy, each_course, path=tmp_path / "clip.gif", deterministic=True)
     simulator = ProcgenSimulator("bossfight", 1, seed=18)
     total, steps, done = 0.0, 0, False
     while not done:

@@ -11,12 +11,13 @@ import torch
 from networks import built
 from torch import nn
 
+from agents.parents import impala_actor, save_actor
 from agents.play.course import Course
 from agents.play.population import evaluate_population, play, play_population
-from agents.policies import EnsemblePolicy, impala_actor, save_actor
 from envs import TRAIN_LEVELS, ProcgenSimulator
 from evo_subnets import Ensemble, evaluate, quads
 from evo_subnets.evolution import PopulationError
+from evo_subnets.rl import EnsemblePolicy
 
 
 @pytest.fixture
@@ -95,7 +96,7 @@ def test_each_child_plays_what_it_plays_alone(actor, threads, played_alone, coun
     greedy, expected = played_alone
     threads(count)
     policies = makers(child_policies(actor))
-    found = dict(play_population(policies, COURSE, 4, greedy, blocks=blocks))
+    found = dict(play_population(policies, COURSE, episodes=4, deterministic=greedy, blocks=blocks))
     assert [lists(found[index]) for index in range(4)] == expected
     assert len({tuple(lengths) for _, lengths, _ in expected}) > 1
     assert len({tuple(levels) for *_, levels in expected}) == 1
@@ -106,19 +107,21 @@ def test_playing_together_is_evaluating_one_by_one(actor, threads):
 
     def fitness(model):
         policy = EnsemblePolicy(model, actor.observation_space)
-        return float(play(policy, COURSE, 4).returns.mean())
+        return float(play(policy, COURSE, episodes=4).returns.mean())
 
     expected = evaluate(actor, POPULATION, fitness)
     threads(2)
     told = []
-    found = evaluate_population(actor, POPULATION, COURSE, 4, on_child=told.append)
+    found = evaluate_population(actor, POPULATION, course=COURSE, episodes=4, on_child=told.append)
     assert found == expected
     assert sorted(told, key=lambda child: POPULATION.index(child.mutation)) == expected
     again = []
-    rest = evaluate_population(actor, POPULATION, COURSE, 4, on_child=again.append, done=found[1:3])
+    rest = evaluate_population(
+        actor, POPULATION, course=COURSE, episodes=4, on_child=again.append, done=found[1:3]
+    )
     assert rest == expected
     assert again[:2] == found[1:3]
-    assert evaluate_population(actor, POPULATION, COURSE, 4, done=found) == expected
+    assert evaluate_population(actor, POPULATION, course=COURSE, episodes=4, done=found) == expected
 
 
 class Fails(nn.Module):
@@ -128,13 +131,13 @@ class Fails(nn.Module):
 
 def test_a_policy_that_fails_costs_the_others_nothing(actor, threads):
     policies = child_policies(actor)
-    expected = [lists(play(policy, COURSE, 2)) for policy in policies]
+    expected = [lists(play(policy, COURSE, episodes=2)) for policy in policies]
     policies[1] = EnsemblePolicy(Fails(), actor.observation_space)
     jobs = makers(policies)
     jobs[2] = lambda: 1 / 0
     for count in (1, 2):
         threads(count)
-        found = dict(play_population(jobs, COURSE, 2, blocks=4))
+        found = dict(play_population(jobs, COURSE, episodes=2, blocks=4))
         assert [repr(found[index]) for index in (1, 2)] == [
             "RuntimeError('no policy')", "ZeroDivisionError('division by zero')",
         ]  # fmt: skip
@@ -148,7 +151,7 @@ def test_a_population_of_failures_stops(actor, monkeypatch):
     monkeypatch.setattr("agents.play.population.materialize", refuse)
     before = threading.active_count()
     with pytest.raises(PopulationError, match="3 of 4 so far, most often with: MemoryError: too"):
-        evaluate_population(actor, POPULATION, COURSE, 4)
+        evaluate_population(actor, POPULATION, course=COURSE, episodes=4)
     assert threading.active_count() == before
 
 
@@ -167,7 +170,7 @@ def test_a_broken_simulator_stops_all(actor, threads, monkeypatch):
     threads(2)
     before = threading.active_count()
     with pytest.raises(OSError, match="simulator is gone"):
-        evaluate_population(actor, POPULATION, COURSE, 4)
+        evaluate_population(actor, POPULATION, course=COURSE, episodes=4)
     assert threading.active_count() == before
     assert torch.get_num_threads() == 2
 
@@ -182,7 +185,9 @@ def test_whoever_listens_can_end_the_play(actor, threads):
     course = Course("bossfight", TRAIN_LEVELS, seed=3, num_envs=2)
     started, before = time.monotonic(), threading.active_count()
     with pytest.raises(KeyboardInterrupt) as raised:
-        evaluate_population(actor, quads(400, 0.2, 0.5, 1), course, 2, on_child=interrupt)
+        evaluate_population(
+            actor, quads(400, 0.2, 0.5, 1), course=course, episodes=2, on_child=interrupt
+        )
     assert threading.active_count() == before, "threads play on"
     assert time.monotonic() - started < 20
     assert raised.traceback, "which held on to the frames until here"
@@ -202,18 +207,18 @@ def test_policies_are_made_when_they_play_and_not_kept(actor):
         def __del__(self):
             alive[0] -= 1
 
-    found = list(play_population([Counted] * 12, COURSE, 2, blocks=3))
+    found = list(play_population([Counted] * 12, COURSE, episodes=2, blocks=3))
     assert len(found) == 12
     assert most[0] == 3
     assert alive[0] == 0
 
 
 def test_no_policies_is_no_play():
-    assert list(play_population([], COURSE, 4)) == []
+    assert list(play_population([], COURSE, episodes=4)) == []
 
 
 def test_the_benchmark_runs_to_its_end(server, tmp_path, actor):
-    save_actor(tmp_path / "policy.safetensors", actor, {})
+    save_actor(tmp_path / "policy.safetensors", actor, about={})
     text = server.printed(
         "benchmarks/procgen_population", "--game", "bossfight", "--parent",
         tmp_path / "policy.safetensors", "--children", 4, "--episodes", 2, "--other-envs", 2,

@@ -419,7 +419,7 @@ def test_the_number_of_states_is_checked(simulator):
 def test_the_minimum_is_0_and_the_maximum_is_1(game, mode):
     low, high = GAMES[game].returns(mode)
     assert low < high
-    assert normalized_return([low, high, (low + high) / 2], game, mode).tolist() == [0, 1, 0.5]
+    assert normalized_return([low, high, (low + high) / 2], game, mode=mode).tolist() == [0, 1, 0.5]
 
 
 @pytest.mark.parametrize(
@@ -436,7 +436,7 @@ def test_the_minimum_is_0_and_the_maximum_is_1(game, mode):
     ],
 )
 def test_normalised_returns_by_hand(game, mode, value, expected):
-    assert normalized_return(value, game, mode) == pytest.approx(expected)
+    assert normalized_return(value, game, mode=mode) == pytest.approx(expected)
 
 
 # Mean returns of the runs published with github.com/openai/train-procgen, 25 M steps, easy

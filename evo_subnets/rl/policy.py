@@ -1,0 +1,121 @@
+"""Modules that act like an agent."""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from evo_subnets.ensemble import Ensemble
+from evo_subnets.rl.actor import Space
+
+BATCH_SIZE = 64
+"""Observations in one forward pass: on a CPU larger batches leave the cache and gain nothing."""
+
+Observations = npt.NDArray[Any] | Tensor
+
+
+class EnsemblePolicy:
+    """A model that gives logits or log-probabilities (an `Actor`, an `Ensemble` of them), as an
+    agent: `predict` is stable-baselines3's, so its `evaluate_policy` and recorders take it.
+
+    `observation_space`: the network's; None is the model's own, or that of its first member.
+    Acting by sampling uses the policy's own generator; `temperature` divides the logits first.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        observation_space: Space | None = None,
+        *,
+        temperature: float = 1.0,
+        device: torch.device | str = "cpu",
+        seed: int = 0,
+    ) -> None:
+        if not 0 < temperature < float("inf"):
+            raise ValueError(f"temperature must be positive, got {temperature}")
+        space = space_of(model) if observation_space is None else observation_space
+        if space is None or space.shape is None:
+            raise ValueError(
+                f"a {type(model).__name__} does not say what it observes: "
+                "give observation_space, of one shape"
+            )
+        self.model = model.to(device).eval()
+        self.observation_space, self.temperature = space, temperature
+        self.network_shape: tuple[int, ...] = space.shape
+        self.device = torch.device(device)
+        self._generator = np.random.default_rng(seed)
+
+    def observations(self, observations: Observations) -> Tensor:
+        """(batch, *network shape), from one of the environment's layouts for images."""
+        tensor, shape = torch.as_tensor(observations, device=self.device), self.network_shape
+        if tensor.ndim == 4 and tensor.shape[1:] != shape:
+            tensor = tensor.permute(0, 3, 1, 2)
+        if tensor.shape[1:] != shape:
+            raise ValueError(
+                f"expected observations of shape (batch, *{shape}), "
+                f"got {tuple(np.shape(observations))}"
+            )
+        return tensor
+
+    @torch.inference_mode()
+    def log_probabilities(self, observations: Observations) -> Tensor:
+        """(batch, actions) log-probabilities of the actions."""
+        batches = torch.split(self.observations(observations), BATCH_SIZE)
+        outputs = torch.cat([self.model(batch) for batch in batches])
+        return (outputs / self.temperature).log_softmax(dim=-1)
+
+    @torch.inference_mode()
+    def choose(self, observations: Observations, uniforms: Tensor | None) -> Tensor:
+        """(batch,) actions, on the policy's device: the most likely ones, or those that `uniforms`,
+        float64 in [0, 1) and there as well, choose.
+
+        Two policies with the same uniforms choose as alike as their probabilities are.
+        """
+        if uniforms is None and self.temperature != 1:
+            raise ValueError(
+                f"temperature {self.temperature:g} changes no most likely action: "
+                "use deterministic=False, or leave the temperature out"
+            )
+        log_probabilities = self.log_probabilities(observations)
+        if uniforms is None:
+            return log_probabilities.argmax(dim=-1)
+        cumulative = log_probabilities.exp().double().cumsum(dim=-1)
+        drawn = uniforms[:, None] * cumulative[:, -1:]  # the sum may miss 1 by a rounding
+        return (drawn >= cumulative).sum(dim=1)
+
+    def act(
+        self, observations: Observations, uniforms: npt.NDArray[np.float64] | None
+    ) -> npt.NDArray[np.int64]:
+        """What `choose` chooses, as an array."""
+        there = None if uniforms is None else torch.as_tensor(uniforms, device=self.device)
+        return self.choose(observations, there).cpu().numpy()
+
+    def predict(
+        self,
+        observation: npt.NDArray[Any],
+        state: tuple[npt.NDArray[Any], ...] | None = None,
+        episode_start: npt.NDArray[np.bool_] | None = None,
+        deterministic: bool = False,
+    ) -> tuple[npt.NDArray[np.int64], None]:
+        """Actions for one observation or a batch, and no state, as stable-baselines3's agents.
+
+        The signature is theirs. A policy without memory has no use for `episode_start`, which
+        stable-baselines3 always gives; a `state` is refused.
+        """
+        if state is not None:
+            raise ValueError("this policy has no memory: state must be None")
+        observation = np.asarray(observation)
+        single = observation.ndim == len(self.network_shape)
+        batch = observation[None] if single else observation
+        uniforms = None if deterministic else self._generator.random(len(batch))
+        actions = self.act(batch, uniforms)
+        return (actions[0] if single else actions), None
+
+
+def space_of(model: nn.Module) -> Space | None:
+    """What a model says that it observes: an `Actor`, or an ensemble of them. None: nothing."""
+    one = model.members[0] if isinstance(model, Ensemble) else model
+    space: Space | None = getattr(one, "observation_space", None)
+    return space
