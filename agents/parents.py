@@ -16,7 +16,7 @@ from agents.ppo import PPOSettings, train
 from envs.procgen import ACTIONS, Mode
 from evo_subnets.files import storage
 from evo_subnets.rl import Actor
-from evo_subnets.runs.journal import Journal
+from evo_subnets.runs.former import Journal
 
 SHIPPED = Path(__file__).parent.parent / "parents"
 KIND = "evo_subnets.actor"

@@ -21,7 +21,7 @@ from agents.ppo import make_ppo, make_training_env
 from benchmarks.timing import publish
 from configs.ppo import CPU
 from evo_subnets.engines.memory import keep_freed_memory
-from evo_subnets.runs.tracking import table
+from evo_subnets.runs.report import table
 
 from stable_baselines3 import PPO  # isort: skip  # after agents, which silences gym
 from stable_baselines3.common.callbacks import BaseCallback  # isort: skip

@@ -33,8 +33,9 @@ from evo_subnets.files import storage
 from evo_subnets.files.parents import load_parent, save_parent
 from evo_subnets.methods import Trained, bagging, independent, noisy, sparse, stochastic
 from evo_subnets.models import build
-from evo_subnets.runs.journal import remove
-from evo_subnets.runs.tracking import Tracker, bar, table
+from evo_subnets.runs.former import Tracker, remove
+from evo_subnets.runs.report import table
+from evo_subnets.runs.tracking import bar
 from evo_subnets.streams import derive_seed
 from evo_subnets.tuning import Tuning, predict, predict_members, tune
 

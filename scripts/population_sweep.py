@@ -21,8 +21,9 @@ from evo_subnets import Child, Ensemble, quads, search_trust_region, select
 from evo_subnets.engines.memory import keep_freed_memory
 from evo_subnets.files import storage
 from evo_subnets.rl import EnsemblePolicy
-from evo_subnets.runs.journal import Journal
-from evo_subnets.runs.tracking import Tracker, bar, table
+from evo_subnets.runs.former import Journal, Tracker
+from evo_subnets.runs.report import table
+from evo_subnets.runs.tracking import bar
 from evo_subnets.streams import derive_seed
 
 
