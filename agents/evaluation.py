@@ -1,6 +1,9 @@
-"""What episodes of a policy say: intervals, observations, clips."""
+"""What episodes of policies say: intervals, comparisons, observations, clips."""
 
+import csv
 import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -8,10 +11,14 @@ import numpy.typing as npt
 from PIL import Image
 from torch import Tensor
 
-from agents.play.course import Course
-from envs.procgen import ProcgenSimulator
+from agents.play.course import Course, Episodes
+from envs.procgen import Mode, ProcgenSimulator, normalized_return
 from evo_subnets.files import storage
 from evo_subnets.rl import EnsemblePolicy
+from evo_subnets.runs.report import interval, table
+
+EPISODES_FOR_A_VERDICT = 30
+"""With fewer, an interval of the bootstrap says little."""
 
 
 def collect_observations(policy: EnsemblePolicy, course: Course, *, count: int) -> Tensor:
@@ -90,3 +97,78 @@ def record_clip(
     )
     storage.write_atomically(path, data.getvalue())
     return total
+
+
+@dataclass(frozen=True)
+class Row:
+    """What a policy's episodes say of it, and of its difference from the first policy's."""
+
+    policy: str
+    mean: float
+    sd: float
+    n: int
+    low: float
+    high: float
+    """Of a 95 % interval over episodes, as those below."""
+    normalized: float
+    difference: float
+    difference_low: float
+    difference_high: float
+
+
+def compare(played: Mapping[str, Episodes], *, game: str, mode: Mode = "easy") -> list[Row]:
+    """A row for each policy, compared with the first one level by level."""
+    first = next(iter(played.values())).returns
+    rows = []
+    for name, episodes in played.items():
+        returns = episodes.returns
+        difference = returns - first
+        low, high = bootstrap_interval(returns)
+        below, above = bootstrap_interval(difference)
+        normalized = float(normalized_return(returns.mean(), game, mode=mode))
+        rows.append(
+            Row(name, float(returns.mean()), spread(returns), len(returns), low, high, normalized,
+                float(difference.mean()), below, above)
+        )  # fmt: skip
+    return rows
+
+
+def as_table(rows: Sequence[Row]) -> str:
+    """Rows as text in columns."""
+    lines = []
+    for index, row in enumerate(rows):
+        difference = interval(row.difference_low, row.difference_high, signed=True)
+        compared = f"{row.difference:+.2f} {difference}" if index else ""
+        lines.append(
+            [row.policy, f"{row.mean:.2f}", f"{row.sd:.2f}", str(row.n),
+             interval(row.low, row.high), f"{row.normalized:.3f}", compared]
+        )  # fmt: skip
+    headings = ["policy", "return", "sd", "n", "95 % interval", "normalised", "against parent"]
+    return table(headings, lines)
+
+
+def verdict(row: Row) -> str:
+    """What the difference from the first policy, the parent, says; few episodes say nothing."""
+    if row.n < EPISODES_FOR_A_VERDICT:
+        return (
+            f"no verdict, {row.n} episodes show nothing "
+            f"(at least {EPISODES_FOR_A_VERDICT} are needed)"
+        )
+    if row.difference_low > 0:
+        return "better than the parent"
+    if row.difference_high < 0:
+        return "worse than the parent"
+    return "no difference from the parent that this many episodes can show"
+
+
+def write_episodes(path: Path, played: Mapping[str, Episodes]) -> None:
+    """One line an episode and policy, with the level it was played on."""
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(["policy", "episode", "level_seed", "return", "length"])
+    for name, episodes in played.items():
+        for number, (level, value, length) in enumerate(
+            zip(episodes.level_seeds, episodes.returns, episodes.lengths, strict=True)
+        ):
+            writer.writerow([name, number, int(level), float(value), int(length)])
+    storage.write_atomically(path, text.getvalue().encode())

@@ -16,10 +16,11 @@ from agents.ppo import PPOSettings, train
 from envs.procgen import ACTIONS, Mode
 from evo_subnets.files import storage
 from evo_subnets.rl import Actor
-from evo_subnets.runs.former import Journal
+from evo_subnets.runs import Run
 
 SHIPPED = Path(__file__).parent.parent / "parents"
 KIND = "evo_subnets.actor"
+POLICY = "policy.safetensors"
 
 
 def impala_actor(
@@ -81,7 +82,7 @@ def parent_file(parent: str, game: str, *, mode: Mode = "easy") -> Path | None:
         return None
     if parent != "auto":
         return Path(parent)
-    shipped = SHIPPED / game / "policy.safetensors"
+    shipped = SHIPPED / game / POLICY
     return shipped if mode == "easy" and shipped.exists() else None
 
 
@@ -134,28 +135,37 @@ def train_parent(
     game: str,
     settings: PPOSettings,
     *,
-    out: Path,
+    run: Run,
     total_timesteps: int,
     mode: Mode = "easy",
     seed: int = 0,
     device: str = "cpu",
     checkpoint_every: int = 50_000,
-    overwrite: bool = False,
-) -> PPO:
-    """A trained agent; a training that is found in `out` goes on. See `ppo.train`.
+) -> tuple[Actor, dict[str, Any]]:
+    """A trained parent and what its file says of it; a training that is found in the run's folder
+    goes on, see `ppo.train`. The folder gets `policy.safetensors`.
 
-    A ValueError where `out` holds a training of another game, mode, seed or other settings.
+    A ValueError where it holds a training of another game, mode, seed or other settings.
     """
-    asked = {"game": game, "mode": mode, "seed": seed, **asdict(settings)}
-    written = ("curve.csv", "policy.safetensors", "card.json")
-    Journal(out, asked, overwrite, [*written, *(path.name for path in checkpoints(out))])
-    return train(
+    if run.folder is None:
+        raise ValueError("a parent's training needs a folder for its checkpoints: Run(folder)")
+    run.ask("parent", {"game": game, "mode": mode, "seed": seed, "ppo": asdict(settings)})
+    agent = train(
         game,
         settings,
         total_timesteps=total_timesteps,
-        out=out,
+        out=run.folder,
         mode=mode,
         seed=seed,
         device=device,
         checkpoint_every=checkpoint_every,
     )
+    actor = Actor.from_agent(agent)
+    about = {"game": game, "mode": mode, "seed": seed, "steps": agent.num_timesteps}
+    save_actor(run.folder / POLICY, actor, about=about)
+    return actor, about
+
+
+def training_outputs(folder: Path) -> list[str]:
+    """The names of what a training has left in a folder."""
+    return ["curve.csv", POLICY, "card.json", *(path.name for path in checkpoints(folder))]

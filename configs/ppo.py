@@ -1,7 +1,13 @@
-"""PPO presets: the paper's settings, train-procgen's, and what two CPU cores can do in hours."""
+"""The options of a parent's training, and presets: the paper's settings, train-procgen's, and what
+two CPU cores can do in hours."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
 
 from agents.impala import COBBE_WIDTHS
 from agents.ppo import PPOSettings
+from envs.procgen import check_game
 
 PAPER = PPOSettings()
 """Whitaker 2023, table 4.2."""
@@ -12,3 +18,55 @@ REFERENCE = PPOSettings(target_kl=None, widths=COBBE_WIDTHS, frame_stack=1, norm
 CPU = PPOSettings(rollout_steps=64, target_kl=0.02, widths=COBBE_WIDTHS)
 """A fifth of the paper's network, and an update every 4,096 steps instead of every 16,384: a short
 run has too few of the latter."""
+
+
+@dataclass(frozen=True)
+class ParentArgs:
+    """Trains a Procgen parent with PPO, and goes on where an earlier run was stopped."""
+
+    ppo: PPOSettings
+    """PPO's hyper-parameters."""
+    total_timesteps: int
+    """Environment steps in all."""
+    env: str = "bigfish"
+    """Procgen game."""
+    out: Path = Path("runs/train_parent")
+    """Folder for checkpoints, curve.csv and TensorBoard logs; a run found there goes on, for more
+    steps if they are asked for."""
+    overwrite: bool = False
+    """Start afresh in a folder that holds another run."""
+    mode: Literal["easy", "hard"] = "easy"
+    """Procgen's distribution mode."""
+    checkpoint_every: int = 50_000
+    """Environment steps between two checkpoints."""
+    card_episodes: int = 256
+    """Episodes on training and on unseen levels for the model card."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the network runs."""
+    seed: int = 0
+    """Seed of levels, initial weights and minibatches."""
+
+    def __post_init__(self) -> None:
+        check_game(self.env)
+        for name in ("total_timesteps", "checkpoint_every", "card_episodes"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not 0 <= self.seed < 2**31:
+            raise ValueError(f"seed must be in 0..2**31 - 1, got {self.seed}")
+
+    @property
+    def training(self) -> dict[str, Any]:
+        """As `train_parent` takes it."""
+        return {
+            "total_timesteps": self.total_timesteps,
+            "checkpoint_every": self.checkpoint_every,
+            "mode": self.mode,
+            "seed": self.seed,
+        }
+
+
+PRESETS = {
+    "cpu": ("16-32-32 for 1 M steps, hours on two CPU cores", ParentArgs(CPU, 1_000_000)),
+    "reference": ("16-32-32 for 5 M steps, as published", ParentArgs(REFERENCE, 5_000_000)),
+    "paper": ("32-64-128 for 10 M steps, as in table 4.2", ParentArgs(PAPER, 10_000_000)),
+}

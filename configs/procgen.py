@@ -1,14 +1,18 @@
 """The main job's options: validated before anything is computed."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
+from agents.parents import parent_file
 from agents.ppo import PPOSettings
-from configs.workers import EVERY_RUN, WorkerOptions, Workers
+from configs.workers import EVERY_RUN, WorkerArgs, WorkerOptions
 from envs.procgen import check_game
-from evo_subnets.evolution import Sampler
-from evo_subnets.mutation import check_density, independent, quads
+from evo_subnets.mutation import quads, singles
+from evo_subnets.options import refuse_idle
+from evo_subnets.search import Search
+
+TARGET_KL, TOTAL_TIMESTEPS, CHECKPOINT_EVERY = 0.02, 10_000_000, 50_000
 
 
 @dataclass(frozen=True)
@@ -25,24 +29,27 @@ class ProcgenArgs:
     is unpickled: use only your own)."""
     population_size: int = 16
     """Children."""
-    siblings: Literal["quads", "none"] = "quads"
+    sampler: Literal["quads", "singles"] = "quads"
     """'quads': children in fours that share a draw, two perturbing a fraction `density` of the
-    weights, two the others; population_size is a multiple of four. 'none': each has its own draw
+    weights, two the others; population_size is a multiple of four. 'singles': each has its own draw
     and perturbs that fraction, as in the paper's Procgen experiment."""
     ensemble_size: int = 8
-    """Children that are kept. Equal to the population size: the paper's unselected ensemble."""
+    """Children that are kept. Equal to the population size: the paper's unselected ensemble, where
+    validation chooses the best child and the parent's temperature alone."""
     density: float = 0.2
     """Fraction of the weights that a mutation perturbs (its partner perturbs the others)."""
     sigma: float | None = None
     """Standard deviation of the noise, in the weights' unit. None: from the trust region."""
-    target_kl: float = 0.02
-    """Mean KL divergence of a quad from the parent, in nats, that the trust region aims at."""
+    target_kl: float | None = None
+    """Mean KL divergence of a quad from the parent, in nats, that the trust region aims at where no
+    sigma is given. None: 0.02."""
     validation_episodes: int = 32
     """Episodes on training levels that a child's fitness is the mean return of."""
     test_episodes: int = 256
     """Episodes on unseen levels for each row of the report."""
     deterministic: bool = False
-    """Children and ensemble take the most likely action instead of sampling."""
+    """Parent, children and ensemble take the most likely action instead of sampling (a temperature
+    is of sampling alone: its row samples)."""
     mode: Literal["easy", "hard"] = "easy"
     """Procgen's distribution mode."""
     seed: int = 0
@@ -56,42 +63,64 @@ class ProcgenArgs:
     runs/procgen_ensemble/ENV."""
     overwrite: bool = False
     """Start afresh in a folder that holds another run."""
-    workers: WorkerOptions = Workers()  # noqa: RUF009  # frozen
-    total_timesteps: int = 10_000_000
-    """Environment steps that a parent is trained for, if one is."""
-    checkpoint_every: int = 50_000
-    """Environment steps between two checkpoints of that training."""
+    workers: WorkerOptions = WorkerArgs()  # noqa: RUF009  # frozen
+    total_timesteps: int | None = None
+    """Environment steps that a parent is trained for, if one is. None: 10,000,000."""
+    checkpoint_every: int | None = None
+    """Environment steps between two checkpoints of that training. None: 50,000."""
     ppo: PPOSettings = field(default_factory=PPOSettings)
     """PPO's hyper-parameters, if a parent is trained."""
 
     def __post_init__(self) -> None:
         check_game(self.env)
-        check_density(self.density)
-        if self.siblings == "quads" and (self.population_size < 4 or self.population_size % 4):
-            raise ValueError(
-                "quads come in fours: population_size must be a multiple of 4, "
-                f"got {self.population_size}"
-            )
-        if not 1 <= self.ensemble_size <= self.population_size:
-            raise ValueError(
-                f"ensemble_size must be in 1..{self.population_size} (population_size), "
-                f"got {self.ensemble_size}"
-            )
-        counts = ("validation_episodes", "test_episodes", "total_timesteps", "checkpoint_every")
-        for name in counts:
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.sigma is not None and not 0 < self.sigma < float("inf"):
-            raise ValueError(f"sigma must be positive, got {self.sigma}")
-        if not 0 < self.target_kl < float("inf"):
-            raise ValueError(f"target_kl must be positive, got {self.target_kl}")
+        for name in ("validation_episodes", "test_episodes", "total_timesteps", "checkpoint_every"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
         if not 0 <= self.seed < 2**31:
             raise ValueError(f"seed must be in 0..2**31 - 1, got {self.seed}")
+        _ = self.search  # refuses what it cannot draw
+        if self.target_kl is not None and not 0 < self.target_kl < float("inf"):
+            raise ValueError(f"target_kl must be positive, got {self.target_kl}")
+        if self.sigma is not None:
+            refuse_idle(self, ("target_kl",), because=f"--sigma {self.sigma}")
+        if self.parent_file is not None and self._of_training:
+            raise ValueError(
+                f"{', '.join(self._of_training)} has no effect with {self.parent_file}, which is "
+                "trained: leave it out, or use --parent train"
+            )
 
     @property
-    def sample(self) -> Sampler:
-        """What draws the population."""
-        return quads if self.siblings == "quads" else independent
+    def parent_file(self) -> Path | None:
+        """Where the parent lies; None: it is to be trained."""
+        return parent_file(self.parent, self.env, mode=self.mode)
+
+    @property
+    def search(self) -> Search:
+        """What population is drawn."""
+        return Search(
+            self.population_size,
+            self.ensemble_size,
+            self.sigma,
+            self.density,
+            self.seed,
+            quads if self.sampler == "quads" else singles,
+        )
+
+    @property
+    def target(self) -> float:
+        """Of the trust region."""
+        return self.target_kl or TARGET_KL
+
+    @property
+    def training(self) -> dict[str, Any]:
+        """A parent's training, as `train_parent` takes it."""
+        return {
+            "total_timesteps": self.total_timesteps or TOTAL_TIMESTEPS,
+            "checkpoint_every": self.checkpoint_every or CHECKPOINT_EVERY,
+            "mode": self.mode,
+            "seed": self.seed,
+        }
 
     @property
     def asked(self) -> dict[str, Any]:
@@ -102,4 +131,16 @@ class ProcgenArgs:
     @property
     def folder(self) -> Path:
         """Where results go."""
-        return self.out or Path("runs/procgen_ensemble") / self.env
+        return Path("runs/procgen_ensemble") / self.env if self.out is None else self.out
+
+    @property
+    def _of_training(self) -> list[str]:
+        """The options of a training that are given."""
+        own = [name for name in ("total_timesteps", "checkpoint_every") if getattr(self, name)]
+        usual = PPOSettings()
+        own += [
+            f"ppo.{each.name}"
+            for each in fields(PPOSettings)
+            if getattr(self.ppo, each.name) != getattr(usual, each.name)
+        ]
+        return [f"--{name.replace('_', '-')}" for name in own]

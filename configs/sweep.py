@@ -1,13 +1,15 @@
 """The options of the population sweep."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
-from configs.workers import EVERY_RUN, WorkerOptions, Workers
+from agents.parents import parent_file
+from configs.workers import EVERY_RUN, WorkerArgs, WorkerOptions
 from envs.procgen import check_game
-from evo_subnets.mutation import check_density
+from evo_subnets.search import Search
 
 
 @dataclass(frozen=True)
@@ -40,29 +42,59 @@ class SweepArgs:
     """Folder of the group: `tensorboard --logdir OUT`. A sweep that was stopped goes on there."""
     overwrite: bool = False
     """Start afresh in a folder that holds another sweep."""
-    workers: WorkerOptions = Workers()  # noqa: RUF009  # frozen
+    workers: WorkerOptions = WorkerArgs()  # noqa: RUF009  # frozen
 
     def __post_init__(self) -> None:
         check_game(self.env)
-        for density in self.densities:
-            check_density(density)
-        for size in self.population_sizes:
-            if size < 4 or size % 4:
-                raise ValueError(f"population sizes must be multiples of 4, got {size}")
-        for sigma in self.sigmas:
-            if not 0 < sigma < float("inf"):
-                raise ValueError(f"sigmas must be positive, got {sigma}")
-        if self.validation_episodes < 1 or self.ensemble_size < 1:
-            raise ValueError("validation_episodes and ensemble_size must be at least 1")
-        if not (self.sigmas and self.densities and self.population_sizes):
-            raise ValueError("a sweep needs sigmas, densities and population sizes")
+        for name in ("sigmas", "densities", "population_sizes"):
+            check_distinct(name, getattr(self, name))
+        for name in ("validation_episodes", "ensemble_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not 0 <= self.seed < 2**31:
+            raise ValueError(f"seed must be in 0..2**31 - 1, got {self.seed}")
+        if self.ensemble_size > max(self.population_sizes):
+            raise ValueError(
+                f"ensemble_size {self.ensemble_size} exceeds every population of "
+                f"{', '.join(map(str, self.population_sizes))}"
+            )
+        for sigma, density in self.grid:
+            for size in self.population_sizes:
+                self.search(sigma, density=density, population_size=size)
+        _ = self.parent_file
+
+    @property
+    def parent_file(self) -> Path:
+        """Where the parent lies; a ValueError where it would have to be trained."""
+        file = parent_file(self.parent, self.env, mode=self.mode)
+        if file is None:
+            raise ValueError(
+                f"a sweep needs a parent, and there is none of {self.env} ({self.mode}) to take: "
+                "train one with scripts/train_parent.py, and give its policy.safetensors as "
+                "--parent"
+            )
+        return file
+
+    @property
+    def grid(self) -> list[tuple[float, float]]:
+        """The pairs of sigma and density."""
+        return list(product(self.sigmas, self.densities))
+
+    def search(self, sigma: float, *, density: float, population_size: int) -> Search:
+        """One population of the sweep."""
+        kept = min(self.ensemble_size, population_size)
+        return Search(population_size, kept, sigma, density, self.seed)
 
     @property
     def asked(self) -> dict[str, Any]:
         """What the results depend on."""
         return {key: value for key, value in asdict(self).items() if key not in EVERY_RUN}
 
-    @property
-    def grid(self) -> list[tuple[float, float]]:
-        """The pairs of sigma and density."""
-        return list(product(self.sigmas, self.densities))
+
+def check_distinct(name: str, values: Sequence[float]) -> None:
+    """A ValueError where there is no value, or one is there twice."""
+    if not values:
+        raise ValueError(f"a sweep needs {name}")
+    for value in values:
+        if values.count(value) > 1:
+            raise ValueError(f"{name} has {value} twice: once is enough")

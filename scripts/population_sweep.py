@@ -4,6 +4,7 @@ python scripts/population_sweep.py --sigmas 0.003 0.01 0.03 --densities 0.2 0.5
 tensorboard --logdir runs/population_sweep
 """
 
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -11,101 +12,90 @@ import tyro
 from torch import nn
 
 from agents.evaluation import collect_observations
-from agents.parents import load_parent, parent_file
+from agents.parents import load_parent
 from agents.play.course import Course
-from agents.play.population import evaluate_population, play
-from configs.command_line import choose_device, run
+from agents.play.kept import evolve_together, show_children
+from agents.play.population import play
+from configs import command_line
 from configs.sweep import SweepArgs
 from envs.procgen import TRAIN_LEVELS
-from evo_subnets import Child, Ensemble, quads, search_trust_region, select
+from evo_subnets import Evolution, search_trust_region
 from evo_subnets.engines.memory import keep_freed_memory
+from evo_subnets.evolution import check_strength
 from evo_subnets.files import storage
 from evo_subnets.rl import EnsemblePolicy
-from evo_subnets.runs.former import Journal, Tracker
+from evo_subnets.runs import Run
 from evo_subnets.runs.report import table
-from evo_subnets.runs.tracking import bar
 from evo_subnets.streams import derive_seed
 
 
 def main(args: SweepArgs) -> None:
     keep_freed_memory()
-    device = choose_device(args.device)
-    file = parent_file(args.parent, args.env, mode=args.mode)
-    if file is None:
-        raise ValueError("a sweep needs a parent: train one with scripts/train_parent.py")
-    actor = load_parent(file, game=args.env, mode=args.mode).to(device)
-    print(f"parent: {file}")
-    weights = storage.fingerprint(actor.state_dict())
-    asked = {**args.asked, "device": device, "weights": weights}
-    journal = Journal(args.out, asked, args.overwrite, ["results.json"])
-    (args.out / "results.json").unlink(missing_ok=True)  # until this run is whole
-    space = actor.observation_space
-    course = Course(
-        args.env,
-        TRAIN_LEVELS,
-        seed=derive_seed(args.seed, "validation"),
-        mode=args.mode,
-        frame_stack=actor.observation_shape[0] // 3,
-    )
-
-    def validate(model: nn.Module) -> float:
-        agent = EnsemblePolicy(model, space, device=device)
-        return float(play(agent, course, episodes=args.validation_episodes).returns.mean())
-
-    parent_return: float = journal.once("parent", lambda: validate(actor))
-    print(f"parent: return {parent_return:.2f} over {args.validation_episodes} episodes")
-    policy = EnsemblePolicy(actor, space, device=device)
-    observations = collect_observations(policy, course, count=256)
-    largest = max(args.population_sizes)
+    device, largest = command_line.choose_device(args.device), max(args.population_sizes)
+    actor = load_parent(args.parent_file, game=args.env, mode=args.mode)
+    searches = [args.search(*pair, population_size=largest) for pair in args.grid]
+    for search in searches:
+        check_strength(actor, search.mutations())
+    asked = {**args.asked, "device": device, "weights": storage.fingerprint(actor.state_dict())}
     rows: list[dict[str, float]] = []
-    with bar("children", len(args.grid) * largest) as advance:
-        for sigma, density in args.grid:
-            population = f"sigma={sigma:g},density={density:g}"
-            kl = search_trust_region(
-                actor, observations, densities=(density,), sigmas=(sigma,), seed=args.seed
+
+    with Run(args.out, overwrite=args.overwrite, needed=args.parent_file) as run:
+        run.ask("population_sweep", asked)
+        print(f"parent: {args.parent_file}")
+        actor.to(device)
+        course = Course(
+            args.env, TRAIN_LEVELS, seed=derive_seed(args.seed, "validation"), mode=args.mode,
+            frame_stack=actor.observation_shape[0] // 3,
+        )  # fmt: skip
+
+        def validate(model: nn.Module) -> float:
+            policy = EnsemblePolicy(model, device=device)
+            return float(play(policy, course, episodes=args.validation_episodes).returns.mean())
+
+        parent_return: float = run.once("parent", partial(validate, actor))
+        print(f"parent: return {parent_return:.2f} over {args.validation_episodes} episodes")
+        policy = EnsemblePolicy(actor, device=device)
+        observations = collect_observations(policy, course, count=256)
+        for search in searches:
+            name = f"sigma={search.sigma:g},density={search.density:g}"
+            divergence = search_trust_region(
+                actor, observations, search=search, sigmas=(search.sigma or 0,)
             ).divergence
-
-            def on_child(child: Child, population: str = population) -> None:
-                journal.add_child(population, child)
-                advance(1, f"{population}: {child.fitness:.2f}")
-
-            mutations = quads(largest, sigma, density, args.seed)
-            children = evaluate_population(
-                actor, mutations, course=course, episodes=args.validation_episodes, device=device,
-                on_child=on_child, done=journal.children(population), **args.workers.options,
+            whole = evolve_together(
+                actor, search, course=course, episodes=args.validation_episodes, device=device,
+                run=run, name=name, workers=args.workers.chosen,
             )  # fmt: skip
             for size in args.population_sizes:
-                elites = select(children[:size], min(args.ensemble_size, size))
-                members = [child.mutation for child in elites]
-                fitness = [child.fitness for child in children[:size]]
-                name = f"{population},population_size={size}"
-                ensemble = Ensemble.from_mutations(actor, members)
-                row = {
-                    "sigma": sigma, "density": density, "population_size": size, "kl": kl,
-                    "mean": float(np.nanmean(fitness)), "best": elites[0].fitness,
-                    "ensemble": journal.once(f"{name} ensemble", partial(validate, ensemble)),
+                kept = min(args.ensemble_size, size)
+                evolution = Evolution(
+                    actor, replace(search, population_size=size, ensemble_size=kept)
+                )
+                evolution.tell(whole.children[:size])
+                part = run.part(f"{name},population_size={size}")
+                populated = {
+                    "sigma": search.sigma, "density": search.density, "population_size": size,
                 }  # fmt: skip
-                rows.append(row)
-                with Tracker(args.out / name) as tracker:
-                    for number, child in enumerate(children[:size]):
-                        tracker.scalar("children/fitness", child.fitness, number)
-                        tracker.text("children/recipe", f"`{child}`", number)
-                    tracker.histogram("children/fitness_histogram", fitness)
-                    tracker.hyper_parameters(
-                        {"sigma": sigma, "density": density, "population_size": size},
-                        {key: row[key] for key in ("kl", "mean", "best", "ensemble")},
-                    )
-    print(f"\n{args.env}, training levels, mean return over {args.validation_episodes} episodes:\n")
-    headings = ["sigma", "density", "children", "KL", "mean", "best", "ensemble", "parent"]
-    lines = [
-        [f"{row['sigma']:g}", f"{row['density']:g}", f"{row['population_size']}",
-         f"{row['kl']:.4f}", f"{row['mean']:.2f}", f"{row['best']:.2f}",
-         f"{row['ensemble']:.2f}", f"{parent_return:.2f}"]
-        for row in rows
-    ]  # fmt: skip
-    print(table(headings, lines))
-    storage.write_json(args.out / "results.json", {"parent_return": parent_return, "rows": rows})
+                found = {
+                    "kl": divergence,
+                    "mean": float(np.nanmean([child.fitness for child in evolution.children])),
+                    "best": evolution.elites[0].fitness,
+                    "ensemble": part.once("ensemble", partial(validate, evolution.ensemble)),
+                }
+                show_children(part, evolution)
+                part.hyper_parameters(populated, found)
+                part.close()
+                rows.append({**populated, **found})
+        print(f"\n{args.env}, training levels, return over {args.validation_episodes} episodes:\n")
+        headings = ["sigma", "density", "children", "KL", "mean", "best", "ensemble", "parent"]
+        lines = [
+            [f"{row['sigma']:g}", f"{row['density']:g}", f"{row['population_size']}",
+             f"{row['kl']:.4f}", f"{row['mean']:.2f}", f"{row['best']:.2f}",
+             f"{row['ensemble']:.2f}", f"{parent_return:.2f}"]
+            for row in rows
+        ]  # fmt: skip
+        print(table(headings, lines))
+        run.finish({"arguments": args.asked, "parent_return": parent_return, "rows": rows})
 
 
 if __name__ == "__main__":
-    run(lambda: tyro.cli(SweepArgs), main)
+    command_line.run(lambda: tyro.cli(SweepArgs), main)

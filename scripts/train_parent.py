@@ -7,110 +7,58 @@
 
 import shlex
 import sys
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any, Literal
+from dataclasses import asdict
+from typing import Any
 
 import tyro
 
 from agents.evaluation import bootstrap_interval, spread
-from agents.parents import save_actor, train_parent
+from agents.parents import POLICY, save_actor, train_parent, training_outputs
 from agents.play.course import Course
 from agents.play.population import play
-from agents.ppo import PPOSettings
 from configs import command_line
-from configs.ppo import CPU, PAPER, REFERENCE
-from envs.procgen import TEST_LEVELS, TRAIN_LEVELS, Levels, check_game, normalized_return
+from configs.ppo import PRESETS, ParentArgs
+from envs.procgen import TEST_LEVELS, TRAIN_LEVELS, Levels, normalized_return
 from evo_subnets.files import storage
-from evo_subnets.rl import Actor, EnsemblePolicy
+from evo_subnets.rl import EnsemblePolicy
+from evo_subnets.runs import Run
 from evo_subnets.streams import derive_seed
 
 
-@dataclass(frozen=True)
-class Args:
-    """Trains a Procgen parent with PPO, and goes on where an earlier run was stopped."""
-
-    ppo: PPOSettings
-    """PPO's hyper-parameters."""
-    total_timesteps: int
-    """Environment steps in all."""
-    env: str = "bigfish"
-    """Procgen game."""
-    out: Path = Path("runs/train_parent")
-    """Folder for checkpoints, curve.csv and TensorBoard logs; a run found there goes on, for more
-    steps if they are asked for."""
-    overwrite: bool = False
-    """Start afresh in a folder that holds another run."""
-    mode: Literal["easy", "hard"] = "easy"
-    """Procgen's distribution mode."""
-    checkpoint_every: int = 50_000
-    """Environment steps between two checkpoints."""
-    card_episodes: int = 256
-    """Episodes on training and on unseen levels for the model card."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where the network runs."""
-    seed: int = 0
-    """Seed of levels, initial weights and minibatches."""
-
-    def __post_init__(self) -> None:
-        check_game(self.env)
-        for name in ("total_timesteps", "checkpoint_every", "card_episodes"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-
-
-PRESETS = {
-    "cpu": ("16-32-32 for 1 M steps, hours on two CPU cores", Args(CPU, 1_000_000)),
-    "reference": ("16-32-32 for 5 M steps, as the published runs", Args(REFERENCE, 5_000_000)),
-    "paper": ("32-64-128 for 10 M steps, as in table 4.2", Args(PAPER, 10_000_000)),
-}
-
-
-def main(args: Args) -> None:
+def main(args: ParentArgs) -> None:
     device = command_line.choose_device(args.device)
-    agent = train_parent(
-        args.env,
-        args.ppo,
-        total_timesteps=args.total_timesteps,
-        out=args.out,
-        mode=args.mode,
-        seed=args.seed,
-        device=device,
-        checkpoint_every=args.checkpoint_every,
-        overwrite=args.overwrite,
-    )
-    actor = Actor.from_agent(agent)
-    policy = EnsemblePolicy(actor, actor.observation_space, device=device)
+    outputs = training_outputs(args.out)
+    with Run(args.out, overwrite=args.overwrite, outputs=outputs) as run:
+        actor, about = train_parent(args.env, args.ppo, run=run, device=device, **args.training)
+        policy = EnsemblePolicy(actor, device=device)
 
-    def returns(levels: Levels, name: str) -> dict[str, Any]:
-        print(f"playing {args.card_episodes} episodes on {name} levels")
-        seed = derive_seed(args.seed, "card", name)
-        course = Course(
-            args.env, levels, seed=seed, mode=args.mode, frame_stack=actor.observation_shape[0] // 3
-        )
-        played = play(policy, course, episodes=args.card_episodes).returns
-        low, high = bootstrap_interval(played)
-        print(f"  return {played.mean():.2f} [{low:.2f}, {high:.2f}]")
-        return {
-            "mean": float(played.mean()),
-            "sd": spread(played),
-            "interval": [low, high],
-            "normalized": float(normalized_return(played.mean(), args.env, mode=args.mode)),
+        def returns(levels: Levels, name: str) -> dict[str, Any]:
+            print(f"playing {args.card_episodes} episodes on {name} levels")
+            course = Course(
+                args.env, levels, seed=derive_seed(args.seed, "card", name), mode=args.mode,
+                frame_stack=actor.observation_shape[0] // 3,
+            )  # fmt: skip
+            played = play(policy, course, episodes=args.card_episodes).returns
+            low, high = bootstrap_interval(played)
+            print(f"  return {played.mean():.2f} [{low:.2f}, {high:.2f}]")
+            return {
+                "mean": float(played.mean()),
+                "sd": spread(played),
+                "interval": [low, high],
+                "normalized": float(normalized_return(played.mean(), args.env, mode=args.mode)),
+            }
+
+        card = {
+            **about,
+            "ppo": asdict(args.ppo),
+            "command": shlex.join(["python", *sys.argv]),
+            "episodes": args.card_episodes,
+            "train_levels": returns(TRAIN_LEVELS, "training"),
+            "test_levels": returns(TEST_LEVELS, "unseen"),
         }
-
-    card = {
-        "game": args.env,
-        "mode": args.mode,
-        "seed": args.seed,
-        "steps": agent.num_timesteps,
-        "ppo": asdict(args.ppo),
-        "command": shlex.join(["python", *sys.argv]),
-        "episodes": args.card_episodes,
-        "train_levels": returns(TRAIN_LEVELS, "training"),
-        "test_levels": returns(TEST_LEVELS, "unseen"),
-    }
-    save_actor(args.out / "policy.safetensors", actor, about=card)
-    storage.write_json(args.out / "card.json", card)
+        save_actor(args.out / POLICY, actor, about=card)
+        storage.write_json(args.out / "card.json", card)
+        run.finish(card)
 
 
 if __name__ == "__main__":

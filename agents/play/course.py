@@ -98,6 +98,16 @@ class Episodes:
         return cls(np.zeros(count), numbers[0], numbers[1])
 
     @classmethod
+    def from_lists(cls, lists: dict[str, list[float]]) -> "Episodes":
+        """Those that `as_lists` was called of."""
+        levels, lengths = (np.array(lists[name], np.int64) for name in ("level_seeds", "lengths"))
+        return cls(np.array(lists["returns"], np.float64), lengths, levels)
+
+    def as_lists(self) -> dict[str, list[float]]:
+        """As JSON, for a journal."""
+        return {name: column.tolist() for name, column in vars(self).items()}
+
+    @classmethod
     def joined(cls, parts: "list[Episodes]") -> "Episodes":
         """Those of several groups, one after the other."""
         return cls(

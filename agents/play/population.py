@@ -17,15 +17,17 @@ from torch import nn
 from agents.play.blocks import Block, step_together
 from agents.play.course import Course, Episodes
 from envs.procgen import ProcgenSimulator
-from evo_subnets.evolution import Child, evaluate, gather
+from evo_subnets.evolution import Child, check_strength, evaluate, gather
 from evo_subnets.mutation import Mutation, materialize
 from evo_subnets.rl import Actor, EnsemblePolicy
 from evo_subnets.subnetworks import parameters
+from evo_subnets.workers import Here, Workers
 
 OnEpisode = Callable[[float], None] | None
 MakePolicy = Callable[[], EnsemblePolicy]
 Seated = tuple[int, int, Block]
 """The indices of a policy and of a group, and what plays."""
+HERE = Here()
 BLOCKS, BLOCKS_ON_GPU = 2, 64
 """Of a simulator. A CPU gains nothing from more, and its threads would end at other times."""
 
@@ -85,11 +87,11 @@ def play_population(
     threads = torch.get_num_threads()
     on_cpu = torch.device(device).type == "cpu"
     waiting = max(len(match.waiting), 1)
-    workers = min(threads if on_cpu else 1, waiting)
-    blocks = min(blocks or (BLOCKS if on_cpu else BLOCKS_ON_GPU), -(-waiting // workers))
-    simulators = [course.simulator(blocks * match.size) for _ in range(workers)]
+    playing = min(threads if on_cpu else 1, waiting)
+    blocks = min(blocks or (BLOCKS if on_cpu else BLOCKS_ON_GPU), -(-waiting // playing))
+    simulators = [course.simulator(blocks * match.size) for _ in range(playing)]
     try:  # set_num_threads is for the calling thread alone
-        with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        with ThreadPoolExecutor(playing, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             try:
                 for simulator in simulators:
                     pool.submit(match.run, simulator)
@@ -112,17 +114,17 @@ def evaluate_population(
     device: torch.device | str = "cpu",
     on_child: Callable[[Child], None] | None = None,
     done: Sequence[Child] = (),
-    actors: int = 0,
-    gpus_per_actor: float | None = None,
-    address: str | None = None,
+    workers: Workers = HERE,
 ) -> list[Child]:
     """What `evolution.evaluate` returns with the mean return of `play` as the fitness.
 
     Children are told and kept as there, in the order in which they finish. In this process they
-    play together, in others (`actors`, see there) one by one.
+    play together, in others (`workers`) one by one. A ValueError refuses noise that leaves nothing
+    of the parent, before any play.
     """
     space = parent.observation_space
-    if actors:
+    check_strength(parent, mutations)
+    if not isinstance(workers, Here):
 
         def fitness(model: nn.Module) -> float:
             agent = EnsemblePolicy(model, space, device=device)
@@ -130,13 +132,13 @@ def evaluate_population(
             return float(played.returns.mean())
 
         return evaluate(
-            parent, mutations, fitness, None, on_child, done, actors, gpus_per_actor, address
+            parent, mutations, fitness=fitness, on_child=on_child, done=done, workers=workers
         )
     weights = parameters(parent)
 
     def policy(mutation: Mutation) -> EnsemblePolicy:
         model = copy.deepcopy(parent)
-        materialize(weights, mutation, parameters(model))
+        materialize(weights, mutation, out=parameters(model))
         return EnsemblePolicy(model, space, device=device)
 
     def evaluated(missing: Sequence[Mutation]) -> Iterator[tuple[int, Child]]:
@@ -149,7 +151,7 @@ def evaluate_population(
             yield index, _child(missing[index], outcome)
 
     with ExitStack() as ending:
-        return gather(mutations, evaluated, on_child, done)
+        return gather(mutations, evaluated, on_child=on_child, done=done)
 
 
 def _child(mutation: Mutation, outcome: Episodes | Exception) -> Child:
