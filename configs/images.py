@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from configs.workers import EVERY_RUN, WorkerOptions, Workers
+from configs.workers import EVERY_RUN, WorkerArgs, WorkerOptions
 from evo_subnets import quads
 from evo_subnets.methods import Annealing, Pruning
 from evo_subnets.mutation import check_density
@@ -48,7 +48,7 @@ class CompareArgs:
     runs/compare_methods/PRESET-MODEL."""
     overwrite: bool = False
     """Start afresh in a folder that holds a run."""
-    workers: WorkerOptions = Workers()  # noqa: RUF009  # frozen
+    workers: WorkerOptions = WorkerArgs()  # noqa: RUF009  # frozen
 
     def __post_init__(self) -> None:
         if self.seeds < 1 or self.first_seed < 0:
@@ -121,7 +121,7 @@ class ImageArgs:
     runs/image_ensemble/METHOD-MODEL-DATASET."""
     overwrite: bool = False
     """Start afresh in a folder that holds another run."""
-    workers: WorkerOptions = Workers()  # noqa: RUF009
+    workers: WorkerOptions = WorkerArgs()  # noqa: RUF009
 
     def __post_init__(self) -> None:
         for name in ("parent_epochs", "child_epochs", "members", "batch_size"):
@@ -142,10 +142,12 @@ class ImageArgs:
                     f"members must be at most population_size, got {self.members} of "
                     f"{self.population_size}"
                 )
-        if self.racing and (self.method != "noisy" or self.reestimate_norms or self.workers.actors):
+        if self.racing and (
+            self.method != "noisy" or self.reestimate_norms or self.workers.workers
+        ):
             raise ValueError(
                 "racing is for --method noisy, in one process and with the parent's norms: leave "
-                "out --racing, or --reestimate-norms and --actors"
+                "out --racing, or --reestimate-norms and --workers"
             )
         if self.sigma is not None and not 0 < self.sigma < float("inf"):
             raise ValueError(f"sigma must be positive, got {self.sigma}")

@@ -3,7 +3,7 @@
 import copy
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import chain
@@ -16,13 +16,14 @@ from evo_subnets.ensemble import Ensemble
 from evo_subnets.mutation import Mutation, check_density, materialize, quads
 from evo_subnets.streams import derive_seed
 from evo_subnets.subnetworks import Include, Params, included, parameters
+from evo_subnets.workers import Here, Workers
 
 Fitness = Callable[[nn.Module], float]
 """A model to its fitness on validation data. Higher is better."""
 Mapper = Callable[[Callable[[Any], Any], Sequence[Any]], Iterator[tuple[int, Any]]]
 """Work and items to (index of an item, its result) as they come, in any order.
 
-`in_turn` is one, `scaleout.over_actors` makes others.
+`map` of `workers.Here()` and `workers.Ray(4)`, for example.
 """
 
 Sampler = Callable[[int, float, float, int], list[Mutation]]
@@ -93,11 +94,6 @@ class Evaluator:
         return parameters(self.module)
 
 
-def in_turn(work: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[tuple[int, Any]]:
-    """(index, result) of each item, one after the other in this process."""
-    return enumerate(map(work, items))
-
-
 def evaluate(
     module: nn.Module,
     mutations: Sequence[Mutation],
@@ -105,9 +101,7 @@ def evaluate(
     include: Include = None,
     on_child: Callable[[Child], None] | None = None,
     done: Sequence[Child] = (),
-    actors: int = 0,
-    gpus_per_actor: float | None = None,
-    address: str | None = None,
+    workers: Workers = Here(),
 ) -> list[Child]:
     """The children of `module` with their fitness, in the order of `mutations`.
 
@@ -115,21 +109,11 @@ def evaluate(
     than half of them have failed: a PopulationError then says why. `on_child` sees each child as
     it comes. `done`: children of an earlier, interrupted run, which are not evaluated again.
 
-    `actors`: 0 evaluates in this process, N in that many others, through EvoTorch on Ray: on this
-    machine, or on the Ray cluster at `address`, with the same results (they use one thread each,
-    and the number of threads can move a last digit). A worker that dies is replaced and its
-    children are evaluated again; a child that kills its workers fails. The fitness travels there
-    by cloudpickle, so it must hold no open files or environments, and its random numbers must come
-    from seeds of its own. An OSError says that no Ray answers.
+    `workers`: where children are evaluated, with the same results. On others than `Here()` a child
+    that kills its workers fails.
     """
-    evaluator = Evaluator(module, fitness, include)
-    if not actors:
-        return gather(mutations, partial(in_turn, evaluator), on_child, done)
-    from evo_subnets.workers.crew import Crew  # this alone needs EvoTorch and Ray
-
-    actors = min(actors, max(len(mutations), 1))
-    with Crew(evaluator, actors, gpus_per_actor, address, lost=lost_child) as crew:
-        return gather(mutations, crew.results, on_child, done)
+    evaluated = partial(workers.map, Evaluator(module, fitness, include), lost=lost_child)
+    return gather(mutations, evaluated, on_child, done)
 
 
 def gather(
@@ -148,18 +132,22 @@ def gather(
     missing = [i for i in range(len(mutations)) if i not in children]
     coming = evaluated([mutations[i] for i in missing])
     failed = []
-    for i, child in chain(list(children.items()), ((missing[j], child) for j, child in coming)):
-        children[i] = child
-        if on_child is not None:
-            on_child(child)
-        if child.failed:
-            failed.append(child.reason or "fitness is NaN")
-        if 2 * len(failed) > len(mutations):
-            reason = " ".join(Counter(failed).most_common(1)[0][0].split())
-            raise PopulationError(
-                f"more than half of the children failed, {len(failed)} of {len(mutations)} "
-                f"so far, most often with: {reason}"
-            )
+    try:
+        for i, child in chain(list(children.items()), ((missing[j], child) for j, child in coming)):
+            children[i] = child
+            if on_child is not None:
+                on_child(child)
+            if child.failed:
+                failed.append(child.reason or "fitness is NaN")
+            if 2 * len(failed) > len(mutations):
+                reason = " ".join(Counter(failed).most_common(1)[0][0].split())
+                raise PopulationError(
+                    f"more than half of the children failed, {len(failed)} of {len(mutations)} "
+                    f"so far, most often with: {reason}"
+                )
+    finally:
+        if isinstance(coming, Generator):
+            coming.close()  # its workers end with it
     return [children[i] for i in range(len(mutations))]
 
 
@@ -250,15 +238,13 @@ def evolve(
     seed: int = 0,
     include: Include = None,
     on_child: Callable[[Child], None] | None = None,
-    actors: int = 0,
-    gpus_per_actor: float | None = None,
-    address: str | None = None,
+    workers: Workers = Here(),
     sample: Sampler = quads,
 ) -> Evolution:
     """One generation of children, evaluated; the result has `.children`, `.elites`, `.ensemble`.
 
-    `actors`, `gpus_per_actor`, `address`: where they are evaluated, see `evaluate`. Take `sigma`
-    from `search_trust_region`: what is small for one network destroys another.
+    `workers`: where they are evaluated. Take `sigma` from `search_trust_region`: what is small for
+    one network destroys another.
     """
     if ensemble_size > population_size:
         raise ValueError(
@@ -274,9 +260,7 @@ def evolve(
         fitness,
         include,
         on_child,
-        actors=actors,
-        gpus_per_actor=gpus_per_actor,
-        address=address,
+        workers=workers,
     )
     evolution.tell(children)
     return evolution

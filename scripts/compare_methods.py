@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from configs.command_line import choose_device, run
 from configs.experiments import PRESETS, Experiment, Preset, tiny
 from configs.images import CompareArgs
-from configs.workers import Workers
+from configs.workers import WorkerArgs
 from evo_subnets import divergence, evaluate, metrics
 from evo_subnets.data import Dataset, Images, load
 from evo_subnets.engines.memory import keep_freed_memory
@@ -100,7 +100,7 @@ class Bench:
         dataset: Dataset,
         out: Path,
         corruptions: str | None,
-        workers: Workers,
+        workers: WorkerArgs,
     ) -> None:
         self.preset, self.dataset, self.out = preset, dataset, out
         self.corruptions, self.workers = corruptions, workers
@@ -199,7 +199,8 @@ class Bench:
         found = noisy(
             parent, self.dataset.validation, self.dataset.augmentation, experiment.members,
             experiment.elites, experiment.density, experiment.sigma,
-            seed=derive_seed(seed, "noisy"), evaluation=partial(evaluate, **self.workers.options),
+            seed=derive_seed(seed, "noisy"),
+            evaluation=partial(evaluate, workers=self.workers.chosen),
         )  # fmt: skip
         logits = predict_members(found.ensemble, *self.test)
         row = self.scored(found.ensemble, logits)

@@ -221,7 +221,7 @@ def mutated(
             parent, dataset.validation, dataset.augmentation, args.population_size, args.members,
             args.density, args.sigma, args.target_kl, args.seed,
             dataset.train if args.reestimate_norms else None, on_child,
-            partial(evaluate, done=done, **args.workers.options),
+            partial(evaluate, done=done, workers=args.workers.chosen),
             Rules() if args.racing else None,
         )  # fmt: skip
     for child in found.children:

@@ -8,7 +8,7 @@ from torch import nn
 
 from evo_subnets.data import Augmentation, Images
 from evo_subnets.ensemble import Ensemble
-from evo_subnets.evolution import Mapper, in_turn
+from evo_subnets.evolution import Mapper
 from evo_subnets.methods.trained import (
     OnEpoch,
     Trained,
@@ -19,6 +19,7 @@ from evo_subnets.methods.trained import (
 from evo_subnets.metrics import count_parameters
 from evo_subnets.streams import derive_seed
 from evo_subnets.tuning import Tuning, tune
+from evo_subnets.workers import Here
 
 Build = Callable[[int], nn.Module]
 """A seed to an untrained network."""
@@ -33,7 +34,7 @@ def independent(
     seed: int = 0,
     on_epoch: OnEpoch | None = None,
     folder: Path | None = None,
-    mapper: Mapper = in_turn,
+    mapper: Mapper = Here().map,
 ) -> Trained:
     """`members` networks, each trained from its own initialisation for `tuning.epochs` epochs.
 
@@ -41,7 +42,7 @@ def independent(
 
     As in all methods that train: `folder` keeps the training of every member, so that the same
     call goes on where an earlier one was stopped; `mapper` is where members are trained, here one
-    after the other, or `scaleout.over_actors(...)` (then `on_epoch` must be able to travel).
+    after the other, or `Ray(4).map` (then `on_epoch` must be able to travel).
     """
     if members < 1:
         raise ValueError(f"an ensemble needs at least one member, got members={members}")
@@ -71,7 +72,7 @@ def bagging(
     seed: int = 0,
     on_epoch: OnEpoch | None = None,
     folder: Path | None = None,
-    mapper: Mapper = in_turn,
+    mapper: Mapper = Here().map,
 ) -> Trained:
     """Networks that each see a sample of the images (Breiman 1996; Whitaker 2023, table 5.1)."""
     bagged = replace(tuning, bagging=fraction)

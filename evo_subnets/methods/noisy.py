@@ -110,7 +110,7 @@ def noisy(
     `search_trust_region`). `augmentation` normalises; nothing is cropped or flipped here. With
     `norm_images` every child's BatchNorm statistics are re-estimated on them; without, they are
     the parent's, as in the paper. `evaluation` is `evolution.evaluate`, perhaps with more arguments
-    (`functools.partial`): actors, or the children of a run that was stopped.
+    (`functools.partial`): workers, or the children of a run that was stopped.
 
     `racing`: rules by which children that are hardly among the best are dropped before they have
     seen all images (see `racing.race`), in this process and without `evaluation`. The fitness of

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from evo_subnets.data import Augmentation, Images
 from evo_subnets.ensemble import Ensemble
-from evo_subnets.evolution import Mapper, in_turn
+from evo_subnets.evolution import Mapper
 from evo_subnets.methods.trained import (
     OnEpoch,
     Trained,
@@ -33,6 +33,7 @@ from evo_subnets.streams import derive_seed, uniform
 from evo_subnets.structure.neurons import find_neurons, kept_neurons, neuron_masks, neuron_norms
 from evo_subnets.subnetworks import Params, Subnetwork, included, parameters, parts
 from evo_subnets.tuning import Tuning, tune
+from evo_subnets.workers import Here
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,7 @@ def sparse(
     seed: int = 0,
     on_epoch: OnEpoch | None = None,
     folder: Path | None = None,
-    mapper: Mapper = in_turn,
+    mapper: Mapper = Here().map,
 ) -> Trained:
     """Children that are pruned copies of `parent`, each tuned alone (algorithm 2).
 

@@ -15,7 +15,7 @@ from evo_subnets.annealing import (
     temperature_probabilities,
 )
 from evo_subnets.data import Augmentation, Images
-from evo_subnets.evolution import Mapper, in_turn
+from evo_subnets.evolution import Mapper
 from evo_subnets.methods.sparse import Pruning, finished
 from evo_subnets.methods.trained import (
     OnEpoch,
@@ -28,6 +28,7 @@ from evo_subnets.pruning import IterativelyPruned, Masks, Pruned
 from evo_subnets.streams import derive_seed
 from evo_subnets.subnetworks import Params, Subnetwork
 from evo_subnets.tuning import Binding, Tuning, reestimate_norms, tune
+from evo_subnets.workers import Here
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ def stochastic(
     seed: int = 0,
     on_epoch: OnEpoch | None = None,
     folder: Path | None = None,
-    mapper: Mapper = in_turn,
+    mapper: Mapper = Here().map,
 ) -> Trained:
     """Children whose subnetworks are revealed while they are tuned (algorithm 3).
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from evo_subnets.files import storage
 from evo_subnets.evolution import Child
+from evo_subnets.files import storage
 from evo_subnets.mutation import Mutation
 
 

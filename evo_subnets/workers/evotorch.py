@@ -1,7 +1,8 @@
 """The same evaluation in other processes, through EvoTorch on Ray."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -14,13 +15,14 @@ from evo_subnets.evolution import (
     Evaluator,
     Evolution,
     Fitness,
-    Mapper,
     gather,
     lost_child,
 )
 from evo_subnets.mutation import Mutation
 from evo_subnets.subnetworks import Include
 from evo_subnets.workers.crew import Crew
+from evo_subnets.workers.here import Here
+from evo_subnets.workers.ray import Ray
 
 LARGEST_SEED = 2**53 - 1
 """That a float64 holds exactly, with all smaller ones."""
@@ -53,26 +55,24 @@ def from_rows(rows: Tensor) -> list[Mutation]:
 class MutationProblem(Crew):
     """The search for fit children of `module`, to EvoTorch: solutions are rows, see `to_rows`.
 
-    `fitness`, `include`: as in `evaluate`; `actors` and what follows: as in `Crew`. `children` are
-    those of the last batch, with the reasons of those that failed, whose evaluation is -inf.
-    `on_child` sees each as it comes. A PopulationError stops a batch most of which fails.
+    `fitness`, `include`: as in `evaluate`. `workers`: those of `Ray` stay for all batches, until
+    `close`. `children` are those of the last batch, with the reasons of those that failed, whose
+    evaluation is -inf. `on_child` sees each as it comes. A PopulationError stops a batch most of
+    which fails.
     """
 
     def __init__(
         self,
         module: nn.Module,
         fitness: Fitness,
+        *,
         include: Include = None,
         on_child: Callable[[Child], None] | None = None,
-        actors: int = 0,
-        gpus_per_actor: float | None = None,
-        address: str | None = None,
-        threads: int = 1,
+        workers: Here | Ray = Here(),
     ) -> None:
         evaluator = Evaluator(module, fitness, include)
-        super().__init__(
-            evaluator, actors, gpus_per_actor, address, threads, lost_child, solution_length=4
-        )
+        options: dict[str, Any] = asdict(workers)  # none where it is this process
+        super().__init__(evaluator, **options, lost=lost_child, solution_length=4)
         self.module, self.include, self.on_child = module, include, on_child
         self.children: list[Child] = []
 
@@ -134,25 +134,3 @@ class SubnetworkSearch(SearchAlgorithm):  # type: ignore[misc]
     def _mean_fitness(self) -> float:
         alive = [child.fitness for child in self.problem.children if not child.failed]
         return math.fsum(alive) / len(alive)
-
-
-def over_actors(
-    actors: int,
-    gpus_per_actor: float | None = None,
-    address: str | None = None,
-    threads: int = 1,
-) -> Mapper:
-    """A function of work and items that gives (index, result) as they come, from other processes.
-
-    What `evolution.in_turn` does in this process; `actors` and what follows: as in `Crew`. What
-    the work raises, this raises.
-    """
-    if actors < 1:
-        raise ValueError(f"actors must be at least 1, got {actors}")
-
-    def results(work: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[tuple[int, Any]]:
-        count = min(actors, max(len(items), 1))
-        with Crew(work, count, gpus_per_actor, address, threads) as crew:
-            yield from crew.results(items)
-
-    return results
