@@ -6,10 +6,11 @@ from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
+from evo_subnets.search import Search
+
 from agents.parents import parent_file
 from configs.workers import EVERY_RUN, WorkerArgs, WorkerOptions
 from envs.procgen import check_game
-from evo_subnets.search import Search
 
 
 @dataclass(frozen=True)
@@ -28,8 +29,8 @@ class SweepArgs:
     """Fractions of the weights that are perturbed."""
     population_sizes: tuple[int, ...] = (16,)
     """Children; smaller populations are the first children of larger ones."""
-    ensemble_size: int = 8
-    """Children that are kept (fewer where a population is smaller)."""
+    ensemble_size: int | None = None
+    """Children that are kept (all where a population is smaller). None: 8."""
     validation_episodes: int = 32
     """Episodes on training levels that a child's fitness is the mean return of."""
     mode: Literal["easy", "hard"] = "easy"
@@ -48,19 +49,20 @@ class SweepArgs:
         check_game(self.env)
         for name in ("sigmas", "densities", "population_sizes"):
             check_distinct(name, getattr(self, name))
-        for name in ("validation_episodes", "ensemble_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.validation_episodes < 1:
+            raise ValueError(
+                f"validation_episodes must be at least 1, got {self.validation_episodes}"
+            )
         if not 0 <= self.seed < 2**31:
             raise ValueError(f"seed must be in 0..2**31 - 1, got {self.seed}")
-        if self.ensemble_size > max(self.population_sizes):
+        for sigma, density in self.grid:
+            for size in self.population_sizes:
+                self.search(sigma, density, population_size=size)
+        if self.ensemble_size is not None and self.ensemble_size > max(self.population_sizes):
             raise ValueError(
                 f"ensemble_size {self.ensemble_size} exceeds every population of "
                 f"{', '.join(map(str, self.population_sizes))}"
             )
-        for sigma, density in self.grid:
-            for size in self.population_sizes:
-                self.search(sigma, density=density, population_size=size)
         _ = self.parent_file
 
     @property
@@ -80,9 +82,9 @@ class SweepArgs:
         """The pairs of sigma and density."""
         return list(product(self.sigmas, self.densities))
 
-    def search(self, sigma: float, *, density: float, population_size: int) -> Search:
+    def search(self, sigma: float, density: float, *, population_size: int) -> Search:
         """One population of the sweep."""
-        kept = min(self.ensemble_size, population_size)
+        kept = min(8 if self.ensemble_size is None else self.ensemble_size, population_size)
         return Search(population_size, kept, sigma, density, self.seed)
 
     @property

@@ -4,7 +4,6 @@ python scripts/population_sweep.py --sigmas 0.003 0.01 0.03 --densities 0.2 0.5
 tensorboard --logdir runs/population_sweep
 """
 
-from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -56,27 +55,20 @@ def main(args: SweepArgs) -> None:
         print(f"parent: return {parent_return:.2f} over {args.validation_episodes} episodes")
         policy = EnsemblePolicy(actor, device=device)
         observations = collect_observations(policy, course, count=256)
-        for search in searches:
-            name = f"sigma={search.sigma:g},density={search.density:g}"
-            divergence = search_trust_region(
-                actor, observations, search=search, sigmas=(search.sigma or 0,)
-            ).divergence
+        for (sigma, density), search in zip(args.grid, searches, strict=True):
+            name = f"sigma={sigma:g},density={density:g}"
+            region = search_trust_region(actor, observations, search=search, sigmas=(sigma,))
             whole = evolve_together(
                 actor, search, course=course, episodes=args.validation_episodes, device=device,
                 run=run, name=name, workers=args.workers.chosen,
             )  # fmt: skip
             for size in args.population_sizes:
-                kept = min(args.ensemble_size, size)
-                evolution = Evolution(
-                    actor, replace(search, population_size=size, ensemble_size=kept)
-                )
+                evolution = Evolution(actor, args.search(sigma, density, population_size=size))
                 evolution.tell(whole.children[:size])
                 part = run.part(f"{name},population_size={size}")
-                populated = {
-                    "sigma": search.sigma, "density": search.density, "population_size": size,
-                }  # fmt: skip
+                populated = {"sigma": sigma, "density": density, "population_size": size}
                 found = {
-                    "kl": divergence,
+                    "kl": region.divergence,
                     "mean": float(np.nanmean([child.fitness for child in evolution.children])),
                     "best": evolution.elites[0].fitness,
                     "ensemble": part.once("ensemble", partial(validate, evolution.ensemble)),

@@ -87,17 +87,17 @@ def main(args: ProcgenArgs) -> None:
 
         # The parent's best softmax temperature: averaging members changes the entropy as well
         tuned = play_all(
-            {f"{each:g}": (policy(actor, each), False) for each in TEMPERATURES},
+            {str(each): (policy(actor, each), False) for each in TEMPERATURES},
             course("validation"), episodes=args.validation_episodes, run=run, name="temperatures",
         )  # fmt: skip
         returns = {each: float(episodes.returns.mean()) for each, episodes in tuned.items()}
-        temperature = max(returns, key=lambda each: returns[each])
+        temperature = float(max(returns, key=lambda each: returns[each]))
 
         # The test: the same unseen levels for everyone
         contestants = {
             "parent": (policy(actor), args.deterministic),
             "parent, greedy": (policy(actor), True),
-            f"parent, temperature {temperature}": (policy(actor, float(temperature)), False),
+            f"parent, temperature {temperature:g}": (policy(actor, temperature), False),
             "best child": (policy(best), args.deterministic),
             f"ensemble of {len(evolution.elites)}": (policy(ensemble), args.deterministic),
         }
@@ -127,7 +127,7 @@ def main(args: ProcgenArgs) -> None:
                 "arguments": args.asked,
                 "parent": source,
                 "sigma": search.sigma,
-                "temperature": {"chosen": float(temperature), "validation_returns": returns},
+                "temperature": {"chosen": temperature, "validation_returns": returns},
                 "children": [asdict(child) for child in evolution.children],
                 "elites": [asdict(child) for child in evolution.elites],
                 "test": [asdict(row) for row in rows],

@@ -17,6 +17,7 @@ from PIL import Image
 from script_client import ROOT, Result, check_late_failure, check_refusal, half_written
 
 from agents import parents
+from agents.evaluation import compare, verdict
 from agents.parents import impala_actor, load_actor, save_actor
 from agents.play.course import Episodes
 from configs.procgen import ProcgenArgs
@@ -94,7 +95,10 @@ def test_the_main_job_leaves_whole_results(request, name):
     assert results["temperature"]["chosen"] in (0.25, 0.5, 0.71, 1.0, 1.41)
     assert len(results["temperature"]["validation_returns"]) == 5
     assert results["arguments"]["env"] == GAME
-    assert "The ensemble: " in result.stdout
+    assert results["arguments"]["population_size"] == 4
+    assert results["arguments"]["deterministic"] is (name == "first_run")
+    assert {"commit", "command"} <= set(results["provenance"])
+    assert "The ensemble: no verdict, 3 episodes show nothing" in result.stdout
     assert not half_written(out)
 
 
@@ -145,24 +149,22 @@ def events(folder):
 
 
 def test_tensorboard_shows_the_search_the_children_and_the_test(first_run):
+    """Children and policies as distributions and tables: nothing there is a series in time."""
     results = json.loads((first_run[0] / "results.json").read_text())
     tags, found = events(first_run[0])
-    curve = found.Scalars("trust_region/divergence_by_sigma_e-6")
-    assert any(point.step == round(results["sigma"] * 1e6) for point in curve)
-    fitness = {point.step: point.value for point in found.Scalars("children/fitness")}
-    assert sorted(fitness) == [0, 1, 2, 3]
-    for number, child in enumerate(results["children"]):
-        assert fitness[number] == pytest.approx(child["fitness"])
-        text = found.Tensors("children/recipe/text_summary")[number]
-        recipe = repr(Mutation(**child["mutation"]))
-        assert recipe in text.tensor_proto.string_val[0].decode()
-    assert "children/fitness_histogram" in tags["histograms"]
+
+    def text(tag):
+        (shown,) = found.Tensors(f"{tag}/text_summary")
+        return shown.tensor_proto.string_val[0].decode()
+
+    assert f"{results['sigma']:.5f}" in text("trust_region")
+    for child in results["children"]:
+        assert repr(Mutation(**child["mutation"])) in text("children/recipes")
     for row in results["test"]:
-        assert f"test/{row['policy']}" in tags["histograms"]
-    assert [point.value for point in found.Scalars("test/mean_return")] == pytest.approx(
-        [row["mean"] for row in results["test"]]
-    )
-    assert {"test/ensemble", "test/parent"} <= set(tags["scalars"])
+        assert f"{row['policy']} " in text("test")
+    histograms = {"children/fitness", *(f"test/{row['policy']}" for row in results["test"])}
+    assert histograms <= set(tags["histograms"])
+    assert set(tags["scalars"]) == {"test/ensemble", "test/parent"}, "of the HPARAMS page"
     assert "_hparams_/session_start_info" in found.summary_metadata
     training = events(first_run[0] / "parent")[0]
     assert "train/approx_kl" in training["scalars"]
@@ -190,37 +192,57 @@ def test_the_second_run_took_its_parent_its_sigma_and_made_a_clip(second_run, pa
         assert clip.n_frames >= 2
 
 
+def without_provenance(path):
+    return {
+        key: value
+        for key, value in json.loads(path.read_text()).items()
+        if key not in ("provenance", "format")
+    }
+
+
 def test_the_main_job_goes_on_where_it_was_killed(server, parent, tmp_path):
     command = ["--env", GAME, "--parent", parent, "--out", tmp_path, *TINY]
     assert server.run("procgen_ensemble", *command).status == 0
-    whole = {name: (tmp_path / name).read_bytes() for name in ("results.json", "episodes.csv")}
+    results = without_provenance(tmp_path / "results.json")
+    episodes = (tmp_path / "episodes.csv").read_bytes()
     journal = storage.read_json(tmp_path / "journal.json")
-    found = journal["found"]
-    phases = list(found)
-    assert phases[:3] == ["parent", "trust region", "children"]
-    assert len(phases) == 3 + 5 + 5
+    assert len(journal["found"]) == 1 + 5 + 5
+    assert len(journal["records"]["children"]) == 4
     # killed between two children: what came before is not done again, all else is
-    kept = {name: found[name] for name in phases[:3]}
-    kept["children"] = dict(list(found["children"].items())[:2])
-    storage.write_json(tmp_path / "journal.json", {**journal, "found": kept})
+    journal["found"] = {"trust region": journal["found"]["trust region"]}
+    kept = dict(list(journal["records"]["children"].items())[:2])
+    journal |= {"records": {"children": kept}, "finished": []}
+    storage.write_json(tmp_path / "journal.json", journal)
     (tmp_path / "results.json").unlink()
     result = server.run("procgen_ensemble", *command)
     assert result.status == 0, result.stderr
-    for name, content in whole.items():
-        assert (tmp_path / name).read_bytes() == content, name
+    assert without_provenance(tmp_path / "results.json") == results
+    assert (tmp_path / "episodes.csv").read_bytes() == episodes
     other = server.run("procgen_ensemble", *command, "--density", 0.3)
     assert other.status == 1
     assert "density 0.2 (now 0.3)" in other.stderr
     assert "--overwrite" in other.stderr
 
 
-def test_a_report_of_one_episode_has_no_warnings(capsys):
-    from scripts.procgen_ensemble import report
-
-    one = Episodes(np.array([3.0]), np.array([10]), np.array([1_000]))
-    rows = report(ProcgenArgs(test_episodes=1), {"parent": one, "ensemble": one})
-    assert [row["mean"] for row in rows] == [3, 3]
-    assert "no difference" in capsys.readouterr().out
+@pytest.mark.parametrize(
+    ("count", "worse", "words"),
+    [
+        (1, 0.0, "no verdict, 1 episodes show nothing (at least 30 are needed)"),
+        (29, 1.0, "no verdict, 29 episodes show nothing"),
+        (30, 1.0, "worse than the parent"),
+        (30, -1.0, "better than the parent"),
+        (30, 0.0, "no difference from the parent that this many episodes can show"),
+    ],
+)
+def test_a_verdict_needs_episodes(count, worse, words):
+    """Without warnings, however few there are."""
+    lengths = np.full(count, 10)
+    parent = Episodes(np.full(count, 3.0), lengths, lengths)
+    ensemble = Episodes(np.full(count, 3.0 - worse), lengths, lengths)
+    rows = compare({"parent": parent, "ensemble": ensemble}, game=GAME)
+    assert [row.mean for row in rows] == [3, 3 - worse]
+    assert rows[1].n == count
+    assert verdict(rows[1]).startswith(words)
 
 
 # --- help, typos, bad values
@@ -246,7 +268,7 @@ def test_typos_are_refused(server, script):
 BAD_VALUES = [
     ("--env pong", list(GAMES)),
     ("--population-size 18", ["quads come in fours", "multiple of 4, got 18"]),
-    ("--population-size 0", ["multiple of 4, got 0"]),
+    ("--population-size 0", ["population_size must be at least 1, got 0"]),
     ("--ensemble-size 17", ["ensemble_size must be in 1..16", "got 17"]),
     ("--density 0", ["density must be in (0, 1], got 0"]),
     ("--density 1.5", ["density must be in (0, 1], got 1.5"]),
@@ -254,7 +276,7 @@ BAD_VALUES = [
     ("--test-episodes -1", ["test_episodes must be at least 1, got -1"]),
     ("--validation-episodes 0", ["validation_episodes must be at least 1, got 0"]),
     ("--total-timesteps -5", ["total_timesteps must be at least 1, got -5"]),
-    ("--sigma -0.1", ["sigma must be positive, got -0.1"]),
+    ("--sigma -0.1", ["sigma must be positive and finite, got -0.1"]),
     ("--target-kl 0", ["target_kl must be positive, got 0"]),
     ("--seed -1", ["seed must be in 0..2**31 - 1, got -1"]),
     ("--seed one", ["--seed", "one"]),
@@ -276,9 +298,10 @@ def test_bad_values_are_one_line_before_any_compute(server, tmp_path, options, w
     [
         ("population_sweep", "--env pong", list(GAMES)),
         ("population_sweep", "--densities 0.2 2", ["density must be in (0, 1], got 2"]),
-        ("population_sweep", "--population-sizes 4 6", ["multiples of 4, got 6"]),
-        ("population_sweep", "--sigmas 0", ["sigmas must be positive"]),
+        ("population_sweep", "--population-sizes 4 6", ["multiple of 4, got 6"]),
+        ("population_sweep", "--sigmas 0", ["sigma must be positive and finite, got 0"]),
         ("population_sweep", "--validation-episodes -1", ["validation_episodes"]),
+        ("population_sweep", "--ensemble-size 0", ["ensemble_size must be in 1..16", "got 0"]),
         ("cartpole_ensemble", "--env Nope-v1", ["no environment 'Nope-v1'"]),
         ("cartpole_ensemble", "--population-size 18", ["multiple of 4, got 18"]),
         ("cartpole_ensemble", "--ensemble-size 17", ["ensemble_size", "17"]),
@@ -405,7 +428,7 @@ def test_ctrl_c_ends_a_run_at_once_in_one_line(server, parent, tmp_path, threads
         "--validation-episodes", 20_000, threads=threads,
     )  # fmt: skip
     for _ in range(200):
-        if list(out.glob("events*")):
+        if (out / "journal.json").exists():
             break
         time.sleep(0.05)
     time.sleep(0.5)
@@ -485,9 +508,12 @@ def test_a_sweep_is_one_group_of_runs(server, parent, tmp_path):
     folders = sorted(path.name for path in out.iterdir() if path.is_dir())
     assert folders == [f"sigma=0.01,density=0.5,population_size={size}" for size in (4, 8)]
     tags, found = events(out / folders[1])
-    assert len(found.Scalars("children/fitness")) == 8
-    assert {"kl", "mean", "best", "ensemble"} <= set(tags["scalars"])
-    assert "children/fitness_histogram" in tags["histograms"]
+    assert set(tags["scalars"]) == {"kl", "mean", "best", "ensemble"}
+    assert tags["histograms"] == ["children/fitness"]
+    (shown,) = found.Tensors("children/recipes/text_summary")
+    assert shown.tensor_proto.string_val[0].decode().count("Mutation(") == 8
+    assert results["arguments"]["sigmas"] == [0.01]
+    assert results["parent_return"] == pytest.approx(results["parent_return"])
     assert not half_written(out)
 
 
@@ -497,18 +523,14 @@ def test_a_sweep_takes_every_pair_of_sigma_and_density():
 
 
 def test_a_sweep_never_trains_its_parent(server, monkeypatch, tmp_path):
-    result = server.run("population_sweep", "--env", GAME, "--parent", "train", "--out", tmp_path)
-    check_refusal(result, 1, "a sweep needs a parent")
-
-    def train(*args, **kwargs):
-        raise AssertionError("10 million steps of PPO")
-
-    from scripts.population_sweep import main
-
-    monkeypatch.setattr(parents, "SHIPPED", tmp_path / "nothing here")
-    monkeypatch.setattr(parents, "train", train)
-    with pytest.raises(ValueError, match="a sweep needs a parent"):
-        main(SweepArgs(env=GAME, parent="auto", out=tmp_path, device="cpu"))
+    out = tmp_path / "out"
+    for options in ("--parent train", f"--env {GAME}", "--env bigfish --mode hard"):
+        result = server.run("population_sweep", *options.split(), "--out", out)
+        check_refusal(result, 2, "a sweep needs a parent", "scripts/train_parent.py")
+    assert not out.exists()
+    monkeypatch.setattr(parents, "SHIPPED", tmp_path)
+    with pytest.raises(ValueError, match="there is none of bigfish"):
+        SweepArgs(env="bigfish")
 
 
 def test_any_agent_of_stable_baselines3_can_be_the_parent(server):
@@ -520,10 +542,10 @@ def test_any_agent_of_stable_baselines3_can_be_the_parent(server):
     lines = result.stdout.splitlines()
     assert lines[0] == "training a parent for 2,048 steps"
     assert lines[1].startswith("sigma ")
-    for line, name in zip(lines[-2:], ("parent", "ensemble"), strict=True):
+    for line, name in zip(lines[2:], ("parent", "best child", "ensemble"), strict=True):
         assert line.startswith(name)
         assert line.endswith("over 8 episodes")
-        assert float(line.split()[1]) > 9
+        assert float(line.removeprefix(name).split()[0]) > 9
 
 
 def test_a_parent_is_trained_in_parts_and_has_a_card(server, tmp_path):
@@ -575,6 +597,6 @@ def trained_folder(server, tmp_path_factory):
 
 
 def test_children_without_siblings_are_all_as_dense_as_asked():
-    args = ProcgenArgs(population_size=6, ensemble_size=6, siblings="none")
-    assert {mutation.density for mutation in args.sample(6, 0.1, 0.2, 0)} == {0.2}
-    assert "siblings" in args.asked
+    args = ProcgenArgs(population_size=6, ensemble_size=6, sampler="singles", sigma=0.1)
+    assert {mutation.density for mutation in args.search.mutations()} == {0.2}
+    assert args.asked["sampler"] == "singles"

@@ -1,0 +1,185 @@
+"""Every option of the reinforcement-learning scripts acts, or is refused by name, before anything
+is written. (How values alone are wrong is in test_scripts.py.)"""
+
+import shutil
+from dataclasses import fields, replace
+
+import pytest
+from networks import built
+from script_client import check_refusal
+
+from agents.parents import SHIPPED, impala_actor, save_actor
+from agents.ppo import PPOSettings
+from configs.cartpole import CartPoleArgs
+from configs.ppo import PRESETS, ParentArgs
+from configs.procgen import ProcgenArgs
+from configs.sweep import SweepArgs
+from configs.workers import WorkerArgs
+
+BIGFISH = SHIPPED / "bigfish" / "policy.safetensors"
+IDLE = [
+    # script, option, with which others, what is said
+    ("procgen_ensemble", "--target-kl 0.02", "--sigma 0.1",
+     "target_kl has no effect with --sigma 0.1: leave it out (got 0.02)"),
+    ("procgen_ensemble", "--total-timesteps 64", "", "--total-timesteps has no effect with"),
+    ("procgen_ensemble", "--checkpoint-every 64", f"--parent {BIGFISH}",
+     f"--checkpoint-every has no effect with {BIGFISH}, which is trained"),
+    ("procgen_ensemble", "--ppo.frame-stack 1 --ppo.target-kl None", "--parent auto",
+     "--ppo.target-kl, --ppo.frame-stack has no effect with"),
+    ("procgen_ensemble", "--gpus-per-worker 0.5", "", "--gpus-per-worker and --ray-address need"),
+    ("procgen_ensemble", "--ray-address auto", "--workers 0", "need --workers"),
+    ("population_sweep", "--parent train", "", "a sweep needs a parent"),
+    ("population_sweep", "--mode hard", "--env bigfish", "there is none of bigfish (hard)"),
+    ("population_sweep", "--ensemble-size 20", "--population-sizes 4 16",
+     "ensemble_size 20 exceeds every population of 4, 16"),
+    ("population_sweep", "--sigmas 0.1 0.2 0.1", "", "sigmas has 0.1 twice"),
+    ("population_sweep", "--densities 0.2 0.2", "", "densities has 0.2 twice"),
+    ("population_sweep", "--population-sizes 4 4", "--ensemble-size 2",
+     "population_sizes has 4 twice"),
+    ("population_sweep", "--gpus-per-worker 0.5", "", "need --workers"),
+    ("population_sweep", "--seed -1", "", "seed must be in 0..2**31 - 1, got -1"),
+    ("cartpole_ensemble", "--env Pendulum-v1", "",
+     "a parent needs discrete actions that are numbered from zero, Pendulum-v1 has Box"),
+    ("cartpole_ensemble", "--env Blackjack-v1", "", "needs observations of one shape"),
+    ("cartpole_ensemble", "--seed -1", "", "seed must be in 0..2**31 - 1, got -1"),
+    ("train_parent", "cpu --seed -1", "", "seed must be in 0..2**31 - 1, got -1"),
+    ("train_parent", "cpu --ppo.gamma 2", "", "gamma must be in 0..1, got 2"),
+    ("train_parent", "cpu --ppo.learning-rate 0", "", "learning_rate must be positive, got 0"),
+    ("train_parent", "cpu --ppo.widths 0", "", "widths must be positive numbers of channels"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("script", "option", "others", "words"), IDLE, ids=[f"{case[0]} {case[1]}" for case in IDLE]
+)
+def test_an_option_that_would_do_nothing_is_refused(
+    server, tmp_path, script, option, others, words
+):
+    out = [] if script == "cartpole_ensemble" else ["--out", tmp_path / "out"]
+    result = server.run(script, *option.split(), *others.split(), *out)
+    check_refusal(result, 2, words)
+    assert result.stdout == ""
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_same_options_act_where_there_is_something_to_do():
+    """With the others that the refusals ask for."""
+    args = ProcgenArgs(
+        parent="train", total_timesteps=64, checkpoint_every=32, ppo=PPOSettings(frame_stack=1)
+    )
+    assert args.training == {
+        "total_timesteps": 64, "checkpoint_every": 32, "mode": "easy", "seed": 0,
+    }  # fmt: skip
+    assert ProcgenArgs(env="maze", total_timesteps=64).training["total_timesteps"] == 64
+    assert ProcgenArgs(mode="hard", total_timesteps=64).parent_file is None
+    assert ProcgenArgs(target_kl=0.1).target == 0.1
+    assert ProcgenArgs().target == 0.02
+    assert ProcgenArgs().training["total_timesteps"] == 10_000_000
+    assert ProcgenArgs().training["checkpoint_every"] == 50_000
+    assert ProcgenArgs(workers=WorkerArgs(2, ray_address="auto")).workers.chosen.workers == 2
+
+
+OTHER = {
+    "env": "starpilot", "parent": "mine.zip", "population_size": 20, "sampler": "singles",
+    "ensemble_size": 4, "density": 0.4, "sigma": 0.1, "target_kl": 0.1, "validation_episodes": 7,
+    "test_episodes": 7, "deterministic": True, "mode": "hard", "seed": 5, "device": "cpu",
+    "sigmas": (0.5,), "densities": (0.7,), "population_sizes": (12,),
+}  # fmt: skip
+"""Another value of each option that results depend on."""
+SAME_RESULTS = {"video", "out", "overwrite", "workers", "checkpoint_every"}
+IN_TRAINING = {"total_timesteps": 64, "ppo": PPOSettings(frame_stack=1)}
+
+
+@pytest.mark.parametrize("kind", [ProcgenArgs, SweepArgs])
+def test_a_journal_knows_every_option_that_results_depend_on(kind):
+    usual = kind()
+    for option in fields(kind):
+        if option.name in SAME_RESULTS:
+            assert option.name not in usual.asked
+        elif option.name in IN_TRAINING:
+            with_it = {option.name: IN_TRAINING[option.name]}
+            assert kind(parent="train", **with_it).asked != kind(parent="train").asked
+        elif option.name == "mode" and kind is SweepArgs:
+            assert kind(parent="mine.zip", mode="hard").asked["mode"] == "hard"
+        else:
+            other = replace(usual, **{option.name: OTHER[option.name]})
+            assert other.asked != usual.asked, option.name
+
+
+def test_every_option_of_a_search_reaches_it():
+    args = ProcgenArgs(
+        population_size=20, ensemble_size=4, density=0.4, sigma=0.1, seed=5, sampler="singles"
+    )
+    search = args.search
+    assert (search.population_size, search.ensemble_size, search.seed) == (20, 4, 5)
+    assert (search.density, search.sigma, search.sampler.__name__) == (0.4, 0.1, "singles")
+    assert CartPoleArgs(population_size=4, ensemble_size=2, seed=3).search.seed == 3
+
+
+def test_every_preset_trains_what_it_says():
+    for name, (_, args) in PRESETS.items():
+        assert isinstance(args, ParentArgs), name
+        assert args.training["total_timesteps"] == args.total_timesteps
+
+
+# --- refused when the parent is known, and still before anything is written
+
+TINY = ["--population-size", 4, "--ensemble-size", 2]
+GRID = ["--population-sizes", 4, "--ensemble-size", 2, "--densities", 0.5]
+
+
+@pytest.fixture
+def maze(tmp_path):
+    path = tmp_path / "maze.safetensors"
+    actor = built(lambda: impala_actor((2, 2, 2), 2))
+    save_actor(path, actor, about={"game": "maze", "mode": "hard"})
+    return path
+
+
+LATER = [
+    ("procgen_ensemble", ["--sigma", "1e30", *TINY], "sigma 1e+30 is "),
+    ("procgen_ensemble", ["--sigma", "1e30", "--parent", "train", *TINY], "sigma 1e+30 is "),
+    ("procgen_ensemble", ["--sigma", 100, *TINY], "nothing of the parent would be left"),
+    ("population_sweep", ["--sigmas", 0.01, "1e30", *GRID], "sigma 1e+30 is "),
+    ("procgen_ensemble", ["--env", "starpilot", "--parent", BIGFISH],
+     "is a parent of env bigfish, this run asks for starpilot: use --env bigfish"),
+    ("population_sweep", ["--env", "starpilot", "--parent", BIGFISH], "use --env bigfish"),
+    ("procgen_ensemble", ["--mode", "hard", "--parent", BIGFISH],
+     "is a parent of mode easy, this run asks for hard: use --mode easy"),
+    ("procgen_ensemble", ["--parent", "nowhere.safetensors"], "there is no such file"),
+    ("population_sweep", ["--parent", "nowhere.zip"], "there is no such file"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("script", "options", "words"), LATER)
+def test_a_refused_run_leaves_nothing_behind(server, tmp_path, script, options, words):
+    result = server.run(script, *options, "--out", tmp_path / "out")
+    check_refusal(result, 1, words)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_does_not_remember_a_refusal(server, maze, tmp_path):
+    """The corrected command runs where the wrong one was refused."""
+    out = tmp_path / "out"
+    command = ["population_sweep", "--env", "maze", "--parent", maze, "--sigmas", 0.1, *GRID,
+               "--validation-episodes", 1, "--out", out]  # fmt: skip
+    check_refusal(server.run(*command), 1, "is a parent of mode hard", "use --mode hard")
+    assert not out.exists()
+    easy = tmp_path / "bigfish.safetensors"
+    shutil.copy(BIGFISH, easy)
+    wrong = ["--env", "fruitbot", "--parent", easy]
+    check_refusal(server.run(*command, *wrong), 1, "use --env bigfish")
+    assert not out.exists()
+    result = server.run(*command, "--env", "maze", "--parent", maze, "--mode", "hard")
+    assert result.status == 0, result.stderr
+
+
+@pytest.mark.parametrize("out", ["", "."])
+@pytest.mark.parametrize(
+    ("script", "options"),
+    [("procgen_ensemble", []), ("population_sweep", []), ("train_parent", ["cpu"])],
+)
+def test_the_current_folder_is_no_output_folder(server, script, options, out):
+    result = server.run(script, *options, "--out", out)
+    check_refusal(result, 1, "a run needs a folder of its own")
+    assert result.stdout == ""
