@@ -91,12 +91,12 @@ def main(args: Args) -> None:
 
 
 def compiled(parent: dict[str, Tensor], out: dict[str, Tensor]) -> Tensor:
-    return materialize(parent, MUTATION, out)["w"]
+    return materialize(parent, MUTATION, out=out)["w"]
 
 
 def eager(parent: dict[str, Tensor], out: dict[str, Tensor]) -> Tensor:
     with without_library():
-        return materialize(parent, MUTATION, out)["w"]
+        return materialize(parent, MUTATION, out=out)["w"]
 
 
 @contextmanager

@@ -62,20 +62,20 @@ class Kind:
 
 
 def network(seed: int = 0) -> nn.Module:
-    return build("mlp-8", (1, 8, 8), 10, seed=seed)
+    return build("mlp-8", (1, 8, 8), classes=10, seed=seed)
 
 
 def kinds(folder: Path) -> list[Kind]:
     """The files, whole, with their loaders."""
     parent, asked = network(), {"sigma": 0.1, "seed": 3}
     about = {"model": "mlp-8", "classes": list(range(10))}
-    Ensemble.from_mutations(parent, quads(4, 0.1, 0.5, 0)).save(folder / "recipes")
+    Ensemble.from_mutations(parent, quads(4, 0.1, density=0.5, seed=0)).save(folder / "recipes")
     Ensemble([network(1), network(2)]).save(folder / "members")
     save_parent(folder / "parent", parent, about)
     save_actor(folder / "actor", impala_actor((2, 2, 2), 1, 15, 4), {"game": "bigfish"})
     journal = Journal(folder, asked)
     journal.once("sigma", lambda: 0.5)
-    for mutation in quads(8, 0.1, 0.5, 0):
+    for mutation in quads(8, 0.1, density=0.5, seed=0):
         journal.add_child("children", Child(mutation, 1.5))
     tuning = {"tuning": repr(Tuning(2)), "seed": 1, "images": 9}
     module, generator = network(), torch.Generator()
@@ -86,7 +86,7 @@ def kinds(folder: Path) -> list[Kind]:
     Checkpoint(folder / "checkpoint", tuning).save(*run, [0.5], last=True)
 
     def load_ensemble(name: str, restore: bool) -> Any:
-        ensemble = Ensemble.load(folder / name, network(), restore)
+        ensemble = Ensemble.load(folder / name, network(), restore=restore)
         return storage.fingerprint(ensemble.state_dict())
 
     def load_a_parent() -> Any:

@@ -1,13 +1,24 @@
 """The papers' supervised experiments: which methods, at which budgets, and what was printed."""
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
-from evo_subnets.methods import Annealing, Pruning
-from evo_subnets.tuning import Constant, OneCycle, StepLinear, Tuning
-
-Kind = Literal["independent", "bagging", "sparse", "stochastic", "noisy"]
+from evo_subnets import Search
+from evo_subnets.methods import (
+    METHODS,
+    Annealing,
+    Bagging,
+    Independent,
+    Method,
+    Noisy,
+    Pruning,
+    Sparse,
+    Stochastic,
+)
+from evo_subnets.schedules import Constant, OneCycle, StepLinear
+from evo_subnets.tuning import Tuning
 
 
 @dataclass(frozen=True)
@@ -16,17 +27,10 @@ class Experiment:
 
     label: str
     """The method's name in the table, the curve's in the picture."""
-    kind: Kind
-    tuning: Tuning
-    """Of the networks, or of the children."""
-    members: int = 1
-    pruning: Pruning = Pruning()  # noqa: RUF009  # frozen
-    annealing: Annealing = Annealing()  # noqa: RUF009
+    method: Method
+    """Its seed is replaced by one of the table's."""
     dropout: float = 0.0
-    sigma: float | None = None
-    density: float = 0.5
-    elites: int = 8
-    """Of the noisy method; `members` is its population."""
+    """Of networks that it builds."""
     x: float | None = None
     """Where the point stands in the picture."""
     prefixes: tuple[int, ...] = ()
@@ -43,6 +47,8 @@ class Preset:
     source: str
     model: str
     parent: Tuning
+    budget: int
+    """Epochs of the one dense network in whose training the table measures training."""
     experiments: tuple[Experiment, ...]
     dataset: str = "cifar10"
     augment: bool = True
@@ -50,6 +56,8 @@ class Preset:
     validation: Literal["train", "test"] = "test"
     x_label: str = ""
     """Of the picture; empty for a bar a method."""
+    columns: tuple[Literal["vote", "divergence"], ...] = ()
+    """Further ones: accuracy of the vote, mean divergence of the members from the parent."""
 
 
 def adam(epochs: int) -> Tuning:
@@ -79,11 +87,11 @@ def small_budget(model: str = "lenet-l") -> Preset:
         ),
     }.get(model, ("",) * 5)  # fmt: skip
     experiments = [
-        Experiment("independent", "independent", adam(16)),
-        Experiment("dropout", "independent", adam(16), dropout=0.5),
-        Experiment("bagging", "bagging", adam(2), 8),
-        Experiment("random", "sparse", adam(1), 8, Pruning("random")),
-        Experiment("halves", "sparse", adam(1), 8, Pruning("halves")),
+        Experiment("independent", Independent(1, adam(16))),
+        Experiment("dropout", Independent(1, adam(16)), dropout=0.5),
+        Experiment("bagging", Bagging(8, 0.9, adam(2))),
+        Experiment("random", Sparse(8, Pruning("random"), adam(1))),
+        Experiment("halves", Sparse(8, Pruning("halves"), adam(1))),
     ]
     rows = [replace(row, published=text) for row, text in zip(experiments, printed, strict=True)]
     if not model.startswith("lenet"):  # the only ones that take dropout after every layer
@@ -93,6 +101,7 @@ def small_budget(model: str = "lenet-l") -> Preset:
         "Whitaker 2023, table 5.1",
         model,
         adam(8),
+        16,
         tuple(rows),
         augment=False,
     )
@@ -106,10 +115,13 @@ def large_budget(model: str = "wrn-28-10") -> Preset:
         "Whitaker 2023, tables 5.2 and 6.2",
         model,
         sgd(140),
+        200,
         (
-            Experiment("independent", "independent", sgd(200), published=published[0]),
-            Experiment("halves", "sparse", one_cycle(10), 6, published=published[1]),
-            Experiment("annealed halves", "stochastic", one_cycle(10), 6, published=published[2]),
+            Experiment("independent", Independent(1, sgd(200)), published=published[0]),
+            Experiment("halves", Sparse(6, tuning=one_cycle(10)), published=published[1]),
+            Experiment(
+                "annealed halves", Stochastic(6, tuning=one_cycle(10)), published=published[2]
+            ),
         ),
     )
 
@@ -122,10 +134,12 @@ def partitions(model: str = "wrn-28-10") -> Preset:
         "Whitaker 2023, table 5.3",
         model,
         sgd(140),
+        200,
         tuple(
             Experiment(
-                f"parts of 1/{k}", "sparse", one_cycle(10), 6,
-                Pruning("parts", 1 - 1 / k, classifier=True), published=printed,
+                f"parts of 1/{k}",
+                Sparse(6, Pruning("parts", 1 - 1 / k, classifier=True), one_cycle(10)),
+                published=printed,
             )
             for k, printed in zip((2, 3, 6), published, strict=True)
         ),
@@ -149,9 +163,11 @@ def annealing(
         "Whitaker 2023, table 6.1 (there ResNet-18 on CIFAR-100, 20 tuning epochs)",
         model,
         sgd(10),
+        10 + epochs,
         tuple(
             Experiment(
-                f"{way}, {rate}", "stochastic", tuning, 1, Pruning("random", sparsity), options,
+                f"{way}, {rate}",
+                Stochastic(1, options, Pruning("random", sparsity), tuning),
                 x=sparsity,
             )
             for rate, tuning in tunings.items()
@@ -169,8 +185,9 @@ def sparsity(model: str = "lenet-m") -> Preset:
         "Whitaker 2023, figure 5.4, left",
         model,
         adam(10),
+        34,
         tuple(
-            Experiment(model, "sparse", adam(3), 8, Pruning("random", s, scope="global"), x=s)
+            Experiment(model, Sparse(8, Pruning("random", s, scope="global"), adam(3)), x=s)
             for s in (0.1, 0.3, 0.5, 0.7, 0.9)
         ),
         augment=False,
@@ -185,8 +202,9 @@ def structure(model: str = "lenet-l") -> Preset:
         "Whitaker 2023, figure 5.4, right",
         model,
         adam(10),
+        34,
         tuple(
-            Experiment(unit, "sparse", adam(3), 8, Pruning("random", s, unit), x=s)
+            Experiment(unit, Sparse(8, Pruning("random", s, unit), adam(3)), x=s)
             for unit in ("connections", "neurons")
             for s in (0.1, 0.3, 0.5, 0.7, 0.9)
         ),
@@ -203,7 +221,8 @@ def ensemble_size(model: str = "lenet-m") -> Preset:
         "Whitaker 2023, figure 5.5, left",
         model,
         adam(10),
-        (Experiment(model, "sparse", adam(1), 128, Pruning("random"), prefixes=sizes),),
+        10,
+        (Experiment(model, Sparse(128, Pruning("random"), adam(1)), prefixes=sizes),),
         augment=False,
         x_label="ensemble size",
     )
@@ -216,15 +235,14 @@ def mutation(model: str = "lenet-l") -> Preset:
         "Whitaker 2023, figure 4.3 (there WideResNet-28-10, parents of 100 epochs)",
         model,
         sgd(10),
+        10,
         tuple(
-            Experiment(
-                f"sparsity {s:g}", "noisy", sgd(1), 16, sigma=sigma, density=1 - s, elites=4,
-                x=sigma,
-            )
+            Experiment(f"sparsity {s:g}", Noisy(Search(16, 4, sigma, 1 - s)), x=sigma)
             for s in (0.0, 0.5, 0.9, 0.99)
             for sigma in (0.001, 0.003, 0.01, 0.02, 0.03, 0.05)
         ),
         x_label="sigma",
+        columns=("vote", "divergence"),
     )  # fmt: skip
 
 
@@ -240,21 +258,30 @@ PRESETS: dict[str, Callable[..., Preset]] = {
 }
 
 
+def of_methods(names: Sequence[str], model: str) -> Preset:
+    """Methods with the options that they have by themselves, on one parent of 8 epochs."""
+    unknown = [name for name in names if name not in METHODS]
+    if unknown:
+        raise ValueError(f"there are no methods {unknown}; there are {list(METHODS)}")
+    return Preset(
+        f"Methods as they are: {', '.join(names)}",
+        "no table of a paper",
+        model,
+        adam(8),
+        16,
+        tuple(Experiment(name, METHODS[name]()) for name in names),
+        columns=("vote", "divergence"),
+    )
+
+
 def tiny(preset: Preset) -> Preset:
-    """The same preset, small enough for a test: one epoch of everything, two or four members."""
+    """The same preset, small enough for a test: one epoch of everything, the fewest members."""
 
     def shrink(row: Experiment) -> Experiment:
-        share = row.pruning.parts
-        members = {"noisy": 4, "independent": 1}.get(
-            row.kind, max(2, share) if row.members > 1 else 1
-        )
         return replace(
             row,
-            tuning=replace(row.tuning, epochs=1),
-            annealing=replace(row.annealing, epochs=1),
-            members=members,
+            method=shrunk(row.method),
             dropout=0.0,  # the tiny model takes none
-            elites=2,
             prefixes=(1, 2) if row.prefixes else (),
             published="",
         )
@@ -262,7 +289,30 @@ def tiny(preset: Preset) -> Preset:
     return replace(
         preset,
         parent=replace(preset.parent, epochs=1),
+        budget=1,
         experiments=tuple(map(shrink, preset.experiments)),
         dataset="digits",
         model="mlp-32-16",
     )
+
+
+def shrunk(method: Method) -> Method:
+    """The same method at its cheapest: whatever options it has of the kinds that cost."""
+    small: dict[str, Any] = {}
+    for field in dataclasses.fields(method):  # type: ignore[arg-type]
+        option = getattr(method, field.name)
+        if isinstance(option, Tuning):
+            small[field.name] = replace(option, epochs=1)
+        elif isinstance(option, Annealing) and option.start != "one-shot":
+            small[field.name] = replace(option, annealing_epochs=1)
+        elif isinstance(option, Search):
+            small[field.name] = replace(option, population_size=4, ensemble_size=2)
+    sizes = range(min(2, method.ensemble_size), method.ensemble_size + 1)
+    for size in sizes if hasattr(method, "__dataclass_fields__") else ():
+        if "ensemble_size" not in method.__dataclass_fields__:
+            break
+        try:
+            return replace(method, **small, ensemble_size=size)  # type: ignore[type-var]
+        except ValueError:  # parts come in sets
+            continue
+    return replace(method, **small)  # type: ignore[type-var]

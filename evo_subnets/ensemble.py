@@ -50,6 +50,7 @@ class Ensemble(nn.Module):
         self,
         members: Sequence[nn.Module],
         combine: Combine = "mean",
+        *,
         weights: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
@@ -76,6 +77,7 @@ class Ensemble(nn.Module):
         cls,
         module: nn.Module,
         mutations: Sequence[Mutation],
+        *,
         include_parent: bool = False,
         combine: Combine = "mean",
         weights: Sequence[float] | None = None,
@@ -91,9 +93,9 @@ class Ensemble(nn.Module):
         members = [copy.deepcopy(module)] if include_parent else []
         for mutation in mutations:
             member = copy.deepcopy(module)
-            materialize(parent, mutation, parameters(member), names)
+            materialize(parent, mutation, out=parameters(member), include=names)
             members.append(member)
-        ensemble = cls(members, combine, weights)
+        ensemble = cls(members, combine=combine, weights=weights)
         state = {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
         ensemble.recipe = Recipe(state, tuple(names), tuple(mutations), include_parent)
         return ensemble
@@ -178,10 +180,10 @@ class Ensemble(nn.Module):
             }
             storage.load_state(path, member, state)
             members.append(member)
-        return cls(members, description["combine"], description["weights"])
+        return cls(members, combine=description["combine"], weights=description["weights"])
 
     @classmethod
-    def load(cls, path: str | Path, module: nn.Module, restore: bool = False) -> "Ensemble":
+    def load(cls, path: str | Path, module: nn.Module, *, restore: bool = False) -> "Ensemble":
         """The ensemble of a file that `save` wrote, on `module`'s device.
 
         `module` must be the parent: a ValueError says so if its weights are others. With `restore`
@@ -225,8 +227,8 @@ class Ensemble(nn.Module):
         return cls.from_mutations(
             parent,
             mutations,
-            description["include_parent"],
-            description["combine"],
-            description["weights"],
-            description["include"],
+            include_parent=description["include_parent"],
+            combine=description["combine"],
+            weights=description["weights"],
+            include=description["include"],
         )

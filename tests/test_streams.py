@@ -226,7 +226,7 @@ def compiled_and_eager(parent, mutations, monkeypatch, outs=None):
     calls = []
     perturb = kernel.perturb
     monkeypatch.setattr(kernel, "perturb", lambda draws: (calls.extend(draws), perturb(draws)))
-    fast = materialize_siblings(parent, mutations, outs)
+    fast = materialize_siblings(parent, mutations, outs=outs)
     count = len(calls)
     monkeypatch.setenv("EVO_SUBNETS_EAGER", "1")
     slow = materialize_siblings(parent, mutations)
