@@ -10,7 +10,7 @@ from agents.policies import Actor, load_actor, save_actor
 from agents.ppo import PPOSettings, train
 from envs.procgen import Mode
 from evo_subnets.files import storage
-from evo_subnets.runs.journal import Journal
+from evo_subnets.runs.former import Journal
 
 SHIPPED = Path(__file__).parent.parent / "parents"
 

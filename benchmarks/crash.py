@@ -19,7 +19,8 @@ from pathlib import Path
 import tyro
 
 from configs.command_line import run
-from evo_subnets.runs.tracking import bar, table
+from evo_subnets.runs.report import table
+from evo_subnets.runs.tracking import bar
 
 ROOT = Path(__file__).parent.parent
 PROCGEN = (

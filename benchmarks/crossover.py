@@ -24,7 +24,7 @@ from torch import Tensor
 from benchmarks.timing import alternate, publish, ratios, spread
 from evo_subnets import Mutation, materialize
 from evo_subnets.engines import philox_cpu as kernel
-from evo_subnets.runs.tracking import table
+from evo_subnets.runs.report import table
 
 MUTATION = Mutation(0, 0.01, 0.0, 0.2)
 START = (

@@ -30,8 +30,9 @@ from evo_subnets.files import storage
 from evo_subnets.files.checkpoints import Checkpoint
 from evo_subnets.files.parents import load_parent, save_parent
 from evo_subnets.models import build
-from evo_subnets.runs.journal import Journal
-from evo_subnets.runs.tracking import bar, table
+from evo_subnets.runs.former import Journal
+from evo_subnets.runs.report import table
+from evo_subnets.runs.tracking import bar
 from evo_subnets.tuning import Tuning
 
 ANOTHER = "another content"

@@ -28,7 +28,7 @@ from evo_subnets.engines.memory import keep_freed_memory
 from evo_subnets.methods.noisy import halves_by_doubt
 from evo_subnets.models import build
 from evo_subnets.racing import Rules, run_race
-from evo_subnets.runs.tracking import table
+from evo_subnets.runs.report import table
 from evo_subnets.tuning import Constant, Tuning, predict, tune
 
 MARGIN = 0.001

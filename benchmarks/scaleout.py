@@ -30,7 +30,7 @@ from configs.command_line import run
 from evo_subnets import Child, Mutation, quads
 from evo_subnets.evolution import Evaluator
 from evo_subnets.models import build
-from evo_subnets.runs.tracking import table
+from evo_subnets.runs.report import table
 from evo_subnets.workers.crew import Crew, piece_size
 
 SLOTS = 100

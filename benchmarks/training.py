@@ -23,7 +23,7 @@ from evo_subnets.engines.memory import keep_freed_memory
 from evo_subnets.methods import Pruning
 from evo_subnets.models import build
 from evo_subnets.pruning import Pruned
-from evo_subnets.runs.tracking import table
+from evo_subnets.runs.report import table
 from evo_subnets.streams import derive_seed
 from evo_subnets.tuning import Constant, Tuning, tune
 

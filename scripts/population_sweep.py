@@ -22,8 +22,9 @@ from envs.procgen import TRAIN_LEVELS
 from evo_subnets import Child, Ensemble, quads, search_trust_region, select
 from evo_subnets.engines.memory import keep_freed_memory
 from evo_subnets.files import storage
-from evo_subnets.runs.journal import Journal
-from evo_subnets.runs.tracking import Tracker, bar, table
+from evo_subnets.runs.former import Journal, Tracker
+from evo_subnets.runs.report import table
+from evo_subnets.runs.tracking import bar
 from evo_subnets.streams import derive_seed
 
 

@@ -28,8 +28,9 @@ from envs.procgen import TEST_LEVELS, TRAIN_LEVELS, normalized_return
 from evo_subnets import Child, Evolution, search_trust_region
 from evo_subnets.engines.memory import keep_freed_memory
 from evo_subnets.files import storage
-from evo_subnets.runs.journal import Journal
-from evo_subnets.runs.tracking import Tracker, bar, table
+from evo_subnets.runs.former import Journal, Tracker
+from evo_subnets.runs.report import table
+from evo_subnets.runs.tracking import bar
 from evo_subnets.streams import derive_seed
 
 TEMPERATURES = (0.25, 0.5, 0.71, 1.0, 1.41)

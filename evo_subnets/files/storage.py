@@ -6,8 +6,11 @@ whose one line names the file and says what is wrong with it.
 
 import hashlib
 import json
+import math
 import os
+import re
 import secrets
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +25,9 @@ BITS, VALUES = ".bits", ".values"
 """Ends of the names of a packed tensor's two parts."""
 LARGEST_JSON = 2**28
 """Bytes; this library writes none that come near, and what is larger is not read at all."""
+
+TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}")
+"""Names of files that are not whole yet."""
 
 
 class StorageError(ValueError):
@@ -46,16 +52,36 @@ def write_atomically(path: str | Path, data: bytes) -> None:
         raise
 
 
-def write_json(path: str | Path, content: Mapping[str, Any]) -> None:
-    """Writes JSON for people and programs; NaN becomes null, as JSON has none.
+def remove(path: str | Path) -> None:
+    """Removes a file or a folder, if there is one."""
+    path = Path(path)
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
-    The last key, `format`, holds the version and a checksum of the others.
+
+def remove_leftovers(folder: str | Path) -> None:
+    """Removes what a process that was killed within `write_atomically` has left in a folder.
+
+    Only where no other process writes there.
+    """
+    for path in Path(folder).glob(".*"):
+        if TEMPORARY.fullmatch(path.name):
+            path.unlink(missing_ok=True)
+
+
+def write_json(path: str | Path, content: Mapping[str, Any], *, indent: int | None = 2) -> None:
+    """Writes JSON for people and programs; NaN and infinities become null, as JSON has none.
+
+    The last key, `format`, holds the version and a checksum of the others. Without `indent` it is
+    one line, three times as fast.
     """
     if "format" in content:
         raise ValueError("the key 'format' is storage's own: use another")
     plain = as_json(content)
     stamp = {"version": VERSION, "checksum": _json_checksum(plain)}
-    text = json.dumps({**plain, "format": stamp}, indent=2, allow_nan=False)
+    text = json.dumps({**plain, "format": stamp}, indent=indent, allow_nan=False)
     write_atomically(path, (text + "\n").encode())
 
 
@@ -194,15 +220,15 @@ def _checksum(tensors: Mapping[str, Tensor], kind: str, description: str) -> str
 
 
 def as_json(content: Any) -> Any:
-    """What comes back when this is written and read: lists for tuples, null for NaN."""
-    return json.loads(json.dumps(_without_nan(content), allow_nan=False))
+    """What comes back when this is written and read: lists for tuples, null for NaN and inf."""
+    return json.loads(json.dumps(_finite(content), allow_nan=False))
 
 
-def _without_nan(content: Any) -> Any:
+def _finite(content: Any) -> Any:
     if isinstance(content, Mapping):
-        return {str(key): _without_nan(value) for key, value in content.items()}
+        return {str(key): _finite(value) for key, value in content.items()}
     if isinstance(content, list | tuple):
-        return [_without_nan(value) for value in content]
-    if isinstance(content, float) and content != content:
+        return [_finite(value) for value in content]
+    if isinstance(content, float) and not math.isfinite(content):
         return None
     return content

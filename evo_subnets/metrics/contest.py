@@ -12,7 +12,7 @@ from evo_subnets.metrics.predictive import Score, difference_interval
 from evo_subnets.metrics.report import COLUMNS, CORRUPTED, SCORES, report
 from evo_subnets.metrics.robustness import corrupted_scores
 from evo_subnets.prediction import predict_members
-from evo_subnets.runs import table
+from evo_subnets.runs.report import table
 
 FEWEST = 100
 """Test images from which on a difference says anything."""

@@ -11,7 +11,7 @@ import numpy as np
 
 from evo_subnets import files
 from evo_subnets.metrics.report import COLUMNS, CORRUPTED, Column
-from evo_subnets.runs import table
+from evo_subnets.runs.report import table
 
 Line = dict[str, Any]
 """Of one method and seed, or their summary: `label`, `x`, and the numbers of the columns."""

@@ -6,7 +6,7 @@ import pytest
 
 from evo_subnets import Child, quads
 from evo_subnets.files import storage
-from evo_subnets.runs.journal import Journal
+from evo_subnets.runs.former import Journal
 
 ASKED = {"sigma": 0.1, "env": "bigfish"}
 
