@@ -35,8 +35,8 @@ COMMANDS = {
     "image_ensemble, noisy": IMAGES + "--method noisy --population-size 32 --members 8",
     "image_ensemble, stochastic": IMAGES
     + "--method stochastic --members 4 --child-epochs 3 --annealing.epochs 2",
-    "image_ensemble over 2 actors": IMAGES
-    + "--method noisy --population-size 32 --members 8 --actors 2",
+    "image_ensemble over 2 workers": IMAGES
+    + "--method noisy --population-size 32 --members 8 --workers 2",
 }
 
 

@@ -189,8 +189,13 @@ def race(args: Args, rules: Rules, strata: Tensor | None = None) -> Callable[[Te
     def run(right: Tensor, seed: int) -> Result:
         found = run_race(
             lambda child, images: right[child, images],
-            len(right), samples=right.shape[1], k=args.places, rules=rules, strata=strata, seed=seed,
-        )  # fmt: skip
+            len(right),
+            samples=right.shape[1],
+            k=args.places,
+            rules=rules,
+            strata=strata,
+            seed=seed,
+        )
         looked_up = 0 if strata is None else right.shape[1]
         return Result(
             (sum(found.seen) + looked_up) / right.numel(), regret(right, list(found.chosen))

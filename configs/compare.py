@@ -8,7 +8,7 @@ import torch
 
 from configs.experiments import PRESETS, Preset, of_methods, tiny
 from configs.images import check_data, plain
-from configs.workers import WorkerOptions
+from configs.workers import WorkerArgs, WorkerOptions
 from evo_subnets.data import Dataset, Images, load
 from evo_subnets.models import check_name
 
@@ -52,7 +52,7 @@ class CompareArgs:
     runs/compare_methods/PRESET-MODEL."""
     overwrite: bool = False
     """Start afresh in a folder that holds a run."""
-    workers: WorkerOptions = WorkerOptions()  # noqa: RUF009  # frozen
+    workers: WorkerOptions = WorkerArgs()  # noqa: RUF009  # frozen
 
     def __post_init__(self) -> None:
         if (self.preset is None) == (not self.methods):

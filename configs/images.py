@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Union
 import tyro
 
 from configs.options import REGISTRY
-from configs.workers import WorkerOptions
+from configs.workers import WorkerArgs, WorkerOptions
 from evo_subnets.data import NAMES, Dataset, load
 from evo_subnets.data.corruptions import cifar_c_names
 from evo_subnets.methods import METHODS, Method
@@ -51,7 +51,7 @@ class DataArgs:
     runs/image_ensemble/METHOD-MODEL-DATASET."""
     overwrite: bool = False
     """Start afresh in a folder that holds another run."""
-    workers: WorkerOptions = WorkerOptions()  # noqa: RUF009  # frozen
+    workers: WorkerOptions = WorkerArgs()  # noqa: RUF009  # frozen
 
     def __post_init__(self) -> None:
         check_name(self.model)

@@ -1,9 +1,10 @@
 """The evolution-strategy engine: mutate, evaluate, select (Whitaker 2023, algorithm 1)."""
 
+import contextlib
 import copy
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import astuple, dataclass
 from functools import cached_property, partial
 from itertools import chain
@@ -133,21 +134,29 @@ def gather(
     known = {child.mutation: child for child in done}
     children = {i: known[mutation] for i, mutation in enumerate(mutations) if mutation in known}
     missing = [i for i in range(len(mutations)) if i not in children]
-    coming = evaluated([mutations[i] for i in missing])
     failed = []
-    for i, child in chain(list(children.items()), ((missing[j], child) for j, child in coming)):
-        children[i] = child
-        if on_child is not None:
-            on_child(child)
-        if child.failed:
-            failed.append(child.reason or "fitness is NaN")
-        if 2 * len(failed) > len(mutations):
-            reason = " ".join(Counter(failed).most_common(1)[0][0].split())
-            raise PopulationError(
-                f"more than half of the children failed, {len(failed)} of {len(mutations)} "
-                f"so far, most often with: {reason}"
-            )
+    with contextlib.closing(_results(evaluated, [mutations[i] for i in missing])) as coming:
+        for i, child in chain(list(children.items()), ((missing[j], child) for j, child in coming)):
+            children[i] = child
+            if on_child is not None:
+                on_child(child)
+            if child.failed:
+                failed.append(child.reason or "fitness is NaN")
+            if 2 * len(failed) > len(mutations):
+                reason = " ".join(Counter(failed).most_common(1)[0][0].split())
+                raise PopulationError(
+                    f"more than half of the children failed, {len(failed)} of {len(mutations)} "
+                    f"so far, most often with: {reason}"
+                )
     return [children[i] for i in range(len(mutations))]
+
+
+def _results(
+    evaluated: Callable[[Sequence[Mutation]], Iterator[tuple[int, Child]]],
+    mutations: Sequence[Mutation],
+) -> Generator[tuple[int, Child], None, None]:
+    """What `evaluated` gives; closed, it ends the processes that are still at work."""
+    yield from evaluated(mutations)
 
 
 def lost_child(mutation: Mutation) -> Child:

@@ -75,7 +75,7 @@ def main(args: SweepArgs) -> None:
             mutations = quads(largest, sigma, density, args.seed)
             children = evaluate_population(
                 actor, mutations, course, args.validation_episodes, False, device, on_child,
-                journal.children(population), **args.workers.options,
+                journal.children(population), workers=args.workers.chosen,
             )  # fmt: skip
             for size in args.population_sizes:
                 elites = select(children[:size], min(args.ensemble_size, size))

@@ -123,7 +123,7 @@ def main(args: ProcgenArgs) -> None:
                 evaluate_population(
                     actor, evolution.ask(), course("validation"), args.validation_episodes,
                     args.deterministic, device, on_child, journal.children("children"),
-                    **args.workers.options,
+                    workers=args.workers.chosen,
                 )
             )  # fmt: skip
         for child in evolution.children:

@@ -1,4 +1,4 @@
-"""What a run was asked, has found, shows and leaves behind. Children and networks are no words here."""
+"""What a run was asked, has found, shows and leaves behind. Nothing here knows of children."""
 
 from evo_subnets.runs.run import Run
 

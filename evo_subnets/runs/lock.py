@@ -1,5 +1,6 @@
 """One run at a time writes to a folder."""
 
+import contextlib
 import errno
 import json
 import os
@@ -133,10 +134,8 @@ def _release(path: str, descriptor: int, process: int) -> None:
         _held.pop(path, None)
         if sys.platform == "win32":  # which removes no open file
             os.close(descriptor)
-        try:
+        with contextlib.suppress(OSError):  # gone with its folder, or opened by the next already
             os.unlink(path)
-        except OSError:
-            pass  # removed with its folder, or opened by the next one already
         if sys.platform != "win32":
             os.close(descriptor)
 

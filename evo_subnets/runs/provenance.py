@@ -99,7 +99,7 @@ def _version(distributions: Sequence[str]) -> str:
 
 
 def hardware() -> dict[str, Any]:
-    """Processor, cores (those this process may use), torch's threads, and the GPU if one is used."""
+    """Processor, cores that this process may use, torch's threads, and the GPU if one is used."""
     usable = getattr(os, "sched_getaffinity", None)
     used = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
     return {

@@ -86,7 +86,7 @@ class Run:
             self._kept.ask(self._part + what, encoded(named), self._part)
 
     def once(self, name: str, compute: Callable[[], Any]) -> Any:
-        """What `compute` returned as JSON (see `plain`), called where no earlier run has done so."""
+        """What `compute` returned as JSON (see `plain`): called where no earlier run has."""
         journal = self._journal
         if journal is None:
             return plain(compute())

@@ -94,9 +94,7 @@ class Tracker:
                 from torch.utils.tensorboard import SummaryWriter
             except ImportError:
                 self._failed = True
-                warnings.warn(
-                    f"no events: tensorboard {MISSING}", RuntimeWarning, stacklevel=4
-                )
+                warnings.warn(f"no events: tensorboard {MISSING}", RuntimeWarning, stacklevel=4)
                 return None
             for name in self.old:
                 (self.folder / name).unlink(missing_ok=True)

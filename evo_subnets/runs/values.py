@@ -1,4 +1,4 @@
-"""What a journal can hold: JSON that keeps its types, and NaN and infinities, which JSON has not."""
+"""What a journal can hold: JSON that keeps its types, and NaN and infinities as well."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -79,7 +79,7 @@ def decoded(value: Any) -> Any:
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """"sigma 0.1 (now 0.2)" for each of two encoded sets of options that differs."""
+    """ "sigma 0.1 (now 0.2)" for each of two encoded sets of options that differs."""
     old, new = dict(_leaves(before)), dict(_leaves(now))
     return [
         f"{key} {_shown(old, key)} (now {_shown(new, key)})"

@@ -201,13 +201,13 @@ def test_a_damaged_journal_says_how_to_go_on(tmp_path):
     opened(folder).close()
 
 
-
-
 def test_a_journal_of_before_is_refused_in_one_line(tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()
     (folder / "journal.json").write_bytes((Path(__file__).parent / "before.json").read_bytes())
-    with pytest.raises(StorageError, match=r"^.*journal\.json is of an earlier version .*--over.*$"):
+    with pytest.raises(
+        StorageError, match=r"^.*journal\.json is of an earlier version .*--over.*$"
+    ):
         opened(folder)
     opened(folder, overwrite=True).close()
 

@@ -212,8 +212,8 @@ def test_comparisons_refuse_what_they_do_not_know(server):
 def test_a_ray_that_does_not_answer_is_one_line(server, tmp_path):
     result = server.run(
         "image_ensemble", "--method", "noisy", *TINY, *METHODS["noisy"], "--out", tmp_path,
-        "--actors", 2, "--ray-address", "127.0.0.1:1",
+        "--workers", 2, "--ray-address", "127.0.0.1:1",
     )  # fmt: skip
     check_late_failure(result, 1, "no Ray answers at 127.0.0.1:1", tmp_path)
     assert (tmp_path / "parent.safetensors").exists(), "earlier work is intact"
-    check_refusal(server.run("image_ensemble", "--ray-address", "auto"), 2, "--actors")
+    check_refusal(server.run("image_ensemble", "--ray-address", "auto"), 2, "--workers")
