@@ -25,11 +25,10 @@ from configs.command_line import choose_device, run
 from configs.experiments import PRESETS, Experiment, Preset, tiny
 from configs.images import CompareArgs
 from configs.workers import WorkerArgs
-from evo_subnets import divergence, evaluate, metrics
+from evo_subnets import divergence, evaluate, files, metrics
 from evo_subnets.data import Dataset, Images, load
 from evo_subnets.engines.memory import keep_freed_memory
 from evo_subnets.ensemble import Ensemble
-from evo_subnets.files import storage
 from evo_subnets.files.parents import load_parent, save_parent
 from evo_subnets.methods import Trained, bagging, independent, noisy, sparse, stochastic
 from evo_subnets.models import build
@@ -120,7 +119,7 @@ class Bench:
         name = f"{experiment.label.replace(' ', '-')}-{seed}-{key}"
         kept, training = self.out / "lines" / f"{name}.json", self.out / "training" / name
         if kept.exists():
-            rows: list[Row] = storage.read_json(kept)["rows"]
+            rows: list[Row] = files.read_json(kept)["rows"]
             return rows
         start = time.monotonic()
         rows = self.run(experiment, seed, training)
@@ -128,7 +127,7 @@ class Bench:
         for row in rows:
             row.update(label=experiment.label, seed=seed, minutes=minutes)
             row.setdefault("x", experiment.x)
-        storage.write_json(kept, {"experiment": repr(experiment), "rows": rows})
+        files.write_json(kept, {"experiment": repr(experiment), "rows": rows})
         remove(training)
         last = rows[-1]
         print(
@@ -323,13 +322,13 @@ def report(
         + table(headings, cells)
     )
     print(f"\n{text}")
-    storage.write_atomically(out / "table.txt", (text + "\n").encode())
+    files.write_atomically(out / "table.txt", (text + "\n").encode())
     columns = list(dict.fromkeys(key for row in results for key in row))
     sheet = io.StringIO()
     writer = csv.DictWriter(sheet, columns)
     writer.writeheader()
     writer.writerows(results)
-    storage.write_atomically(out / "lines.csv", sheet.getvalue().encode())
+    files.write_atomically(out / "lines.csv", sheet.getvalue().encode())
     draw(preset, lines, out / "picture.png")
     with Tracker(out / "tensorboard") as tracker:
         for number, line in enumerate(lines):
@@ -363,7 +362,7 @@ def draw(preset: Preset, lines: list[Row], path: Path) -> None:
     axes.set_title(preset.title, fontsize="medium")
     data = io.BytesIO()
     figure.savefig(data, format="png", dpi=150)
-    storage.write_atomically(path, data.getvalue())
+    files.write_atomically(path, data.getvalue())
 
 
 if __name__ == "__main__":

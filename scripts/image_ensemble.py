@@ -18,10 +18,9 @@ from torch import Tensor, nn
 
 from configs.command_line import choose_device, run
 from configs.images import ImageArgs
-from evo_subnets import Child, Ensemble, evaluate, metrics
+from evo_subnets import Child, Ensemble, evaluate, files, metrics
 from evo_subnets.data import Dataset, Images, load
 from evo_subnets.engines.memory import keep_freed_memory
-from evo_subnets.files import storage
 from evo_subnets.files.parents import load_parent, save_parent
 from evo_subnets.methods import Trained, bagging, independent, noisy, sparse, stochastic
 from evo_subnets.models import build
@@ -54,7 +53,7 @@ def main(args: ImageArgs) -> None:
     journal = Journal(out, {**args.asked, "device": device}, args.overwrite, OUTPUTS, args.parent)
     results_file, training = out / "results.json", out / "training"
     if results_file.exists() and "finished" in journal.found:
-        show(storage.read_json(results_file))
+        show(files.read_json(results_file))
         print(f"\nfinished before; --overwrite starts afresh. Results and ensemble are in {out}")
         return
     results_file.unlink(missing_ok=True)  # until this run is whole there are no results
@@ -125,7 +124,7 @@ def main(args: ImageArgs) -> None:
     results = {"arguments": journal.asked, "test": rows, **extra}
     show(results)
     ensemble.save(out / "ensemble.safetensors")
-    storage.write_json(results_file, results)
+    files.write_json(results_file, results)
     journal.once("finished", lambda: True)
     remove(training)
     minutes = (time.monotonic() - started) / 60

@@ -12,7 +12,7 @@ from torch import nn
 
 from evo_subnets.annealing import Annealed, temperature_probabilities
 from evo_subnets.data import Augmentation, batches
-from evo_subnets.files.storage import StorageError
+from evo_subnets.files import StorageError
 from evo_subnets.pruning import IterativelyPruned, Pruned, keep_highest, magnitudes
 from evo_subnets.streams import derive_seed
 from evo_subnets.subnetworks import Subnetwork, parameters

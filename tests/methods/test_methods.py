@@ -11,7 +11,7 @@ from torch import nn
 from evo_subnets import Ensemble, metrics
 from evo_subnets.data import Augmentation, Images, load
 from evo_subnets.data.downloads import import_torchvision
-from evo_subnets.files.storage import fingerprint
+from evo_subnets.files import fingerprint
 from evo_subnets.methods import (
     Annealing,
     Pruning,
