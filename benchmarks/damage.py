@@ -25,8 +25,7 @@ from torch import nn
 from agents.policies import impala_actor, load_actor, save_actor
 from benchmarks.memory import peak_bytes
 from configs.command_line import run
-from evo_subnets import Child, Ensemble, quads
-from evo_subnets.files import storage
+from evo_subnets import Child, Ensemble, files, quads
 from evo_subnets.files.checkpoints import Checkpoint
 from evo_subnets.files.parents import load_parent, save_parent
 from evo_subnets.models import build
@@ -88,16 +87,16 @@ def kinds(folder: Path) -> list[Kind]:
 
     def load_ensemble(name: str, restore: bool) -> Any:
         ensemble = Ensemble.load(folder / name, network(), restore=restore)
-        return storage.fingerprint(ensemble.state_dict())
+        return files.fingerprint(ensemble.state_dict())
 
     def load_a_parent() -> Any:
         module = network(5)
         load_parent(folder / "parent", module, about, about)
-        return storage.fingerprint(module.state_dict())
+        return files.fingerprint(module.state_dict())
 
     def load_an_actor() -> Any:
         actor, found = load_actor(folder / "actor")
-        return storage.fingerprint(actor.state_dict()), found
+        return files.fingerprint(actor.state_dict()), found
 
     def load_a_journal() -> Any:
         found = Journal(folder, asked)
@@ -109,7 +108,7 @@ def kinds(folder: Path) -> list[Kind]:
         losses = Checkpoint(folder / "checkpoint", tuning).restore(
             module, optimizer, [], torch.device("cpu")
         )
-        return storage.fingerprint(module.state_dict()), losses
+        return files.fingerprint(module.state_dict()), losses
 
     return [
         Kind("ensemble of recipes", folder / "recipes", lambda: load_ensemble("recipes", False)),
@@ -155,22 +154,22 @@ def damaged(whole: bytes, rng: random.Random) -> tuple[str, bytes]:
 def forged(path: Path, rng: random.Random) -> tuple[str, bytes]:
     """Another version or kind, or fields that make no sense, under a checksum that fits."""
     way = rng.choice(("version", "kind", "field", "field", "field", "tensor"))
-    version = storage.VERSION
+    version = files.writing.VERSION
     try:
         if path.suffix == ".json":
-            content = storage.read_json(path)
+            content = files.read_json(path)
             if way == "version":
-                storage.VERSION = str(rng.randrange(2, 100))
+                files.writing.VERSION = str(rng.randrange(2, 100))
             else:
                 way = "field"
                 spoil(content, rng)
-            storage.write_json(path, content)
+            files.write_json(path, content)
         else:
             kind = written_kind(path)
-            tensors, description = storage.load_tensors(path, kind)
+            tensors, description = files.load_tensors(path, kind)
             name = rng.choice(list(tensors))
             if way == "version":
-                storage.VERSION = str(rng.randrange(2, 100))
+                files.writing.VERSION = str(rng.randrange(2, 100))
             elif way == "kind":
                 kind += "x"
             elif way == "field":
@@ -179,9 +178,9 @@ def forged(path: Path, rng: random.Random) -> tuple[str, bytes]:
                 tensor = tensors.pop(name)
                 if rng.random() < 0.5:
                     tensors[rng.choice((name, name + "x"))] = tensor.reshape(-1)[:-1].clone()
-            storage.save_tensors(path, tensors, kind, description)
+            files.save_tensors(path, tensors, kind, description)
     finally:
-        storage.VERSION = version
+        files.writing.VERSION = version
     return f"forged {way}", path.read_bytes()
 
 

@@ -12,12 +12,12 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from evo_subnets import files
 from evo_subnets.engines.side_by_side import (
     may_go,
     rows_that_pay,
     side_by_side,
 )
-from evo_subnets.files import storage
 from evo_subnets.mutation import Mutation, materialize
 from evo_subnets.subnetworks import Include, Params, included, parameters
 
@@ -143,14 +143,14 @@ class Ensemble(nn.Module):
             return
         recipe = self.recipe
         description = {
-            "fingerprint": storage.fingerprint(recipe.parent),
+            "fingerprint": files.fingerprint(recipe.parent),
             "include": recipe.include,
             "mutations": [dataclasses.astuple(mutation) for mutation in recipe.mutations],
             "include_parent": recipe.include_parent,
             "combine": self.combine,
             "weights": self.given_weights,
         }
-        storage.save_tensors(path, recipe.parent if parent_weights else {}, KIND, description)
+        files.save_tensors(path, recipe.parent if parent_weights else {}, KIND, description)
 
     def _save_members(self, path: str | Path) -> None:
         tensors = {
@@ -163,7 +163,7 @@ class Ensemble(nn.Module):
             "combine": self.combine,
             "weights": self.given_weights,
         }
-        storage.save_tensors(path, tensors, KIND, description)
+        files.save_tensors(path, tensors, KIND, description)
 
     @classmethod
     def _load_members(
@@ -178,7 +178,7 @@ class Ensemble(nn.Module):
                 for name, tensor in tensors.items()
                 if name.startswith(start)
             }
-            storage.load_state(path, member, state)
+            files.load_state(path, member, state)
             members.append(member)
         return cls(members, combine=description["combine"], weights=description["weights"])
 
@@ -190,16 +190,16 @@ class Ensemble(nn.Module):
         it gives only the architecture, and the parent's weights come from the file. Members that
         were written with all their weights need the architecture alone.
         """
-        tensors, description = storage.load_tensors(path, KIND)
+        tensors, description = files.load_tensors(path, KIND)
         try:
             if "members" in description:
                 return cls._load_members(path, module, tensors, description)
             return cls._load_mutations(path, module, tensors, description, restore)
-        except storage.StorageError:
+        except files.StorageError:
             raise
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             line = " ".join(str(error).split())[:300]
-            raise storage.StorageError(f"{path}: not a whole ensemble: {line}") from None
+            raise files.StorageError(f"{path}: not a whole ensemble: {line}") from None
 
     @classmethod
     def _load_mutations(
@@ -213,12 +213,12 @@ class Ensemble(nn.Module):
         parent = module
         if restore:
             if not tensors:
-                raise storage.StorageError(f"{path} holds no weights of the parent to restore")
+                raise files.StorageError(f"{path} holds no weights of the parent to restore")
             parent = copy.deepcopy(module)
-            storage.load_state(path, parent, tensors)
-        found = storage.fingerprint(parent.state_dict())
+            files.load_state(path, parent, tensors)
+        found = files.fingerprint(parent.state_dict())
         if found != description["fingerprint"]:
-            raise storage.StorageError(
+            raise files.StorageError(
                 f"{path} was made of another parent: fingerprint "
                 f"{description['fingerprint'][:12]}, this module's is {found[:12]}; load it onto "
                 "that parent, or pass restore=True to take the weights of the file"

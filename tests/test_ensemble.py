@@ -10,7 +10,7 @@ from networks import all_same_bits, copied, lenet, mlp, noise, normalised, same_
 from torch import nn
 
 from evo_subnets import Ensemble, Mutation, materialize, parameters, quads, singles
-from evo_subnets.files.storage import StorageError, save_tensors
+from evo_subnets.files import StorageError, save_tensors
 
 COMBINES = ("mean", "logits", "vote")
 X = noise(30, 5, seed=50)
@@ -324,7 +324,7 @@ def test_files_of_another_kind_or_version_are_refused(saved, monkeypatch):
     save_tensors(saved, {}, "evo_subnets.other", {})
     with pytest.raises(StorageError, match=r"kind evo_subnets\.ensemble, got evo_subnets\.other"):
         Ensemble.load(saved, normalised())
-    monkeypatch.setattr("evo_subnets.files.storage.VERSION", "2")
+    monkeypatch.setattr("evo_subnets.files.writing.VERSION", "2")
     varied().save(saved)
     monkeypatch.undo()
     with pytest.raises(StorageError, match="format version 2 is not 1"):

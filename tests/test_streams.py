@@ -18,7 +18,7 @@ import evo_subnets
 from evo_subnets import Mutation, materialize, materialize_siblings, streams
 from evo_subnets.engines import compiler
 from evo_subnets.engines import philox_cpu as kernel
-from evo_subnets.files.storage import fingerprint
+from evo_subnets.files import fingerprint
 
 quick = settings(max_examples=30, deadline=None, derandomize=True, database=None)
 seeds = st.integers(0, 2**63 - 1)
@@ -317,7 +317,7 @@ def test_kernel_writes_nothing_past_the_end(compiled):
 CHILD = """
 import torch
 from evo_subnets import Mutation, materialize
-from evo_subnets.files.storage import fingerprint
+from evo_subnets.files import fingerprint
 parent = {"w": torch.arange(1000.0).view(20, 50) / 7}
 print(fingerprint(materialize(parent, Mutation(123, 0.5, 0.25, 0.75))))
 """

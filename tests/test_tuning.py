@@ -13,7 +13,7 @@ from torch import nn
 
 from evo_subnets.annealing import Annealed, temperature_probabilities
 from evo_subnets.data import Augmentation, batches
-from evo_subnets.files.storage import StorageError
+from evo_subnets.files import StorageError
 from evo_subnets.prediction import predict, reestimate_norms
 from evo_subnets.pruning import IterativelyPruned, Pruned, keep_highest, magnitudes
 from evo_subnets.schedules import Constant, Cosine, OneCycle, StepLinear

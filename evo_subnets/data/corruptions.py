@@ -39,7 +39,7 @@ from evo_subnets.data.noise_and_blur import (
     zoom_blur,
 )
 from evo_subnets.data.weather import fog, snow, spatter
-from evo_subnets.files.storage import StorageError
+from evo_subnets.files import StorageError
 from evo_subnets.streams import check_seed, derive_seed
 
 # each with its arguments at severities 1 to 5

@@ -15,7 +15,7 @@ from torch import Tensor
 from evo_subnets.data.augmentation import Images
 from evo_subnets.data.downloads import one_line
 from evo_subnets.data.splits import Whole, with_test
-from evo_subnets.files.storage import StorageError, load_tensors, save_tensors
+from evo_subnets.files import StorageError, load_tensors, save_tensors
 from evo_subnets.runs.tracking import bar
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")

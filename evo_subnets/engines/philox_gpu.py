@@ -18,7 +18,7 @@ import torch
 
 from evo_subnets.engines import compiler
 from evo_subnets.engines.philox_cpu import Draw, Key, Recipe, draw_plainly
-from evo_subnets.files.storage import write_atomically
+from evo_subnets.files import write_atomically
 from evo_subnets.streams import LANES, LEVELS, TILE, name_hash
 
 SOURCE = Path(__file__).with_name("philox.cu")

@@ -24,7 +24,7 @@ from evo_subnets.data.noise_and_blur import (
     zoom_blur,
 )
 from evo_subnets.data.weather import _distances, _relief, edges, fog, plasma, snow, spatter
-from evo_subnets.files.storage import StorageError
+from evo_subnets.files import StorageError
 
 RANDOM = {
     *("gaussian_noise", "shot_noise", "impulse_noise", "speckle_noise", "glass_blur"),
