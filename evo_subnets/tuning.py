@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from evo_subnets import engines
 from evo_subnets.data import Augmentation, Images, batches
-from evo_subnets.engines.side_by_side import forward_passes, has_convolutions
 from evo_subnets.ensemble import Ensemble
 from evo_subnets.files.checkpoints import Checkpoint
 from evo_subnets.streams import derive_seed
@@ -249,30 +249,41 @@ large ones: an MLP of 1024 takes 1.5 times as long with 100."""
 
 @torch.no_grad()
 def predict(
-    module: nn.Module, images: Images, augmentation: Augmentation, batch_size: int | None = None
+    module: nn.Module,
+    images: Images,
+    augmentation: Augmentation,
+    batch_size: int | None = None,
+    *,
+    side_by_side: bool = False,
 ) -> Tensor:
     """(samples, outputs) float32 outputs of `module` in eval mode, without augmentation.
 
-    `batch_size=None`: what is fast for the module on the pictures' device.
+    `batch_size=None`: what is fast for the module on the pictures' device. `side_by_side`: on a CPU
+    a module with convolutions has a thread to a batch, and copies with the same weights. It must
+    have no hooks, draw no random numbers and keep nothing in a forward pass; of torch's own layers
+    and of `models` that is known, and they are asked so anyway.
     """
-    return predict_inputs(module, inputs_for(module, images, augmentation, batch_size))
+    inputs = inputs_for(module, images, augmentation, batch_size)
+    return predict_inputs(module, inputs, side_by_side=side_by_side)
 
 
 @torch.no_grad()
-def predict_inputs(module: nn.Module, inputs: Iterable[Tensor]) -> Tensor:
+def predict_inputs(
+    module: nn.Module, inputs: Iterable[Tensor], *, side_by_side: bool = False
+) -> Tensor:
     """`predict` for pictures that are in batches and normalised already."""
     was_training = module.training
     module.eval()
-    outputs = forward_passes(module, inputs)
+    outputs = _asked([module], inputs, promised=side_by_side)[0]
     module.train(was_training)
-    return torch.cat(outputs).float()
+    return outputs
 
 
 def inputs_for(
     module: nn.Module, images: Images, augmentation: Augmentation, batch_size: int | None = None
 ) -> Iterator[Tensor]:
     """The pictures normalised, in batches and a layout in which `module` is fast."""
-    convolutions = has_convolutions(module)
+    convolutions = engines.has_convolutions(module)
     small = convolutions and images.pixels.device.type == "cpu"
     size = batch_size or (CPU_BATCH if small else BATCH)
     for inputs, _ in batches(images, size, augmentation):
@@ -281,11 +292,27 @@ def inputs_for(
 
 @torch.no_grad()
 def predict_members(
-    ensemble: Ensemble, images: Images, augmentation: Augmentation, batch_size: int | None = None
+    ensemble: Ensemble,
+    images: Images,
+    augmentation: Augmentation,
+    batch_size: int | None = None,
+    *,
+    side_by_side: bool = False,
 ) -> Tensor:
-    """(members, samples, outputs) of an ensemble: every metric can be computed from them."""
+    """(members, samples, outputs) of an ensemble: every metric can be computed from them.
+
+    `side_by_side`: as for `predict`.
+    """
     inputs = inputs_for(ensemble, images, augmentation, batch_size)
-    return torch.cat([ensemble.member_logits(some).float() for some in inputs], dim=1)
+    return _asked(list(ensemble.members), inputs, promised=side_by_side)
+
+
+def _asked(members: list[nn.Module], inputs: Iterable[Tensor], *, promised: bool) -> Tensor:
+    """(members, samples, outputs) float32."""
+    found = engines.ask_batches(members, inputs, promised=promised)
+    if found is None:
+        found = [torch.stack([member(some) for member in members]) for some in inputs]
+    return torch.cat(found, dim=1).float()
 
 
 @torch.no_grad()

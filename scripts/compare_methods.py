@@ -27,7 +27,7 @@ from configs.images import CompareArgs
 from configs.workers import Workers
 from evo_subnets import divergence, evaluate, metrics
 from evo_subnets.data import Dataset, Images, load
-from evo_subnets.engines.memory import keep_freed_memory
+from evo_subnets.engines import keep_freed_memory
 from evo_subnets.ensemble import Ensemble
 from evo_subnets.files import storage
 from evo_subnets.files.parents import load_parent, save_parent

@@ -20,7 +20,7 @@ from configs.command_line import choose_device, run
 from configs.images import ImageArgs
 from evo_subnets import Child, Ensemble, evaluate, metrics
 from evo_subnets.data import Dataset, Images, load
-from evo_subnets.engines.memory import keep_freed_memory
+from evo_subnets.engines import keep_freed_memory
 from evo_subnets.files import storage
 from evo_subnets.files.parents import load_parent, save_parent
 from evo_subnets.methods import Trained, bagging, independent, noisy, sparse, stochastic

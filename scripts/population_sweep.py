@@ -20,7 +20,7 @@ from configs.command_line import choose_device, run
 from configs.sweep import SweepArgs
 from envs.procgen import TRAIN_LEVELS
 from evo_subnets import Child, Ensemble, quads, search_trust_region, select
-from evo_subnets.engines.memory import keep_freed_memory
+from evo_subnets.engines import keep_freed_memory
 from evo_subnets.files import storage
 from evo_subnets.runs.journal import Journal
 from evo_subnets.runs.tracking import Tracker, bar, table

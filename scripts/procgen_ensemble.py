@@ -26,7 +26,7 @@ from configs.command_line import choose_device, run
 from configs.procgen import ProcgenArgs
 from envs.procgen import TEST_LEVELS, TRAIN_LEVELS, normalized_return
 from evo_subnets import Child, Evolution, search_trust_region
-from evo_subnets.engines.memory import keep_freed_memory
+from evo_subnets.engines import keep_freed_memory
 from evo_subnets.files import storage
 from evo_subnets.runs.journal import Journal
 from evo_subnets.runs.tracking import Tracker, bar, table

@@ -8,9 +8,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from evo_subnets import metrics
+from evo_subnets import engines, metrics
 from evo_subnets.data import Augmentation, Images
-from evo_subnets.engines.side_by_side import has_convolutions
 from evo_subnets.ensemble import Ensemble
 from evo_subnets.evolution import Child, Evolution, evaluate
 from evo_subnets.racing import Rules, race
@@ -39,15 +38,17 @@ class Accuracy:
     images: Images
     augmentation: Augmentation
     norm_images: Images | None = None
+    side_by_side: bool = False
+    """See `tuning.predict`."""
 
     def __call__(self, model: nn.Module) -> float:
         if self.norm_images is not None:
             reestimate_norms(model, self.norm_images, self.augmentation)
-        outputs = predict_inputs(model, self._inputs(model))
+        outputs = predict_inputs(model, self._inputs(model), side_by_side=self.side_by_side)
         return metrics.accuracy(outputs.log_softmax(dim=1), self.images.labels)
 
     def _inputs(self, model: nn.Module) -> Iterable[Tensor]:
-        layout = has_convolutions(model)
+        layout = engines.has_convolutions(model)
         if layout in self._kept:
             return self._kept[layout]
         inputs = inputs_for(model, self.images, self.augmentation)
@@ -61,7 +62,7 @@ class Accuracy:
         return {}
 
     def __reduce__(self) -> tuple[Any, ...]:  # what is kept does not travel
-        return Accuracy, (self.images, self.augmentation, self.norm_images)
+        return Accuracy, (self.images, self.augmentation, self.norm_images, self.side_by_side)
 
 
 def halves_by_doubt(parent: nn.Module, images: Images, augmentation: Augmentation) -> Tensor:
