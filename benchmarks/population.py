@@ -32,7 +32,7 @@ from benchmarks.memory import peak_bytes, resident_bytes
 from benchmarks.timing import Device, alternate, comparison, publish, spread
 from evo_subnets import evaluate, materialize, parameters, quads
 from evo_subnets.data import Augmentation, Images
-from evo_subnets.engines.memory import keep_freed_memory
+from evo_subnets.engines import keep_freed_memory
 from evo_subnets.methods.noisy import Accuracy
 from evo_subnets.metrics.cost import multiply_adds
 from evo_subnets.models import build

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from benchmarks.timing import publish
 from evo_subnets import evaluate, quads, search_trust_region
 from evo_subnets.data import Dataset, Images, load
-from evo_subnets.engines.memory import keep_freed_memory
+from evo_subnets.engines import keep_freed_memory
 from evo_subnets.methods.noisy import halves_by_doubt
 from evo_subnets.models import build
 from evo_subnets.racing import Rules, run_race

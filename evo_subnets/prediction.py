@@ -1,5 +1,6 @@
 """What networks say of data, and the statistics of their norms."""
 
+import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -8,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from evo_subnets.engines.side_by_side import forward_passes, has_convolutions
+from evo_subnets import engines
 from evo_subnets.ensemble import Ensemble
 from evo_subnets.task import Metric, accuracy, as_data, device_of, moved
 from evo_subnets.tuning import own_randomness
@@ -22,22 +23,30 @@ KEPT_BYTES = 2**28
 
 
 @torch.no_grad()
-def predict(module: nn.Module, data: Any, *, batch_size: int | None = None) -> Tensor:
+def predict(
+    module: nn.Module, data: Any, *, batch_size: int | None = None, side_by_side: bool = False
+) -> Tensor:
     """(samples, outputs) float32 outputs of `module` in eval mode, without augmentation.
 
-    `batch_size=None`: what is fast for the module where it is, or the loader's own.
+    `batch_size=None`: what is fast for the module where it is, or the loader's own. `side_by_side`:
+    on a CPU a module with convolutions has a thread to a batch, and copies with the same weights.
+    It must have no hooks, draw no random numbers and keep nothing in a forward pass; of torch's own
+    layers and of `models` that is known, and they are asked so anyway.
     """
-    return predict_inputs(module, inputs_for(module, data, batch_size=batch_size))
+    inputs = inputs_for(module, data, batch_size=batch_size)
+    return predict_inputs(module, inputs, side_by_side=side_by_side)
 
 
 @torch.no_grad()
-def predict_inputs(module: nn.Module, inputs: Iterable[Any]) -> Tensor:
+def predict_inputs(
+    module: nn.Module, inputs: Iterable[Any], *, side_by_side: bool = False
+) -> Tensor:
     """`predict` for inputs that are in batches, on the module's device."""
     was_training = module.training
     module.eval()
-    outputs = forward_passes(module, inputs)
+    outputs = _asked([module], inputs, promised=side_by_side)[0]
     module.train(was_training)
-    return torch.cat(outputs).float()
+    return outputs
 
 
 def inputs_for(module: nn.Module, data: Any, *, batch_size: int | None = None) -> Iterator[Any]:
@@ -51,7 +60,7 @@ def batches_for(
 ) -> Iterator[tuple[Any, Any]]:
     """(inputs, targets) in batches, on the module's device and in a layout in which it is fast."""
     found, device = as_data(data), device_of(module)
-    convolutions = has_convolutions(module)
+    convolutions = engines.has_convolutions(module)
     size = batch_size
     if size is None and found.input_bytes is not None:
         size = CPU_BATCH if convolutions and device.type == "cpu" else BATCH
@@ -63,10 +72,28 @@ def batches_for(
 
 
 @torch.no_grad()
-def predict_members(ensemble: Ensemble, data: Any, *, batch_size: int | None = None) -> Tensor:
-    """(members, samples, outputs) of an ensemble: every metric can be computed from them."""
+def predict_members(
+    ensemble: Ensemble, data: Any, *, batch_size: int | None = None, side_by_side: bool = False
+) -> Tensor:
+    """(members, samples, outputs) of an ensemble: every metric can be computed from them.
+
+    `side_by_side`: as for `predict`.
+    """
     inputs = inputs_for(ensemble, data, batch_size=batch_size)
-    return torch.cat([ensemble.member_logits(some).float() for some in inputs], dim=1)
+    return _asked(list(ensemble.members), inputs, promised=side_by_side)
+
+
+def _asked(members: list[nn.Module], inputs: Iterable[Any], *, promised: bool) -> Tensor:
+    """(members, samples, outputs) float32."""
+    batches = iter(inputs)
+    first = next(batches)
+    together = itertools.chain([first], batches)
+    found = None
+    if isinstance(first, Tensor):  # engines know one tensor
+        found = engines.ask_batches(members, together, promised=promised)
+    if found is None:
+        found = [torch.stack([ask(member, some) for member in members]) for some in together]
+    return torch.cat(found, dim=1).float()
 
 
 @torch.no_grad()
@@ -94,6 +121,8 @@ class Validation:
     data: Any
     metric: Metric = accuracy
     norm_data: Any = None
+    side_by_side: bool = False
+    """See `predict`."""
 
     def __call__(self, model: nn.Module) -> float:
         if self.norm_data is not None:
@@ -105,14 +134,14 @@ class Validation:
                 targets.append(wanted)
                 yield some
 
-        outputs = predict_inputs(model, inputs())
+        outputs = predict_inputs(model, inputs(), side_by_side=self.side_by_side)
         return float(self.metric(outputs, torch.cat(targets)))
 
     def _batches(self, model: nn.Module) -> Iterable[tuple[Any, Any]]:
         size = as_data(self.data).input_bytes
         if size is None or size > KEPT_BYTES:
             return batches_for(model, self.data)
-        layout = has_convolutions(model), device_of(model)
+        layout = engines.has_convolutions(model), device_of(model)
         if layout not in self._kept:
             self._kept[layout] = list(batches_for(model, self.data))
         return self._kept[layout]
@@ -122,4 +151,4 @@ class Validation:
         return {}
 
     def __reduce__(self) -> tuple[Any, ...]:  # what is kept does not travel
-        return Validation, (self.data, self.metric, self.norm_data)
+        return Validation, (self.data, self.metric, self.norm_data, self.side_by_side)

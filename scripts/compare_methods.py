@@ -22,7 +22,7 @@ from configs.compare import CompareArgs
 from configs.experiments import Experiment, Preset
 from evo_subnets import Ensemble, divergence
 from evo_subnets.data import Dataset
-from evo_subnets.engines.memory import keep_freed_memory
+from evo_subnets.engines import keep_freed_memory
 from evo_subnets.methods import with_seed
 from evo_subnets.metrics.contest import Contest, corrupted
 from evo_subnets.metrics.tables import Line, draw, lines_csv, summary, table_text

@@ -17,7 +17,7 @@ from configs.command_line import choose_device, run
 from configs.images import BuilderArgs, ParentArgs, method_name, parsed
 from evo_subnets import Ensemble
 from evo_subnets.data import Dataset
-from evo_subnets.engines.memory import keep_freed_memory
+from evo_subnets.engines import keep_freed_memory
 from evo_subnets.files.parents import load_parent
 from evo_subnets.metrics import count_corrupted_sets, count_parameters
 from evo_subnets.metrics.contest import Contest, contest_text, corrupted

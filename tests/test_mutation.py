@@ -26,12 +26,10 @@ bounds = st.floats(0, 1)
 mutations = st.builds(Mutation, seeds, sigmas, bounds, bounds)
 
 
-@pytest.fixture(params=["compiled", "eager"])
+@pytest.fixture(params=["on", "off"])
 def engine(request, monkeypatch):
     """Both ways to build a child; the first is plain torch where nothing was compiled."""
-    monkeypatch.delenv("EVO_SUBNETS_EAGER", raising=False)
-    if request.param == "eager":
-        monkeypatch.setenv("EVO_SUBNETS_EAGER", "1")
+    monkeypatch.setenv("EVO_SUBNETS_ENGINES", request.param)
 
 
 def layers():

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from evo_subnets.engines import philox_cpu as kernel
 from evo_subnets.streams import derive_seed
 
 BATCH_SIZE = 128
@@ -153,10 +152,6 @@ class Augmentation:
         count, height, width, channels = pixels.shape
         # a whole row at once: loops over three channels are slow
         scale, shift = self._scale_and_shift.repeat(1, width).to(pixels.device)
-        if pixels.device.type == "cpu" and kernel.available(pixels.numel()):
-            pixels = pixels.contiguous()
-            crops = kernel.crops(pixels, top, left, mirrored, scale, shift, padding)
-            return crops.permute(0, 3, 1, 2)
         rows = pixels
         if padding or mirrored.any():
             rows = _cut(pixels, top, left, mirrored, padding)
