@@ -1,4 +1,4 @@
-"""Nine tables and figures of Whitaker 2023, chapters 4 to 6, as presets; each says what is left out.
+"""Nine tables and figures of Whitaker 2023, chapters 4 to 6, as presets; each says what it lacks.
 
 `docs/results.md` lists them beside those that are not there.
 """
@@ -40,7 +40,7 @@ class Experiment:
 
 @dataclass(frozen=True)
 class Preset:
-    """A table or picture of a paper, or a part of one: experiments on the children of one parent."""
+    """A table or picture of a paper, or a part of one: experiments on one parent's children."""
 
     title: str
     source: str
@@ -138,7 +138,7 @@ def partitions(model: str = "wrn-28-10") -> Preset:
 def annealing(
     model: str = "lenet-m", sparsities: tuple[float, ...] = (0.95, 0.98), epochs: int = 5
 ) -> Preset:
-    """Of table 6.1 random pruning at two sparsities: one child, tuned while or after it is pruned."""
+    """Of table 6.1 random pruning at two sparsities: a child, tuned while or after it is pruned."""
     steps = max(1, round(epochs * 0.5))
     ways = {
         "one-shot": Annealing("one-shot"),
@@ -213,7 +213,7 @@ def ensemble_size(model: str = "lenet-m") -> Preset:
 
 
 def mutation(model: str = "lenet-l") -> Preset:
-    """Figure 4.3: sigma and sparsity of mutations, the best 4 of 16; by default a smaller network."""
+    """Figure 4.3: sigma and sparsity of mutations, the best 4 of 16; on a smaller network."""
     return Preset(
         "Mutations: the best 4 of 16 children",
         "Whitaker 2023, figure 4.3 (there WideResNet-28-10, parents of 100 epochs)",
