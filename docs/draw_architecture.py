@@ -12,7 +12,6 @@ from itertools import pairwise
 from pathlib import Path
 
 from docs.imports import CONTENTS, FOLDERS, READING_ORDER, ROOT, files, imported, name_of
-from evo_subnets.files.storage import write_atomically
 
 SOURCES = {".py", ".c", ".h", ".cu"}
 IDEA = "evo_subnets"
@@ -50,6 +49,8 @@ PLACES = {
     "evo_subnets/streams.py": Place(7, 550, 860, "every draw, from its seed and name"),
 }
 """A room is a folder with all that is in it, except what is a room of its own."""
+GROUND = {"evo_subnets/draws.py": "evo_subnets/streams.py"}
+"""A file in another's room: engines stand on both."""
 
 FRAMED = 3
 """The first floor of the library."""
@@ -60,7 +61,7 @@ FILLS = ("#efeaf6", "#efeaf6", "#e6f0ea", "#e5eef7", "#e5eef7", "#fdf3d8", "#eef
 
 def room_of(path: Path) -> str:
     """The room that a file lies in: the longest name that it begins with."""
-    name = name_of(path)
+    name = GROUND.get(name_of(path), name_of(path))
     return max((room for room in PLACES if f"{name}/".startswith(f"{room}/")), key=len)
 
 
@@ -158,8 +159,9 @@ def box(room: str) -> list[str]:
     """A room: its name, how large it is, what it holds."""
     place = PLACES[room]
     left, (top, bottom) = place.left, floors()[place.row]
-    title = "evo_subnets/*.py" if room == IDEA else room.removeprefix("evo_subnets/")
-    title += "" if title.endswith(".py") else "/"
+    named = [room, *(n for n, home in GROUND.items() if home == room and (ROOT / n).exists())]
+    title = ", ".join(name.removeprefix("evo_subnets/") for name in named)
+    title = f"{IDEA}/*.py" if room == IDEA else title if title.endswith(".py") else f"{title}/"
     return [
         f'<rect x="{left}" y="{top}" width="{place.right - left}" height="{bottom - top}" rx="9" '
         f'fill="{FILLS[place.row]}" stroke="#c3c9d2"/>',
@@ -277,4 +279,4 @@ def svg() -> str:
 
 
 if __name__ == "__main__":
-    write_atomically(Path(__file__).with_name("architecture.svg"), svg().encode())
+    Path(__file__).with_name("architecture.svg").write_text(svg())

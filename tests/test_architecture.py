@@ -33,10 +33,10 @@ MAY_IMPORT = {
         if index
     },
     "evo_subnets/streams.py": [],
-    "evo_subnets/__init__.py": FLAT,
+    "evo_subnets/__init__.py": [*FLAT, "evo_subnets/runs", "evo_subnets/workers"],
     # what serves the idea
     "evo_subnets/files": ["evo_subnets/files"],
-    "evo_subnets/engines": ["evo_subnets/engines", "evo_subnets/streams.py"],
+    "evo_subnets/engines": ["evo_subnets/engines", *FLAT[:2]],
     "evo_subnets/runs": ["evo_subnets/runs", "evo_subnets/files"],
     "evo_subnets/workers": ["evo_subnets/workers"],
     "evo_subnets/workers/evotorch.py": ["evo_subnets/workers", *FLAT],
@@ -44,7 +44,7 @@ MAY_IMPORT = {
     "evo_subnets/models": ["evo_subnets/models", "evo_subnets/streams.py"],
     "evo_subnets/data": ["evo_subnets/data", *SERVING[:3], *FLAT],
     "evo_subnets/structure": ["evo_subnets/structure", *FLAT],
-    "evo_subnets/metrics": ["evo_subnets/metrics", "evo_subnets/data", *FLAT],
+    "evo_subnets/metrics": ["evo_subnets/metrics", "evo_subnets/data", *SERVING[1:3], *FLAT],
     "evo_subnets/rl": ["evo_subnets/rl", *SERVING, *FLAT],
     "evo_subnets/methods": ["evo_subnets/methods", *SERVING, *FLAT, *MADE_OF_IT],
     # what uses the library
@@ -212,8 +212,6 @@ BY_POSITION = {
     "backward": "torch calls a Function's",
     "EnsemblePolicy.predict": "stable-baselines3's signature",
     "ProcgenVecEnv.set_attr": "stable-baselines3's signature",
-    "quads": "a Sampler: four numbers",
-    "singles": "a Sampler: four numbers",
     "evo_subnets/data/noise_and_blur.py": "a corruption: images, their generators, its strength",
     "evo_subnets/data/weather.py": "a corruption: images, their generators, its strength",
     "evo_subnets/data/digital.py": "a corruption: images, their generators, its strength",
