@@ -17,7 +17,9 @@ from docs.imports import (
 )
 
 FLAT = [f"evo_subnets/{name}.py" for name in READING_ORDER]
-SERVING = ["evo_subnets/engines", "evo_subnets/files", "evo_subnets/runs", "evo_subnets/workers"]
+DOOR = "evo_subnets/engines/__init__.py"
+"""The one file of the engines that the rest knows: all others can be deleted."""
+SERVING = [DOOR, "evo_subnets/files", "evo_subnets/runs", "evo_subnets/workers"]
 MADE_OF_IT = ["evo_subnets/" + name for name in ("structure", "models", "data", "metrics")]
 ALL_BUT_METHODS = ["evo_subnets/__init__.py", *FLAT, *SERVING, *MADE_OF_IT, "evo_subnets/rl"]
 PROTOCOLS = [
@@ -28,7 +30,7 @@ PROTOCOLS = [
 
 MAY_IMPORT = {
     **{
-        name: [*FLAT[:index], "evo_subnets/engines", "evo_subnets/files", *PROTOCOLS]
+        name: [*FLAT[:index], DOOR, "evo_subnets/files", *PROTOCOLS]
         for index, name in enumerate(FLAT)
         if index
     },
@@ -117,6 +119,14 @@ def test_nobody_imports_the_methods_but_scripts_configs_and_benchmarks():
         if not within(name_of(path), free):
             wrong = [file for file in imported(path) if within(name_of(file), free[:1])]
             assert not wrong, name_of(path)
+
+
+def test_the_engines_have_one_door():
+    inside = ["evo_subnets/engines", "benchmarks"]
+    for path in files():
+        if not within(name_of(path), inside):
+            names = {name_of(file) for file in imported(path)} - {DOOR}
+            assert not [name for name in names if within(name, inside[:1])], name_of(path)
 
 
 def test_inside_the_library_nobody_imports_its_table_of_contents():

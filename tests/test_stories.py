@@ -114,6 +114,22 @@ def test_prune_and_tune_of_ones_own_classifier(data, trained):
     assert result.epochs == 8
 
 
+def test_the_programs_of_the_readme(data, trained, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    inputs, labels = data
+    first, second = re.findall(
+        r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.M | re.S
+    )
+    mine = {"network": trained, "inputs": inputs, "labels": labels, "new_inputs": inputs[:5]}
+    names = told(first, dict(mine))
+    assert torch.equal(names["ensemble"](inputs[:5]), names["log_probabilities"])
+    names = told(
+        second, mine | {"loader": list(zip(inputs.split(16), labels.split(16), strict=True))}
+    )
+    assert names["log_probabilities"].shape == (5, 3)
+    assert len(names["result"].ensemble.members) == 4
+
+
 @pytest.mark.moves_generators
 def test_a_stable_baselines3_agent(third):
     assert len(third["policy"].model.members) == 8
