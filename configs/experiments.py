@@ -1,4 +1,7 @@
-"""The papers' supervised experiments: which methods, at which budgets, and what was printed."""
+"""Nine tables and figures of Whitaker 2023, chapters 4 to 6, as presets; each says what it lacks.
+
+`docs/results.md` lists them beside those that are not there.
+"""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -41,7 +44,7 @@ class Experiment:
 
 @dataclass(frozen=True)
 class Preset:
-    """A table or picture of a paper: experiments on the children of one parent."""
+    """A table or picture of a paper, or a part of one: experiments on one parent's children."""
 
     title: str
     source: str
@@ -76,7 +79,7 @@ def one_cycle(epochs: int) -> Tuning:
 
 
 def small_budget(model: str = "lenet-l") -> Preset:
-    """Table 5.1: 16 epochs in all."""
+    """Table 5.1: 16 epochs in all; dropout for LeNets alone."""
     printed = {
         "lenet-l": ("70.29 ± 0.21", "70.06 ± 0.32", "70.97 ± 0.13", "75.51 ± 0.06", "75.75 ± 0.06"),
         "resnet-18": (
@@ -108,11 +111,11 @@ def small_budget(model: str = "lenet-l") -> Preset:
 
 
 def large_budget(model: str = "wrn-28-10") -> Preset:
-    """Tables 5.2 and 6.2: 200 epochs."""
+    """Of tables 5.2 and 6.2, 200 epochs, the independent network, halves and annealed halves."""
     published = ("96.0", "96.5", "96.7") if model == "wrn-28-10" else ("",) * 3
     return Preset(
         "Large training budget: 200 epochs, ensembles of 6",
-        "Whitaker 2023, tables 5.2 and 6.2",
+        "Whitaker 2023, of tables 5.2 and 6.2",
         model,
         sgd(140),
         200,
@@ -149,7 +152,7 @@ def partitions(model: str = "wrn-28-10") -> Preset:
 def annealing(
     model: str = "lenet-m", sparsities: tuple[float, ...] = (0.95, 0.98), epochs: int = 5
 ) -> Preset:
-    """Table 6.1: one child, tuned while or after it is pruned."""
+    """Of table 6.1 random pruning at two sparsities: a child, tuned while or after it is pruned."""
     steps = max(1, round(epochs * 0.5))
     ways = {
         "one-shot": Annealing("one-shot"),
@@ -160,7 +163,7 @@ def annealing(
     tunings = {"constant": Tuning(epochs, Constant(0.01)), "one-cycle": one_cycle(epochs)}
     return Preset(
         f"One child, {epochs} tuning epochs, {steps} of them pruning or annealing",
-        "Whitaker 2023, table 6.1 (there ResNet-18 on CIFAR-100, 20 tuning epochs)",
+        "Whitaker 2023, of table 6.1 (there ResNet-18 on CIFAR-100, 20 tuning epochs)",
         model,
         sgd(10),
         10 + epochs,
@@ -179,7 +182,7 @@ def annealing(
 
 
 def sparsity(model: str = "lenet-m") -> Preset:
-    """Figure 5.4, left: the children's sparsity."""
+    """Figure 5.4, left: the children's sparsity; one of its three networks a run."""
     return Preset(
         "Sparsity of 8 children, 3 tuning epochs",
         "Whitaker 2023, figure 5.4, left",
@@ -229,7 +232,7 @@ def ensemble_size(model: str = "lenet-m") -> Preset:
 
 
 def mutation(model: str = "lenet-l") -> Preset:
-    """Figure 4.3: sigma and sparsity of mutations, the best 4 of 16."""
+    """Figure 4.3: sigma and sparsity of mutations, the best 4 of 16; on a smaller network."""
     return Preset(
         "Mutations: the best 4 of 16 children",
         "Whitaker 2023, figure 4.3 (there WideResNet-28-10, parents of 100 epochs)",
