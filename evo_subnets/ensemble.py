@@ -82,7 +82,6 @@ class Ensemble(nn.Module):
         combine: Combine = "mean",
         weights: Sequence[float] | None = None,
         include: Include = None,
-        *,
         side_by_side: bool = False,
     ) -> "Ensemble":
         """The children of `module`, each a module of its own; with `include_parent` it comes first.

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from evo_subnets import engines
 from evo_subnets.ensemble import Ensemble
-from evo_subnets.task import Metric, accuracy, as_data, device_of, moved
+from evo_subnets.task import Metric, accuracy, as_data, ask, device_of, moved
 from evo_subnets.tuning import own_randomness
 
 CPU_BATCH, BATCH = 100, 500

@@ -18,7 +18,6 @@ import torch
 from evo_subnets.draws import Change, Draw, draw_plainly
 from evo_subnets.engines import compiler
 from evo_subnets.engines.philox import Key, Recipe
-from evo_subnets.files import write_atomically
 from evo_subnets.streams import LANES, LEVELS, TILE, Interval
 
 SOURCE = Path(__file__).with_name("philox.cu")

@@ -26,7 +26,7 @@ LEFT_OUT = (
 CHILDREN = """
 import torch
 from evo_subnets import materialize_siblings, quads
-from evo_subnets.files.storage import fingerprint
+from evo_subnets.files import fingerprint
 weights = torch.arange(7000.0).view(20, 14, 5, 5) / 7 - 500
 parent = {
     "plain": weights.view(20, -1), "last": weights.to(memory_format=torch.channels_last),

@@ -14,7 +14,7 @@ from evo_subnets.engines.threads import share_out
 from evo_subnets.engines.twins import twin, with_fast_convolutions
 from evo_subnets.engines.winograd import convolve, matrices
 from evo_subnets.models import build
-from evo_subnets.tuning import predict_inputs
+from evo_subnets.prediction import predict_inputs
 
 
 def draw(*shape, seed=0):
