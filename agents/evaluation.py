@@ -13,7 +13,7 @@ from torch import Tensor
 
 from agents.play.course import Course, Episodes
 from envs.procgen import Mode, ProcgenSimulator, normalized_return
-from evo_subnets.files import storage
+from evo_subnets import files
 from evo_subnets.rl import EnsemblePolicy
 from evo_subnets.runs.report import interval, table
 
@@ -95,7 +95,7 @@ def record_clip(
     pictures[0].save(
         data, "GIF", save_all=True, append_images=pictures[1:], duration=1000 // 15, loop=0
     )
-    storage.write_atomically(path, data.getvalue())
+    files.write_atomically(path, data.getvalue())
     return total
 
 
@@ -171,4 +171,4 @@ def write_episodes(path: Path, played: Mapping[str, Episodes]) -> None:
             zip(episodes.level_seeds, episodes.returns, episodes.lengths, strict=True)
         ):
             writer.writerow([name, number, int(level), float(value), int(length)])
-    storage.write_atomically(path, text.getvalue().encode())
+    files.write_atomically(path, text.getvalue().encode())

@@ -11,10 +11,10 @@ from stable_baselines3 import PPO
 from torch import nn
 
 from agents.checkpoints import checkpoints
-from agents.impala import ImpalaCNN
+from agents.impala import ImpalaCNN, use_compiled_blocks
 from agents.ppo import PPOSettings, train
 from envs.procgen import ACTIONS, Mode
-from evo_subnets.files import storage
+from evo_subnets import files
 from evo_subnets.rl import Actor
 from evo_subnets.runs import Run
 
@@ -43,12 +43,12 @@ def save_actor(path: str | Path, actor: Actor, *, about: dict[str, Any]) -> None
         "frame_stack": actor.observation_shape[0] // 3,
         "actions": actor.actions,
     }
-    storage.save_tensors(path, actor.state_dict(), KIND, {"network": network, "about": about})
+    files.save_tensors(path, actor.state_dict(), KIND, {"network": network, "about": about})
 
 
 def load_actor(path: str | Path) -> tuple[Actor, dict[str, Any]]:
     """The actor of a file that `save_actor` wrote, and what it says about itself."""
-    tensors, description = storage.load_tensors(path, KIND)
+    tensors, description = files.load_tensors(path, KIND)
     try:
         network, about = description["network"], dict(description["about"])
         with torch.device("meta"):  # no memory for what does not fit the file, nothing drawn
@@ -67,8 +67,8 @@ def load_actor(path: str | Path) -> tuple[Actor, dict[str, Any]]:
         ValueError,
     ) as error:
         line = " ".join(str(error).split())[:200]
-        raise storage.StorageError(f"{path}: describes no Impala actor: {line}") from None
-    storage.load_state(path, actor, tensors, assign=True)
+        raise files.StorageError(f"{path}: describes no Impala actor: {line}") from None
+    files.load_state(path, actor, tensors, assign=True)
     return actor, about
 
 
@@ -91,7 +91,7 @@ def load_parent(path: Path, *, game: str, mode: Mode = "easy") -> Actor:
     only for files of one's own).
 
     A ValueError where it is none for Procgen, or its file names another game or mode; a zip names
-    neither.
+    neither. It uses the compiled blocks of Impala (see `impala.ImpalaCNN`), and so do its children.
     """
     actor, about = (load_zip(path), {}) if path.suffix == ".zip" else load_actor(path)
     for option, found, asked in (
@@ -103,18 +103,19 @@ def load_parent(path: Path, *, game: str, mode: Mode = "easy") -> Actor:
                 f"{path} is a parent of {option} {found}, this run asks for {asked}: "
                 f"use --{option} {found}, or another --parent"
             )
-    return check_actor(actor, str(path))
+    use_compiled_blocks(check_actor(actor, str(path)))
+    return actor
 
 
 def load_zip(path: Path) -> Actor:
     """The actor of a stable-baselines3 zip."""
     if not path.is_file():
-        raise storage.StorageError(f"{path}: there is no such file")
+        raise files.StorageError(f"{path}: there is no such file")
     try:
         return Actor.from_agent(PPO.load(path, device="cpu"))
     except Exception as error:  # a zip can be damaged in many ways; all mean the same to the user
         line = " ".join(str(error).split())[:200]
-        raise storage.StorageError(
+        raise files.StorageError(
             f"{path}: not a stable-baselines3 PPO agent that can be a parent: {line}"
         ) from None
 
@@ -163,6 +164,7 @@ def train_parent(
     actor = Actor.from_agent(agent)
     about = {"game": game, "mode": mode, "seed": seed, "steps": agent.num_timesteps}
     save_actor(run.folder / POLICY, actor, about=about)
+    use_compiled_blocks(actor)
     return actor, about
 
 

@@ -25,8 +25,7 @@ from torch import nn
 from agents.parents import impala_actor, load_actor, save_actor
 from benchmarks.memory import peak_bytes
 from configs.command_line import run
-from evo_subnets import Child, Ensemble, quads
-from evo_subnets.files import storage
+from evo_subnets import Child, Ensemble, files, quads
 from evo_subnets.files.checkpoints import Checkpoint
 from evo_subnets.files.parents import load_parent, save_parent
 from evo_subnets.models import build
@@ -63,14 +62,14 @@ class Kind:
 
 
 def network(seed: int = 0) -> nn.Module:
-    return build("mlp-8", (1, 8, 8), 10, seed=seed)
+    return build("mlp-8", (1, 8, 8), classes=10, seed=seed)
 
 
 def kinds(folder: Path) -> list[Kind]:
     """The files, whole, with their loaders."""
     parent, asked = network(), {"sigma": 0.1, "seed": 3}
     about = {"model": "mlp-8", "classes": list(range(10))}
-    Ensemble.from_mutations(parent, quads(4, 0.1, 0.5, 0)).save(folder / "recipes")
+    Ensemble.from_mutations(parent, quads(4, 0.1, density=0.5, seed=0)).save(folder / "recipes")
     Ensemble([network(1), network(2)]).save(folder / "members")
     save_parent(folder / "parent", parent, about)
     save_actor(
@@ -78,7 +77,7 @@ def kinds(folder: Path) -> list[Kind]:
     )
     journal = Journal(folder, asked)
     journal.once("sigma", lambda: 0.5)
-    for mutation in quads(8, 0.1, 0.5, 0):
+    for mutation in quads(8, 0.1, density=0.5, seed=0):
         journal.add_child("children", Child(mutation, 1.5))
     tuning = {"tuning": repr(Tuning(2)), "seed": 1, "images": 9}
     module, generator = network(), torch.Generator()
@@ -89,17 +88,17 @@ def kinds(folder: Path) -> list[Kind]:
     Checkpoint(folder / "checkpoint", tuning).save(*run, [0.5], last=True)
 
     def load_ensemble(name: str, restore: bool) -> Any:
-        ensemble = Ensemble.load(folder / name, network(), restore)
-        return storage.fingerprint(ensemble.state_dict())
+        ensemble = Ensemble.load(folder / name, network(), restore=restore)
+        return files.fingerprint(ensemble.state_dict())
 
     def load_a_parent() -> Any:
         module = network(5)
         load_parent(folder / "parent", module, about, about)
-        return storage.fingerprint(module.state_dict())
+        return files.fingerprint(module.state_dict())
 
     def load_an_actor() -> Any:
         actor, found = load_actor(folder / "actor")
-        return storage.fingerprint(actor.state_dict()), found
+        return files.fingerprint(actor.state_dict()), found
 
     def load_a_journal() -> Any:
         found = Journal(folder, asked)
@@ -111,7 +110,7 @@ def kinds(folder: Path) -> list[Kind]:
         losses = Checkpoint(folder / "checkpoint", tuning).restore(
             module, optimizer, [], torch.device("cpu")
         )
-        return storage.fingerprint(module.state_dict()), losses
+        return files.fingerprint(module.state_dict()), losses
 
     return [
         Kind("ensemble of recipes", folder / "recipes", lambda: load_ensemble("recipes", False)),
@@ -157,22 +156,22 @@ def damaged(whole: bytes, rng: random.Random) -> tuple[str, bytes]:
 def forged(path: Path, rng: random.Random) -> tuple[str, bytes]:
     """Another version or kind, or fields that make no sense, under a checksum that fits."""
     way = rng.choice(("version", "kind", "field", "field", "field", "tensor"))
-    version = storage.VERSION
+    version = files.writing.VERSION
     try:
         if path.suffix == ".json":
-            content = storage.read_json(path)
+            content = files.read_json(path)
             if way == "version":
-                storage.VERSION = str(rng.randrange(2, 100))
+                files.writing.VERSION = str(rng.randrange(2, 100))
             else:
                 way = "field"
                 spoil(content, rng)
-            storage.write_json(path, content)
+            files.write_json(path, content)
         else:
             kind = written_kind(path)
-            tensors, description = storage.load_tensors(path, kind)
+            tensors, description = files.load_tensors(path, kind)
             name = rng.choice(list(tensors))
             if way == "version":
-                storage.VERSION = str(rng.randrange(2, 100))
+                files.writing.VERSION = str(rng.randrange(2, 100))
             elif way == "kind":
                 kind += "x"
             elif way == "field":
@@ -181,9 +180,9 @@ def forged(path: Path, rng: random.Random) -> tuple[str, bytes]:
                 tensor = tensors.pop(name)
                 if rng.random() < 0.5:
                     tensors[rng.choice((name, name + "x"))] = tensor.reshape(-1)[:-1].clone()
-            storage.save_tensors(path, tensors, kind, description)
+            files.save_tensors(path, tensors, kind, description)
     finally:
-        storage.VERSION = version
+        files.writing.VERSION = version
     return f"forged {way}", path.read_bytes()
 
 

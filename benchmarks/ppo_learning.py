@@ -20,7 +20,7 @@ from agents.fast.ppo import FastPPO
 from agents.ppo import make_ppo, make_training_env
 from benchmarks.timing import publish
 from configs.ppo import CPU
-from evo_subnets.engines.memory import keep_freed_memory
+from evo_subnets.engines import keep_freed_memory
 from evo_subnets.runs.report import table
 
 from stable_baselines3 import PPO  # isort: skip  # after agents, which silences gym

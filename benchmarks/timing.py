@@ -12,7 +12,7 @@ from typing import Literal
 
 import torch
 
-from evo_subnets.files.storage import write_atomically
+from evo_subnets.files import write_atomically
 from evo_subnets.runs.report import table
 
 RESULTS = Path(__file__).parent / "results"

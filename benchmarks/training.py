@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from benchmarks.timing import alternate, publish, ratios, spread
 from evo_subnets.data import Augmentation, Images, batches
-from evo_subnets.engines.memory import keep_freed_memory
+from evo_subnets.engines import keep_freed_memory
 from evo_subnets.methods import Pruning
 from evo_subnets.models import build
 from evo_subnets.pruning import Pruned

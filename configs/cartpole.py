@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from evo_subnets.rl.actor import check_actions  # isort: skip  # first: it silences gym's notice
 
 import gymnasium
+
 from evo_subnets.search import Search
 
 

@@ -4,14 +4,13 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from evo_subnets.options import refuse_idle
-from evo_subnets.search import Search
-
 from agents.parents import parent_file
 from agents.ppo import PPOSettings
 from configs.workers import EVERY_RUN, WorkerArgs, WorkerOptions
 from envs.procgen import check_game
 from evo_subnets.mutation import quads, singles
+from evo_subnets.options import refuse_idle
+from evo_subnets.search import Search
 
 TARGET_KL, TOTAL_TIMESTEPS, CHECKPOINT_EVERY = 0.02, 10_000_000, 50_000
 

@@ -6,11 +6,10 @@ from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
-from evo_subnets.search import Search
-
 from agents.parents import parent_file
 from configs.workers import EVERY_RUN, WorkerArgs, WorkerOptions
 from envs.procgen import check_game
+from evo_subnets.search import Search
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,9 @@ from agents.play.population import play
 from configs import command_line
 from configs.sweep import SweepArgs
 from envs.procgen import TRAIN_LEVELS
-from evo_subnets import Evolution, search_trust_region
-from evo_subnets.engines.memory import keep_freed_memory
+from evo_subnets import Evolution, files, search_trust_region
+from evo_subnets.engines import keep_freed_memory
 from evo_subnets.evolution import check_strength
-from evo_subnets.files import storage
 from evo_subnets.rl import EnsemblePolicy
 from evo_subnets.runs import Run
 from evo_subnets.runs.report import table
@@ -35,7 +34,7 @@ def main(args: SweepArgs) -> None:
     searches = [args.search(*pair, population_size=largest) for pair in args.grid]
     for search in searches:
         check_strength(actor, search.mutations())
-    asked = {**args.asked, "device": device, "weights": storage.fingerprint(actor.state_dict())}
+    asked = {**args.asked, "device": device, "weights": files.fingerprint(actor.state_dict())}
     rows: list[dict[str, float]] = []
 
     with Run(args.out, overwrite=args.overwrite, needed=args.parent_file) as run:

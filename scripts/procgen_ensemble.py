@@ -19,9 +19,9 @@ from agents.play.kept import as_code, evolve_together, find_region, play_all, sh
 from configs import command_line
 from configs.procgen import ProcgenArgs
 from envs.procgen import TEST_LEVELS, TRAIN_LEVELS
-from evo_subnets.engines.memory import keep_freed_memory
+from evo_subnets import files
+from evo_subnets.engines import keep_freed_memory
 from evo_subnets.evolution import check_strength
-from evo_subnets.files import storage
 from evo_subnets.rl import EnsemblePolicy
 from evo_subnets.runs import Run
 from evo_subnets.streams import derive_seed
@@ -51,7 +51,7 @@ def main(args: ProcgenArgs) -> None:
             )
             source = f"parent: PPO, {about['steps']:,} steps"
         print(source)
-        run.ask("weights", {"parent": storage.fingerprint(actor.state_dict())})
+        run.ask("weights", {"parent": files.fingerprint(actor.state_dict())})
         actor.to(device)
 
         def policy(model: nn.Module, temperature: float = 1.0) -> EnsemblePolicy:

@@ -19,7 +19,7 @@ from agents.play.population import play
 from configs import command_line
 from configs.ppo import PRESETS, ParentArgs
 from envs.procgen import TEST_LEVELS, TRAIN_LEVELS, Levels, normalized_return
-from evo_subnets.files import storage
+from evo_subnets import files
 from evo_subnets.rl import EnsemblePolicy
 from evo_subnets.runs import Run
 from evo_subnets.streams import derive_seed
@@ -57,7 +57,7 @@ def main(args: ParentArgs) -> None:
             "test_levels": returns(TEST_LEVELS, "unseen"),
         }
         save_actor(args.out / POLICY, actor, about=card)
-        storage.write_json(args.out / "card.json", card)
+        files.write_json(args.out / "card.json", card)
         run.finish(card)
 
 

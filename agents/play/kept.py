@@ -6,7 +6,6 @@ from functools import partial
 from textwrap import indent
 
 import torch
-from evo_subnets.search import Search
 
 from agents.evaluation import collect_observations
 from agents.play.course import Course, Episodes
@@ -15,6 +14,7 @@ from evo_subnets.evolution import Child, Evolution, keep_child, kept_children, s
 from evo_subnets.rl import Actor, EnsemblePolicy
 from evo_subnets.runs import Run
 from evo_subnets.runs.report import table
+from evo_subnets.search import Search
 from evo_subnets.trust_region import Trial, TrustRegion, search_trust_region
 from evo_subnets.workers import Here, Workers
 

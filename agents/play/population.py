@@ -14,6 +14,7 @@ from queue import SimpleQueue
 import torch
 from torch import nn
 
+from agents.impala import compiled_blocks, use_compiled_blocks
 from agents.play.blocks import Block, step_together
 from agents.play.course import Course, Episodes
 from envs.procgen import ProcgenSimulator
@@ -46,15 +47,16 @@ def play(
     alone, and so do the uniform numbers that choose its actions, which makes the returns of two
     policies pairs. `on_episode` gets the return of each finished episode.
     """
-    only = play_population(
-        [lambda: policy],
-        course,
-        episodes=episodes,
-        deterministic=deterministic,
-        device=policy.device,
-        on_episode=on_episode,
-    )
-    ((_, outcome),) = only
+    with compiled_blocks(policy.model):
+        only = play_population(
+            [lambda: policy],
+            course,
+            episodes=episodes,
+            deterministic=deterministic,
+            device=policy.device,
+            on_episode=on_episode,
+        )
+        ((_, outcome),) = only
     if isinstance(outcome, Exception):
         raise outcome
     return outcome
@@ -72,9 +74,10 @@ def play_population(
 ) -> Generator[tuple[int, Episodes | Exception]]:
     """(index of a policy, what `play` returns for it, bit for bit), as they finish.
 
-    `policies` make their policies, on `device`, when these begin to play; nothing keeps them
-    longer, so memory does not grow with the population. One that fails gives its exception and the
-    others play on; any other error stops all. Close an iterator that is not used up.
+    `policies` make their policies, on `device`, when these begin to play, and their Impala networks
+    use compiled blocks from then on; nothing keeps them longer, so memory does not grow with the
+    population. One that fails gives its exception and the others play on; any other error stops
+    all. Close an iterator that is not used up.
 
     Each thread has one simulator with `blocks` blocks of environments that step together; a block
     plays a group of a policy's environments and then takes the next one that waits. On a CPU there
@@ -250,6 +253,7 @@ class _Match:
                 continue
             try:
                 policy = self.policies[index]()
+                use_compiled_blocks(policy.model)
                 if policy.device.type != self.device.type:
                     raise ValueError(f"the policy is on {policy.device}, device says {self.device}")
             except Exception as error:

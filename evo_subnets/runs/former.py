@@ -7,8 +7,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from evo_subnets import files
 from evo_subnets.evolution import Child
-from evo_subnets.files import storage
 from evo_subnets.mutation import Mutation
 
 
@@ -44,7 +44,7 @@ class Journal:
     def once(self, name: str, compute: Callable[[], Any]) -> Any:
         """What `compute` returned, as JSON: it is called where no earlier run has done so."""
         if name not in self.found:
-            self.found[name] = storage.as_json(compute())
+            self.found[name] = files.as_json(compute())
             self._write()
         return self.found[name]
 
@@ -53,7 +53,7 @@ class Journal:
         try:
             return [_child(recipe, record) for recipe, record in self.found.get(name, {}).items()]
         except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise storage.StorageError(f"{self.path}: {name} holds no children: {error}") from None
+            raise files.StorageError(f"{self.path}: {name} holds no children: {error}") from None
 
     def add_child(self, name: str, child: Child) -> None:
         """Keeps a child at once; one that is kept already stays as it is."""
@@ -64,14 +64,14 @@ class Journal:
             self._write()
 
     def _write(self) -> None:
-        storage.write_json(self.path, {"asked": self.asked, "found": self.found})
+        files.write_json(self.path, {"asked": self.asked, "found": self.found})
 
     def _read(self) -> None:
         try:
-            content = storage.read_json(self.path)
+            content = files.read_json(self.path)
             asked, self.found = dict(content["asked"]), dict(content["found"])
-        except (storage.StorageError, KeyError, TypeError, ValueError) as error:
-            raise storage.StorageError(
+        except (files.StorageError, KeyError, TypeError, ValueError) as error:
+            raise files.StorageError(
                 f"{error}; --overwrite starts afresh in {self.path.parent}"
             ) from None
         differ = [

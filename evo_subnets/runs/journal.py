@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from evo_subnets.files import storage
+from evo_subnets import files
 from evo_subnets.runs.values import decoded, differences, encoded, plain
 
 PARTS = {
@@ -76,20 +76,20 @@ class Journal:
         """All of it."""
         with self._lock:
             content = {part: getattr(self, part) for part in PARTS}
-            storage.write_json(self.path, content, indent=None)  # it is written for every child
+            files.write_json(self.path, content, indent=None)  # it is written for every child
 
     def _read(self) -> None:
         advice = f"--overwrite starts afresh in {self.folder}"
         try:
-            content: Mapping[str, Any] = storage.read_json(self.path)
-        except storage.StorageError as error:
-            raise storage.StorageError(f"{error}; {advice}") from None
+            content: Mapping[str, Any] = files.read_json(self.path)
+        except files.StorageError as error:
+            raise files.StorageError(f"{error}; {advice}") from None
         if set(content) == {"asked", "found"}:
-            raise storage.StorageError(
+            raise files.StorageError(
                 f"{self.path} is of an earlier version of this library, which did not keep the "
                 f"types of options: finish that run there, or use another --out; {advice}"
             )
         for part, kind in PARTS.items():
             if not isinstance(content.get(part), kind):
-                raise storage.StorageError(f"{self.path}: not a whole journal; {advice}")
+                raise files.StorageError(f"{self.path}: not a whole journal; {advice}")
             setattr(self, part, content[part])

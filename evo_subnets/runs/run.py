@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from evo_subnets.files import storage
+from evo_subnets import files
 from evo_subnets.runs.journal import Journal
 from evo_subnets.runs.lock import Lock
 from evo_subnets.runs.provenance import provenance, session
@@ -145,7 +145,7 @@ class Run:
         if journal is None or self._part not in journal.finished:
             return None
         path = journal.folder / self._part / RESULTS
-        return storage.read_json(path) if path.exists() else None
+        return files.read_json(path) if path.exists() else None
 
     def finish(self, results: Mapping[str, Any]) -> None:
         """Writes results.json, with its `provenance`; the states of its trainings go."""
@@ -222,7 +222,7 @@ class _Kept:
             journal.asked[what] = options
             if part in journal.finished:  # it was asked less
                 journal.finished.remove(part)
-                storage.remove(self.folder / part / RESULTS)
+                files.remove(self.folder / part / RESULTS)
             journal.write()
 
     def _open(self, what: str, options: dict[str, Any]) -> None:
@@ -239,14 +239,14 @@ class _Kept:
                     f"{self.folder} holds {RESULTS} and no journal.json: use another --out, or "
                     "--overwrite to remove it"
                 )
-            storage.remove_leftovers(self.folder)
-            storage.remove_leftovers(self.folder / TRAINING)
+            files.remove_leftovers(self.folder)
+            files.remove_leftovers(self.folder / TRAINING)
             self.session = session()
             if "" in journal.finished:
-                storage.remove(self.folder / TRAINING)  # killed in between
+                files.remove(self.folder / TRAINING)  # killed in between
             else:
                 if journal.existed:
-                    storage.remove(self.folder / RESULTS)  # until this run is whole there are none
+                    files.remove(self.folder / RESULTS)  # until this run is whole there are none
                 journal.asked.setdefault(what, options)
                 journal.sessions.append(self.session)
                 journal.write()
@@ -259,7 +259,7 @@ class _Kept:
     def _remove(self, paths: Sequence[Path]) -> None:
         """Removes what an earlier run has left; its journal stays until the new one is written."""
         of_parts: list[Path] = []
-        with contextlib.suppress(storage.StorageError):  # damaged: then the parts are not known
+        with contextlib.suppress(files.StorageError):  # damaged: then the parts are not known
             old = Journal(self.folder)
             of_parts += [self.folder / part / RESULTS for part in old.finished]
             for part, names in old.events.items():
@@ -268,7 +268,7 @@ class _Kept:
         kept = [] if needed is None else [needed, *needed.parents]
         for path in [*paths, *self.folder.glob(EVENTS), *of_parts]:
             if path.resolve() not in kept:
-                storage.remove(path)
+                files.remove(path)
 
     def tracker(self, part: str) -> Tracker:
         """The events of a part."""
@@ -290,12 +290,12 @@ class _Kept:
         if all(one is not self.session for one in journal.sessions):
             journal.sessions.append(self.session)
         about = provenance(journal.sessions)
-        storage.remove_leftovers(self.folder / part)
-        storage.write_json(self.folder / part / RESULTS, {**results, "provenance": about})
+        files.remove_leftovers(self.folder / part)
+        files.write_json(self.folder / part / RESULTS, {**results, "provenance": about})
         if part not in journal.finished:
             journal.finished.append(part)
         journal.write()
-        storage.remove(self.folder / TRAINING / part)
+        files.remove(self.folder / TRAINING / part)
 
     def close(self, part: str) -> None:
         if self.elsewhere:

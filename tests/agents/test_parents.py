@@ -19,10 +19,10 @@ from agents.parents import (
     train_parent,
 )
 from agents.ppo import PPOSettings, train
-from evo_subnets import Ensemble, materialize, quads
-from evo_subnets.files import storage
-from evo_subnets.files.storage import StorageError
+from evo_subnets import Ensemble, files, materialize, quads
+from evo_subnets.files import StorageError
 from evo_subnets.rl import Actor
+from evo_subnets.runs import Run
 
 
 def test_a_saved_actor_comes_back_bit_for_bit(actor, tmp_path):
@@ -38,7 +38,7 @@ def test_a_saved_actor_comes_back_bit_for_bit(actor, tmp_path):
     with torch.no_grad():
         assert torch.equal(found(observations), actor(observations))
     # children are numbered by row whatever the memory format
-    mutation = quads(4, 0.1, 0.2, seed=0)[0]
+    mutation = quads(4, sigma=0.1, density=0.2, seed=0)[0]
     children = [materialize(dict(model.named_parameters()), mutation) for model in (found, actor)]
     assert all_same_bits(*children)
 
@@ -75,12 +75,12 @@ def damaged(tmp_path, actor):
         elif damage == "flipped":
             path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
         elif damage == "ensemble":
-            Ensemble.from_mutations(actor, quads(4, 0.1, 0.2, 0)).save(path)
+            Ensemble.from_mutations(actor, quads(4, sigma=0.1, density=0.2, seed=0)).save(path)
         elif damage in ("widths", "words", "nothing"):
-            tensors, description = storage.load_tensors(path, "evo_subnets.actor")
+            tensors, description = files.load_tensors(path, "evo_subnets.actor")
             other = {"widths": [2, 3, 5], "words": ["2", "3", "4"], "nothing": None}[damage]
             network = {**description["network"], "widths": other}
-            storage.save_tensors(
+            files.save_tensors(
                 path, tensors, "evo_subnets.actor", {"network": network, "about": {}}
             )
         return path
@@ -128,7 +128,8 @@ def checkpoints(folder):
 
 
 def trained(out, game=GAME, settings=SETTINGS, steps=64, **options):
-    return train_parent(game, settings, out=out, total_timesteps=steps, **options)
+    with Run(out) as run:
+        return train_parent(game, settings, run=run, total_timesteps=steps, **options)
 
 
 def test_a_parent_is_found_or_trained(tmp_path, monkeypatch):
@@ -154,15 +155,24 @@ def test_what_the_repository_ships_names_its_game():
 
 @pytest.mark.moves_generators
 def test_a_parent_is_trained_once_and_found_again(tmp_path):
-    agent = trained(tmp_path, checkpoint_every=32)
-    assert agent.num_timesteps == 64
+    actor, about = trained(tmp_path, checkpoint_every=32)
+    assert about == {"game": GAME, "mode": "easy", "seed": 0, "steps": 64}
     assert checkpoints(tmp_path) == ["checkpoint-32.safetensors", "checkpoint-64.safetensors"]
-    actor = Actor.from_agent(agent)
-    again = Actor.from_agent(trained(tmp_path))
-    assert all_same_bits(again.state_dict(), actor.state_dict())
-    agent.save(tmp_path / "agent.zip")
-    zipped = load_parent(tmp_path / "agent.zip", game=GAME)
-    assert all_same_bits(zipped.state_dict(), actor.state_dict())
+    assert load_actor(tmp_path / "policy.safetensors")[1] == about
+    found = load_parent(tmp_path / "policy.safetensors", game=GAME)
+    for other in (found, trained(tmp_path)[0]):
+        assert all_same_bits(other.state_dict(), actor.state_dict())
+
+
+def test_a_training_needs_a_folder():
+    with pytest.raises(ValueError, match="needs a folder for its checkpoints"):
+        train_parent(GAME, SETTINGS, run=Run.none(), total_timesteps=32)
+
+
+def test_a_zip_of_stable_baselines3_is_a_parent_of_any_game(procgen_agent, tmp_path):
+    procgen_agent.save(tmp_path / "agent.zip")
+    found = load_parent(tmp_path / "agent.zip", game="maze", mode="hard")
+    assert all_same_bits(found.state_dict(), Actor.from_agent(procgen_agent).state_dict())
 
 
 @pytest.mark.parametrize(
@@ -193,11 +203,12 @@ def test_a_folder_with_a_run_of_other_settings_is_refused(tmp_path):
     other = PPOSettings(num_envs=4, rollout_steps=16, minibatches=2, epochs=1, widths=(2, 2, 3))
     with pytest.raises(ValueError, match=r"holds a run with .*widths .*: use"):
         trained(tmp_path, settings=other)
-    for options, name in (({"seed": 1}, "seed"), ({"mode": "hard"}, "mode")):
-        with pytest.raises(ValueError, match=f"with {name} "):
+    for options, words in (
+        ({"seed": 1}, "with seed 0"), ({"mode": "hard"}, "with mode 'easy'"),
+        ({"game": "maze"}, "with game 'bossfight'"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=words):
             trained(tmp_path, **options)
-    with pytest.raises(ValueError, match="with game "):
-        trained(tmp_path, game="maze")
     assert json.loads((tmp_path / "journal.json").read_text()) == before
     assert checkpoints(tmp_path) == ["checkpoint-32.safetensors"]
     trained(tmp_path, steps=64)
@@ -207,7 +218,7 @@ def test_a_folder_with_a_run_of_other_settings_is_refused(tmp_path):
 @pytest.mark.moves_generators
 def test_a_training_that_went_on_for_longer_is_not_taken_for_a_shorter_one(tmp_path):
     trained(tmp_path, steps=64)
-    assert trained(tmp_path, steps=40).num_timesteps == 64, "40 steps are two rollouts of 32"
+    assert trained(tmp_path, steps=40)[1]["steps"] == 64, "40 steps are two rollouts of 32"
     with pytest.raises(ValueError, match="holds a run of 64 steps already: total_timesteps 32"):
         trained(tmp_path, steps=32)
 

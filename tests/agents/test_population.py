@@ -37,7 +37,7 @@ def actor():
 
 
 COURSE = Course("fruitbot", TRAIN_LEVELS, seed=3, num_envs=3)
-POPULATION = quads(4, 0.6, 0.5, seed=1)
+POPULATION = quads(4, sigma=0.6, density=0.5, seed=1)
 
 
 def child_policies(actor, mutations=POPULATION):
@@ -109,7 +109,7 @@ def test_playing_together_is_evaluating_one_by_one(actor, threads):
         policy = EnsemblePolicy(model, actor.observation_space)
         return float(play(policy, COURSE, episodes=4).returns.mean())
 
-    expected = evaluate(actor, POPULATION, fitness)
+    expected = evaluate(actor, POPULATION, fitness=fitness)
     threads(2)
     told = []
     found = evaluate_population(actor, POPULATION, course=COURSE, episodes=4, on_child=told.append)
@@ -186,7 +186,11 @@ def test_whoever_listens_can_end_the_play(actor, threads):
     started, before = time.monotonic(), threading.active_count()
     with pytest.raises(KeyboardInterrupt) as raised:
         evaluate_population(
-            actor, quads(400, 0.2, 0.5, 1), course=course, episodes=2, on_child=interrupt
+            actor,
+            quads(400, sigma=0.2, density=0.5, seed=1),
+            course=course,
+            episodes=2,
+            on_child=interrupt,
         )
     assert threading.active_count() == before, "threads play on"
     assert time.monotonic() - started < 20

@@ -96,7 +96,7 @@ def test_other_agents_are_refused(make, message):
 
 
 def test_an_ensemble_of_an_actor_is_a_model_as_any(actor):
-    mutations = quads(4, 0.0, 0.2, seed=0)
+    mutations = quads(4, sigma=0.0, density=0.2, seed=0)
     ensemble = Ensemble.from_mutations(actor, mutations)
     observations = channels_first(pictures(3))
     with torch.no_grad():

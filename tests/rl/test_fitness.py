@@ -126,8 +126,8 @@ def test_a_gymnasium_id_a_function_and_an_environment_say_the_same(actor):
 
 def test_a_fitness_judges_children_and_ensembles(actor):
     fitness = mean_return("CartPole-v1", episodes=4, num_envs=2)
-    mutations = quads(4, 0.05, 0.5, seed=0)
-    children = evaluate(actor, mutations, fitness)
+    mutations = quads(4, sigma=0.05, density=0.5, seed=0)
+    children = evaluate(actor, mutations, fitness=fitness)
     assert [child.failed for child in children] == [False] * 4
     ensemble = Ensemble.from_mutations(actor, mutations)
     assert fitness(ensemble.members[2]) == children[2].fitness

@@ -149,7 +149,7 @@ def test_it_plays_in_evaluate_policy_as_the_agent_does(cartpole_agent):
 
     assert returns(policy_of(cartpole_agent)) == returns(cartpole_agent)
     actor = Actor.from_agent(cartpole_agent)
-    ensemble = Ensemble.from_mutations(actor, quads(4, 0.01, 0.2, seed=0))
+    ensemble = Ensemble.from_mutations(actor, quads(4, sigma=0.01, density=0.2, seed=0))
     rewards, lengths = returns(EnsemblePolicy(ensemble, actor.observation_space))
     assert len(rewards) == 6
     assert rewards == lengths

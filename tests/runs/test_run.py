@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from evo_subnets.files.storage import StorageError, read_json
+from evo_subnets.files import StorageError, read_json
 from evo_subnets.runs import Run
 
 ASKED = {"sigma": 0.1, "env": "bigfish"}

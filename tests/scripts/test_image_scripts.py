@@ -31,7 +31,7 @@ def test_every_method_leaves_whole_results(method, server, tmp_path):
     last = list(report["test"].values())[-1]
     assert 0 <= last["accuracy"] <= 1
     assert f"{100 * last['accuracy']:.2f}" in result.stdout
-    loaded = Ensemble.load(out / "ensemble.safetensors", build("mlp-32", (1, 32, 32), 10, seed=0),
+    loaded = Ensemble.load(out / "ensemble.safetensors", build("mlp-32", (1, 32, 32), classes=10, seed=0),
                            restore=method == "noisy")  # fmt: skip
     assert len(loaded.members) == (1 if method == "independent" else 2)
     assert loaded(torch.zeros(3, 1, 32, 32)).shape == (3, 10)

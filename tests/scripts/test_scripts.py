@@ -23,8 +23,7 @@ from agents.play.course import Episodes
 from configs.procgen import ProcgenArgs
 from configs.sweep import SweepArgs
 from envs import GAMES, TEST_LEVELS
-from evo_subnets import Ensemble, Mutation
-from evo_subnets.files import storage
+from evo_subnets import Ensemble, Mutation, files
 
 SCRIPTS = ["procgen_ensemble", "population_sweep", "cartpole_ensemble", "train_parent"]
 GAME = "fruitbot"
@@ -205,14 +204,14 @@ def test_the_main_job_goes_on_where_it_was_killed(server, parent, tmp_path):
     assert server.run("procgen_ensemble", *command).status == 0
     results = without_provenance(tmp_path / "results.json")
     episodes = (tmp_path / "episodes.csv").read_bytes()
-    journal = storage.read_json(tmp_path / "journal.json")
+    journal = files.read_json(tmp_path / "journal.json")
     assert len(journal["found"]) == 1 + 5 + 5
     assert len(journal["records"]["children"]) == 4
     # killed between two children: what came before is not done again, all else is
     journal["found"] = {"trust region": journal["found"]["trust region"]}
     kept = dict(list(journal["records"]["children"].items())[:2])
     journal |= {"records": {"children": kept}, "finished": []}
-    storage.write_json(tmp_path / "journal.json", journal)
+    files.write_json(tmp_path / "journal.json", journal)
     (tmp_path / "results.json").unlink()
     result = server.run("procgen_ensemble", *command)
     assert result.status == 0, result.stderr
@@ -327,9 +326,9 @@ def bad_parent(parent, tmp_path):
         if damage == "truncated":
             path.write_bytes(parent.read_bytes()[:-1000])
         elif damage == "widths":
-            tensors, description = storage.load_tensors(parent, "evo_subnets.actor")
+            tensors, description = files.load_tensors(parent, "evo_subnets.actor")
             description["network"]["widths"] = [2, 2, 3]
-            storage.save_tensors(path, tensors, "evo_subnets.actor", description)
+            files.save_tensors(path, tensors, "evo_subnets.actor", description)
         elif damage == "actions":
             actor = built(lambda: impala_actor((2, 2, 2), frame_stack=2, actions=4))
             save_actor(path, actor, about={})
@@ -455,7 +454,7 @@ def test_ctrl_c_in_training_leaves_a_run_that_goes_on(server, tmp_path):
     result = server.run("train_parent", *options, "--total-timesteps", steps + 32)
     assert result.status == 0, result.stderr
     assert (out / f"checkpoint-{steps + 32}.safetensors").exists()
-    assert storage.read_json(out / "card.json")["steps"] == steps + 32
+    assert files.read_json(out / "card.json")["steps"] == steps + 32
 
 
 @pytest.mark.parametrize(
@@ -555,7 +554,7 @@ def test_a_parent_is_trained_in_parts_and_has_a_card(server, tmp_path):
         result = server.run("train_parent", *options, "--total-timesteps", steps)
         assert result.status == 0, result.stderr
         assert "Warning" not in result.stderr
-        card = storage.read_json(out / "card.json")
+        card = files.read_json(out / "card.json")
         assert (card["game"], card["steps"], card["seed"]) == (GAME, steps, 0)
         assert card["ppo"]["widths"] == [16, 16, 16]
         assert card["episodes"] == 3

@@ -1,0 +1,120 @@
+"""Tensors with a kind, a description and a checksum, as safetensors files; never unpickled."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from evo_subnets.files import writing
+from evo_subnets.files.packing import pack, unpack
+from evo_subnets.files.writing import StorageError, write_atomically
+
+BITS, VALUES = ".bits", ".values"
+"""Ends of the names of a packed tensor's two parts."""
+
+
+def fingerprint(tensors: Mapping[str, Tensor]) -> str:
+    """A hash of names, types, shapes and values: equal for equal parents alone, on any device."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        if tensor.numel():  # numpy's empty arrays have strides that torch cannot view
+            digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def save_tensors(
+    path: str | Path, tensors: Mapping[str, Tensor], kind: str, description: Mapping[str, Any]
+) -> None:
+    """Writes tensors and a JSON description as a safetensors file of the given kind.
+
+    Tensors with many zeros are packed (see `packing`); what is loaded is the same, bit by bit.
+    """
+    from safetensors.torch import save  # importing the library must not need it
+
+    # safetensors refuses tensors that share memory, as tied weights do
+    own = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    text = json.dumps(description)
+    checksum = _checksum(own, kind, text)
+    packed = {}
+    for name, tensor in list(own.items()):
+        if (parts := pack(tensor)) and not {name + BITS, name + VALUES} & set(own):
+            packed[name] = list(own.pop(name).shape)
+            own[name + BITS], own[name + VALUES] = parts
+    metadata = {
+        "kind": kind,
+        "version": writing.VERSION,
+        "description": text,
+        "checksum": checksum,
+    }
+    if packed:
+        metadata["packed"] = json.dumps(packed)
+    write_atomically(path, save(own, metadata))
+
+
+def load_tensors(path: str | Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors and the description of a file that `save_tensors` wrote."""
+    from safetensors import SafetensorError, safe_open
+
+    path = Path(path)
+    if not path.is_file():
+        raise StorageError(f"{path}: there is no such file")
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            found = metadata.get("kind")
+            if found != kind:
+                raise StorageError(f"{path}: expected a file of kind {kind}, got {found}")
+            if metadata.get("version") != writing.VERSION:
+                raise StorageError(
+                    f"{path}: format version {metadata.get('version')} is not {writing.VERSION}, "
+                    "which this release reads"
+                )
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        for name, shape in json.loads(metadata.get("packed", "{}")).items():
+            tensors[name] = unpack(tensors.pop(name + BITS), tensors.pop(name + VALUES), shape)
+        text = metadata.get("description", "")
+        if metadata.get("checksum") != _checksum(tensors, kind, text):
+            raise StorageError(f"{path}: damaged (its checksum does not fit): write it again")
+        description = json.loads(text)
+    except StorageError:
+        raise
+    except (AttributeError, KeyError, TypeError) as error:
+        raise StorageError(f"{path}: its packed tensors are not whole ({error})") from None
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
+        raise StorageError(f"{path}: truncated or not a safetensors file ({error})") from None
+    if not isinstance(description, dict):
+        raise StorageError(f"{path}: its description is no JSON object")
+    return tensors, description
+
+
+def load_state(
+    path: str | Path, module: nn.Module, tensors: Mapping[str, Tensor], assign: bool = False
+) -> None:
+    """Gives `module` the weights and buffers of a file, which must be its own, name by name.
+
+    `assign` puts the tensors themselves into the module, which may be on the meta device.
+    """
+    expected, found = (
+        {name: (tensor.shape, tensor.dtype) for name, tensor in side.items()}
+        for side in (module.state_dict(), tensors)
+    )
+    different = sorted(
+        name for name in {*expected, *found} if expected.get(name) != found.get(name)
+    )
+    if different:
+        raise StorageError(
+            f"{path} holds weights of another architecture than this module's: they differ in "
+            f"{', '.join(different[:3])}{' and more' if len(different) > 3 else ''}"
+        )
+    module.load_state_dict(dict(tensors), assign=assign)
+
+
+def _checksum(tensors: Mapping[str, Tensor], kind: str, description: str) -> str:
+    text = f"{kind}\n{writing.VERSION}\n{description}\n{fingerprint(tensors)}"
+    return hashlib.sha256(text.encode()).hexdigest()
