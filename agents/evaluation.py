@@ -1,4 +1,4 @@
-"""What episodes of policies say: intervals, comparisons, observations, clips."""
+"""What episodes of policies say: intervals, comparisons, clips."""
 
 import csv
 import io
@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
-from torch import Tensor
 
 from agents.play.course import Course, Episodes
 from envs.procgen import Mode, ProcgenSimulator, normalized_return
@@ -19,22 +18,6 @@ from evo_subnets.runs.report import interval, table
 
 EPISODES_FOR_A_VERDICT = 30
 """With fewer, an interval of the bootstrap says little."""
-
-
-def collect_observations(policy: EnsemblePolicy, course: Course, *, count: int) -> Tensor:
-    """(count, ...) network inputs from the policy's own play: every 16th step of all slots."""
-    if count < 1:
-        raise ValueError(f"count must be at least 1, got {count}")
-    simulator = course.simulator(min(course.num_envs, count))
-    generator = np.random.default_rng(course.seed)
-    kept: list[npt.NDArray[np.uint8]] = []
-    while len(kept) * simulator.num_envs < count:
-        for _ in range(16):
-            uniforms = generator.random(simulator.num_envs)
-            simulator.step(policy.act(simulator.observation, uniforms))
-        kept.append(simulator.observation)
-    simulator.close()
-    return policy.observations(np.concatenate(kept)[:count])
 
 
 def spread(values: npt.NDArray[np.float64]) -> float:

@@ -31,7 +31,7 @@ def impala_actor(
 ) -> Actor:
     """An untrained Procgen actor."""
     space = gymnasium.spaces.Box(0, 255, (3 * frame_stack, 64, 64), np.uint8)
-    features = ImpalaCNN(space, features_dim, widths)
+    features = ImpalaCNN(space, features_dim, widths=widths)
     head = nn.Linear(features_dim, actions)
     return Actor(features, body=nn.Identity(), head=head, observation_space=space)
 

@@ -2,10 +2,6 @@
 
 from dataclasses import dataclass
 
-from evo_subnets.rl.actor import check_actions  # isort: skip  # first: it silences gym's notice
-
-import gymnasium
-
 from evo_subnets.search import Search
 
 
@@ -28,29 +24,32 @@ class CartPoleArgs:
     """Seed of everything."""
 
     def __post_init__(self) -> None:
-        if self.env not in gymnasium.registry:
-            raise ValueError(f"gymnasium has no environment {self.env!r}")
         for name in ("episodes", "total_timesteps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if not 0 <= self.seed < 2**31:
             raise ValueError(f"seed must be in 0..2**31 - 1, got {self.seed}")
         _ = self.search  # refuses what it cannot draw
-        self._check_environment()
+        check_environment(self.env)
 
     @property
     def search(self) -> Search:
         """What population is drawn; its sigma is to be found."""
         return Search(self.population_size, self.ensemble_size, seed=self.seed)
 
-    def _check_environment(self) -> None:
-        """A ValueError where it cannot be made, or a parent could not act in it."""
-        try:
-            env = gymnasium.make(self.env)
-        except (gymnasium.error.Error, ImportError) as error:
-            raise ValueError(f"{self.env} cannot be made here: {error}") from None
-        action_space, shape = env.action_space, env.observation_space.shape
-        env.close()
-        check_actions(action_space, f"{self.env} has")
-        if shape is None:
-            raise ValueError(f"a parent needs observations of one shape, {self.env} has others")
+
+def check_environment(name: str) -> None:
+    """A ValueError where there is none of this name, or a parent could not act in it."""
+    import gymnasium
+
+    from evo_subnets.rl.actor import check_actions
+
+    try:
+        env = gymnasium.make(name)
+    except (gymnasium.error.Error, ImportError) as error:
+        raise ValueError(f"gymnasium makes no environment {name!r}: {error}") from None
+    action_space, shape = env.action_space, env.observation_space.shape
+    env.close()
+    check_actions(action_space, f"{name} has")
+    if shape is None:
+        raise ValueError(f"a parent needs observations of one shape, {name} has others")

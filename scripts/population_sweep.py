@@ -10,10 +10,10 @@ import numpy as np
 import tyro
 from torch import nn
 
-from agents.evaluation import collect_observations
 from agents.parents import load_parent
 from agents.play.course import Course
 from agents.play.kept import evolve_together, show_children
+from agents.play.observations import collect_observations
 from agents.play.population import play
 from configs import command_line
 from configs.sweep import SweepArgs

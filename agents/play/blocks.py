@@ -61,6 +61,7 @@ class Block:
     def count(
         self,
         reward: npt.NDArray[np.float32],
+        *,
         done: npt.NDArray[np.bool_],
         level_seeds: npt.NDArray[np.int64],
     ) -> None:
@@ -82,7 +83,7 @@ class Block:
 
 
 def step_together(
-    simulator: ProcgenSimulator, observation: Frames, blocks: Mapping[int, Block]
+    simulator: ProcgenSimulator, observation: Frames, *, blocks: Mapping[int, Block]
 ) -> Frames:
     """One step of unfinished blocks, given by their first slots; the next observation comes back.
 
@@ -97,7 +98,7 @@ def step_together(
     seeds = simulator.info("prev_level_seed") if done.any() else np.zeros_like(actions)
     for start, block in blocks.items():
         slots = slice(start, start + block.size)
-        block.count(step.reward[slots], done[slots], seeds[slots])
+        block.count(step.reward[slots], done=done[slots], level_seeds=seeds[slots])
     return step.observation
 
 

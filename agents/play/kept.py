@@ -7,8 +7,8 @@ from textwrap import indent
 
 import torch
 
-from agents.evaluation import collect_observations
 from agents.play.course import Course, Episodes
+from agents.play.observations import collect_observations
 from agents.play.population import evaluate_population, play
 from evo_subnets.evolution import Child, Evolution, keep_child, kept_children, show_fitness
 from evo_subnets.rl import Actor, EnsemblePolicy

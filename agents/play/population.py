@@ -226,7 +226,7 @@ class _Match:
             if not playing:
                 return
             blocks = {start: block for start, (*_, block) in playing.items()}
-            observation = step_together(simulator, observation, blocks)
+            observation = step_together(simulator, observation, blocks=blocks)
             del blocks
             for start in [start for start, each in playing.items() if self._ended(*each)]:
                 del playing[start]

@@ -43,7 +43,7 @@ def mean_return(
 
     Options and what is refused: see there. Test with another `seed` than the one that selects.
     """
-    check(env, episodes, num_envs, deterministic, temperature)
+    check(env, episodes, num_envs=num_envs, deterministic=deterministic, temperature=temperature)
 
     def fitness(model: nn.Module) -> float:
         returns = episode_returns(
@@ -81,7 +81,7 @@ def episode_returns(
     and rewards as its monitor does. ValueErrors refuse environments without discrete actions, a
     VecNormalize that still learns, and options that would change nothing.
     """
-    check(env, episodes, num_envs, deterministic, temperature)
+    check(env, episodes, num_envs=num_envs, deterministic=deterministic, temperature=temperature)
     with _opened(env, num_envs) as envs:
         space = space_of(model) or envs.observation_space
         policy = EnsemblePolicy(model, space, temperature=temperature, device=device)
@@ -105,7 +105,7 @@ def observations(
     device: torch.device | str = "cpu",
 ) -> Tensor:
     """(count, ...) network inputs from a model's own sampled play, as a trust region takes them."""
-    check(env, count, num_envs, False, 1.0, "count")
+    check(env, count, num_envs=num_envs, name="count")
     with _opened(env, num_envs) as envs:
         space = space_of(model) or envs.observation_space
         policy = EnsemblePolicy(model, space, device=device)
@@ -120,9 +120,10 @@ def observations(
 def check(
     env: Environment,
     count: int,
+    *,
     num_envs: int | None,
-    deterministic: bool,
-    temperature: float,
+    deterministic: bool = False,
+    temperature: float = 1.0,
     name: str = "episodes",
 ) -> None:
     """A ValueError where options are wrong, or would change nothing."""

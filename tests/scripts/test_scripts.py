@@ -301,7 +301,7 @@ def test_bad_values_are_one_line_before_any_compute(server, tmp_path, options, w
         ("population_sweep", "--sigmas 0", ["sigma must be positive and finite, got 0"]),
         ("population_sweep", "--validation-episodes -1", ["validation_episodes"]),
         ("population_sweep", "--ensemble-size 0", ["ensemble_size must be in 1..16", "got 0"]),
-        ("cartpole_ensemble", "--env Nope-v1", ["no environment 'Nope-v1'"]),
+        ("cartpole_ensemble", "--env Nope-v1", ["makes no environment 'Nope-v1'"]),
         ("cartpole_ensemble", "--population-size 18", ["multiple of 4, got 18"]),
         ("cartpole_ensemble", "--ensemble-size 17", ["ensemble_size", "17"]),
         ("cartpole_ensemble", "--episodes -1", ["episodes must be at least 1, got -1"]),
