@@ -1,6 +1,7 @@
 """evaluate, select, Evolution and evolve."""
 
 import math
+import re
 from dataclasses import replace
 
 import pytest
@@ -23,7 +24,7 @@ from evo_subnets import (
     select,
     singles,
 )
-from evo_subnets.evolution import keep_child, kept_children
+from evo_subnets.evolution import check_strength, keep_child, kept_children
 from evo_subnets.runs import Run
 
 
@@ -457,3 +458,21 @@ def test_failures_and_infinities_are_kept_as_they_are(tmp_path):
         run.ask("children", {})
         found = kept_children(run)
     assert [repr(child) for child in found] == [repr(child) for child in children]
+
+
+def test_noise_that_leaves_nothing_of_the_parent_is_refused_with_its_number():
+    """Before anything is evaluated, by everything that evaluates."""
+    parent, asked = mlp(), []
+    largest = max(weight.square().mean().sqrt().item() for weight in parent.parameters())
+    for sigma in (1e30, 101 * largest):
+        search = Search(4, 2, sigma=sigma)
+        with pytest.raises(ValueError, match=r"^sigma .* times the root mean square of the parent"):
+            evaluate(parent, search.mutations(), fitness=asked.append)
+        with pytest.raises(ValueError, match=rf"^sigma {re.escape(f'{sigma:g}')} is "):
+            evolve(parent, asked.append, search=search)
+    assert not asked
+    check_strength(parent, Search(4, 2, sigma=99 * largest).mutations())
+    with torch.no_grad():
+        for weight in parent.parameters():
+            weight.zero_()
+    check_strength(parent, Search(4, 2, sigma=1e30).mutations())  # nothing to compare with

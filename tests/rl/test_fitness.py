@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from evo_subnets import Ensemble, evaluate, quads
+from evo_subnets import Ensemble, Run, Search, evaluate, evolve, quads, search_trust_region
 from evo_subnets.rl import Actor, EnsemblePolicy, episode_returns, mean_return, observations
 
 from stable_baselines3.common.env_util import make_vec_env  # isort: skip
@@ -133,6 +133,34 @@ def test_a_fitness_judges_children_and_ensembles(actor):
     assert fitness(ensemble.members[2]) == children[2].fitness
     assert fitness(ensemble) > 8
     assert EnsemblePolicy(ensemble).observation_space == actor.observation_space
+
+
+def test_a_search_around_an_agent_goes_on_where_it_was_stopped(actor, tmp_path):
+    seen = observations("CartPole-v1", actor, count=64)
+    start = Search(population_size=4, ensemble_size=2)
+    region = search_trust_region(actor, seen, search=start, target=0.2)
+    asked = []
+
+    def evolved(folder):
+        fitness = mean_return("CartPole-v1", episodes=4, num_envs=2)
+        with Run(folder) as run:
+            return evolve(
+                actor, lambda model: asked.append(1) or fitness(model), search=region.search,
+                run=run,
+            )  # fmt: skip
+
+    whole, again = evolved(tmp_path / "run"), evolved(tmp_path / "run")
+    assert again.children == whole.children
+    assert len(asked) == 4
+    policy = EnsemblePolicy(whole.ensemble)
+    assert policy.predict(np.zeros((3, 4), np.float32), deterministic=True)[0].shape == (3,)
+
+
+def test_a_fitness_travels_to_other_processes(actor):
+    cloudpickle = pytest.importorskip("ray.cloudpickle")
+    fitness = mean_return("CartPole-v1", episodes=2, num_envs=2)
+    there = cloudpickle.loads(cloudpickle.dumps(fitness))
+    assert there(actor) == fitness(actor)
 
 
 def test_observations_are_what_a_model_sees(actor):
