@@ -19,7 +19,7 @@ from torch import Tensor
 from agents.impala import ImpalaCNN
 from envs.adapters import ProcgenVecEnv
 from envs.procgen import ProcgenSimulator, SlotState
-from evo_subnets.files import storage
+from evo_subnets import files
 from evo_subnets.files.checkpoints import optimizer_tensors, restore_optimizer
 
 KIND = "evo_subnets.ppo_checkpoint"
@@ -72,7 +72,7 @@ def save_checkpoint(model: PPO, out: Path, keep: int = 2) -> None:
         "counters": {name: getattr(model, name) for name in COUNTERS},
         "generators": {"numpy": _numpy_generator(), "python": random.getstate()},
     }
-    storage.save_tensors(path, tensors, KIND, description)
+    files.save_tensors(path, tensors, KIND, description)
     for old in checkpoints(out)[:-keep]:
         old.unlink()
 
@@ -84,16 +84,16 @@ def load_checkpoint(model: PPO, path: Path) -> None:
     where it is of a run with another game, network, seed or number of environments.
     """
     try:
-        loaded, description = storage.load_tensors(path, KIND)
-    except storage.StorageError as error:
-        raise storage.StorageError(
+        loaded, description = files.load_tensors(path, KIND)
+    except files.StorageError as error:
+        raise files.StorageError(
             f"{error}; remove this file to go on from the checkpoint before it"
         ) from None
     _check_run(path, description["run"], _run(model))
     tensors = {name: tensor.clone() for name, tensor in loaded.items()}  # they lay in the file
     for name in COUNTERS:
         setattr(model, name, description["counters"][name])
-    storage.load_state(path, model.policy, _part(tensors, "policy."))
+    files.load_state(path, model.policy, _part(tensors, "policy."))
     restore_optimizer(model.policy.optimizer, _part(tensors, "optimizer."))
     _restore_environments(model, tensors)
     _restore_generators(model, tensors, description["generators"])

@@ -11,7 +11,7 @@ from torch import Tensor
 from agents.play.course import Course
 from agents.policies import EnsemblePolicy
 from envs.procgen import ProcgenSimulator
-from evo_subnets.files import storage
+from evo_subnets import files
 
 
 def collect_observations(policy: EnsemblePolicy, course: Course, count: int) -> Tensor:
@@ -72,5 +72,5 @@ def record_clip(
     pictures[0].save(
         data, "GIF", save_all=True, append_images=pictures[1:], duration=1000 // 15, loop=0
     )
-    storage.write_atomically(path, data.getvalue())
+    files.write_atomically(path, data.getvalue())
     return total

@@ -10,8 +10,8 @@ from agents.impala import use_compiled_blocks
 from agents.policies import Actor, load_actor, save_actor
 from agents.ppo import PPOSettings, train
 from envs.procgen import Mode
-from evo_subnets.files import storage
-from evo_subnets.runs.journal import Journal
+from evo_subnets import files
+from evo_subnets.runs.former import Journal
 
 SHIPPED = Path(__file__).parent.parent / "parents"
 
@@ -63,12 +63,12 @@ def find_parent(
 def load_zip(path: Path) -> Actor:
     """The actor of a stable-baselines3 zip."""
     if not path.is_file():
-        raise storage.StorageError(f"{path}: there is no such file")
+        raise files.StorageError(f"{path}: there is no such file")
     try:
         return Actor.from_agent(PPO.load(path, device="cpu"))
     except Exception as error:  # a zip can be damaged in many ways; all mean the same to the user
         line = " ".join(str(error).split())[:200]
-        raise storage.StorageError(
+        raise files.StorageError(
             f"{path}: not a stable-baselines3 PPO agent that can be a parent: {line}"
         ) from None
 

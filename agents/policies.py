@@ -14,7 +14,7 @@ from stable_baselines3.common.torch_layers import MlpExtractor
 from torch import Tensor, nn
 
 from agents.impala import ImpalaCNN
-from evo_subnets.files import storage
+from evo_subnets import files
 
 KIND = "evo_subnets.actor"
 BATCH_SIZE = 64
@@ -106,12 +106,12 @@ def save_actor(path: str | Path, actor: Actor, about: dict[str, Any]) -> None:
         "frame_stack": actor.observation_shape[0] // 3,
         "actions": actor.actions,
     }
-    storage.save_tensors(path, actor.state_dict(), KIND, {"network": network, "about": about})
+    files.save_tensors(path, actor.state_dict(), KIND, {"network": network, "about": about})
 
 
 def load_actor(path: str | Path) -> tuple[Actor, dict[str, Any]]:
     """The actor of a file that `save_actor` wrote, and what it says about itself."""
-    tensors, description = storage.load_tensors(path, KIND)
+    tensors, description = files.load_tensors(path, KIND)
     try:
         network, about = description["network"], dict(description["about"])
         with torch.device("meta"):  # no memory for what does not fit the file, nothing drawn
@@ -130,8 +130,8 @@ def load_actor(path: str | Path) -> tuple[Actor, dict[str, Any]]:
         ValueError,
     ) as error:
         line = " ".join(str(error).split())[:200]
-        raise storage.StorageError(f"{path}: describes no Impala actor: {line}") from None
-    storage.load_state(path, actor, tensors, assign=True)
+        raise files.StorageError(f"{path}: describes no Impala actor: {line}") from None
+    files.load_state(path, actor, tensors, assign=True)
     return actor, about
 
 

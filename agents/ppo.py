@@ -27,7 +27,7 @@ from agents.impala import PAPER_WIDTHS, ImpalaCNN
 from envs.adapters import ProcgenVecEnv
 from envs.procgen import TRAIN_LEVELS, Levels, Mode, ProcgenSimulator
 from evo_subnets.engines import keep_freed_memory
-from evo_subnets.files.storage import write_atomically
+from evo_subnets.files import write_atomically
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from evo_subnets.methods import Pruning
 from evo_subnets.metrics import count_parameters
 from evo_subnets.models import build
 from evo_subnets.pruning import Pruned
-from evo_subnets.runs.tracking import table
+from evo_subnets.runs.report import table
 from evo_subnets.structure.compaction import compacted
 
 

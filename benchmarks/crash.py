@@ -19,7 +19,8 @@ from pathlib import Path
 import tyro
 
 from configs.command_line import run
-from evo_subnets.runs.tracking import bar, table
+from evo_subnets.runs.report import table
+from evo_subnets.runs.tracking import bar
 
 ROOT = Path(__file__).parent.parent
 PROCGEN = (
@@ -34,8 +35,8 @@ COMMANDS = {
     "image_ensemble, noisy": IMAGES + "--method noisy --population-size 32 --members 8",
     "image_ensemble, stochastic": IMAGES
     + "--method stochastic --members 4 --child-epochs 3 --annealing.epochs 2",
-    "image_ensemble over 2 actors": IMAGES
-    + "--method noisy --population-size 32 --members 8 --actors 2",
+    "image_ensemble over 2 workers": IMAGES
+    + "--method noisy --population-size 32 --members 8 --workers 2",
 }
 
 

@@ -24,7 +24,7 @@ from torch import Tensor
 from benchmarks.timing import alternate, publish, ratios, spread
 from evo_subnets import Mutation, materialize
 from evo_subnets.engines import SWITCH, philox_cpu
-from evo_subnets.runs.tracking import table
+from evo_subnets.runs.report import table
 
 MUTATION = Mutation(0, 0.01, 0.0, 0.2)
 START = (
@@ -91,12 +91,12 @@ def main(args: Args) -> None:
 
 
 def compiled(parent: dict[str, Tensor], out: dict[str, Tensor]) -> Tensor:
-    return materialize(parent, MUTATION, out)["w"]
+    return materialize(parent, MUTATION, out=out)["w"]
 
 
 def plain(parent: dict[str, Tensor], out: dict[str, Tensor]) -> Tensor:
     with without_library():
-        return materialize(parent, MUTATION, out)["w"]
+        return materialize(parent, MUTATION, out=out)["w"]
 
 
 @contextmanager

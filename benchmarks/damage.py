@@ -25,13 +25,14 @@ from torch import nn
 from agents.policies import impala_actor, load_actor, save_actor
 from benchmarks.memory import peak_bytes
 from configs.command_line import run
-from evo_subnets import Child, Ensemble, quads
-from evo_subnets.files import storage
+from evo_subnets import Child, Ensemble, files, quads
+from evo_subnets.evolution import keep_child, kept_children
 from evo_subnets.files.checkpoints import Checkpoint
 from evo_subnets.files.parents import load_parent, save_parent
 from evo_subnets.models import build
-from evo_subnets.runs.journal import Journal
-from evo_subnets.runs.tracking import bar, table
+from evo_subnets.runs import Run
+from evo_subnets.runs.report import table
+from evo_subnets.runs.tracking import bar
 from evo_subnets.tuning import Tuning
 
 ANOTHER = "another content"
@@ -62,45 +63,47 @@ class Kind:
 
 
 def network(seed: int = 0) -> nn.Module:
-    return build("mlp-8", (1, 8, 8), 10, seed=seed)
+    return build("mlp-8", (1, 8, 8), classes=10, seed=seed)
 
 
 def kinds(folder: Path) -> list[Kind]:
     """The files, whole, with their loaders."""
     parent, asked = network(), {"sigma": 0.1, "seed": 3}
     about = {"model": "mlp-8", "classes": list(range(10))}
-    Ensemble.from_mutations(parent, quads(4, 0.1, 0.5, 0)).save(folder / "recipes")
+    Ensemble.from_mutations(parent, quads(4, 0.1, density=0.5, seed=0)).save(folder / "recipes")
     Ensemble([network(1), network(2)]).save(folder / "members")
-    save_parent(folder / "parent", parent, about)
+    save_parent(folder / "parent", parent, about=about)
     save_actor(folder / "actor", impala_actor((2, 2, 2), 1, 15, 4), {"game": "bigfish"})
-    journal = Journal(folder, asked)
-    journal.once("sigma", lambda: 0.5)
-    for mutation in quads(8, 0.1, 0.5, 0):
-        journal.add_child("children", Child(mutation, 1.5))
+    with Run(folder) as run:
+        run.ask("search", asked)
+        run.once("sigma", lambda: 0.5)
+        for mutation in quads(8, 0.1, density=0.5, seed=0):
+            keep_child(run, Child(mutation, 1.5))
     tuning = {"tuning": repr(Tuning(2)), "seed": 1, "images": 9}
     module, generator = network(), torch.Generator()
     optimizer = Tuning(2).make_optimizer(module)
     sum(weight.sum() for weight in module.parameters()).backward()  # type: ignore[union-attr]
     optimizer.step()
-    run = (module, optimizer, [generator], torch.device("cpu"))
-    Checkpoint(folder / "checkpoint", tuning).save(*run, [0.5], last=True)
+    state = (module, optimizer, [generator], torch.device("cpu"))
+    Checkpoint(folder / "checkpoint", tuning).save(*state, [0.5], last=True)
 
     def load_ensemble(name: str, restore: bool) -> Any:
-        ensemble = Ensemble.load(folder / name, network(), restore)
-        return storage.fingerprint(ensemble.state_dict())
+        ensemble = Ensemble.load(folder / name, network(), restore=restore)
+        return files.fingerprint(ensemble.state_dict())
 
     def load_a_parent() -> Any:
         module = network(5)
-        load_parent(folder / "parent", module, about, about)
-        return storage.fingerprint(module.state_dict())
+        load_parent(folder / "parent", module, about=about, must=about)
+        return files.fingerprint(module.state_dict())
 
     def load_an_actor() -> Any:
         actor, found = load_actor(folder / "actor")
-        return storage.fingerprint(actor.state_dict()), found
+        return files.fingerprint(actor.state_dict()), found
 
     def load_a_journal() -> Any:
-        found = Journal(folder, asked)
-        return found.found.get("sigma"), found.children("children")
+        with Run(folder) as found:
+            found.ask("search", asked)
+            return found.once("sigma", lambda: None), kept_children(found)
 
     def load_a_checkpoint() -> Any:
         module = network(6)
@@ -108,7 +111,7 @@ def kinds(folder: Path) -> list[Kind]:
         losses = Checkpoint(folder / "checkpoint", tuning).restore(
             module, optimizer, [], torch.device("cpu")
         )
-        return storage.fingerprint(module.state_dict()), losses
+        return files.fingerprint(module.state_dict()), losses
 
     return [
         Kind("ensemble of recipes", folder / "recipes", lambda: load_ensemble("recipes", False)),
@@ -154,22 +157,22 @@ def damaged(whole: bytes, rng: random.Random) -> tuple[str, bytes]:
 def forged(path: Path, rng: random.Random) -> tuple[str, bytes]:
     """Another version or kind, or fields that make no sense, under a checksum that fits."""
     way = rng.choice(("version", "kind", "field", "field", "field", "tensor"))
-    version = storage.VERSION
+    version = files.writing.VERSION
     try:
         if path.suffix == ".json":
-            content = storage.read_json(path)
+            content = files.read_json(path)
             if way == "version":
-                storage.VERSION = str(rng.randrange(2, 100))
+                files.writing.VERSION = str(rng.randrange(2, 100))
             else:
                 way = "field"
                 spoil(content, rng)
-            storage.write_json(path, content)
+            files.write_json(path, content)
         else:
             kind = written_kind(path)
-            tensors, description = storage.load_tensors(path, kind)
+            tensors, description = files.load_tensors(path, kind)
             name = rng.choice(list(tensors))
             if way == "version":
-                storage.VERSION = str(rng.randrange(2, 100))
+                files.writing.VERSION = str(rng.randrange(2, 100))
             elif way == "kind":
                 kind += "x"
             elif way == "field":
@@ -178,9 +181,9 @@ def forged(path: Path, rng: random.Random) -> tuple[str, bytes]:
                 tensor = tensors.pop(name)
                 if rng.random() < 0.5:
                     tensors[rng.choice((name, name + "x"))] = tensor.reshape(-1)[:-1].clone()
-            storage.save_tensors(path, tensors, kind, description)
+            files.save_tensors(path, tensors, kind, description)
     finally:
-        storage.VERSION = version
+        files.writing.VERSION = version
     return f"forged {way}", path.read_bytes()
 
 

@@ -21,7 +21,7 @@ from agents.policies import impala_actor
 from benchmarks.timing import Device, alternate, publish, ratios, spread, wait_for_gpu
 from evo_subnets import Ensemble
 from evo_subnets.models import build
-from evo_subnets.runs.tracking import table
+from evo_subnets.runs.report import table
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,7 @@ def main(args: Args) -> None:
         name: weight.to(args.device) for name, weight in network(args.weights, args.layers).items()
     }
     density, sigma = 0.2, 0.01
-    population = quads(4, sigma, density, seed=0)
+    population = quads(4, sigma, density=density, seed=0)
     child, plain_child = buffer(parent), buffer(parent)
     siblings = [child, *(buffer(parent) for _ in range(3))]
     generator = torch.Generator(args.device).manual_seed(0)
@@ -58,8 +58,8 @@ def main(args: Args) -> None:
     sides: dict[str, tuple[Callable[[], object], int]] = {
         "plain torch": (lambda: plain(parent, sigma, density, plain_child, generator), 1),
         "memory copy": (lambda: copy(parent, plain_child), 1),
-        "one child": (lambda: materialize(parent, population[0], child), 1),
-        "a quad": (lambda: materialize_siblings(parent, population, siblings), 4),
+        "one child": (lambda: materialize(parent, population[0], out=child), 1),
+        "a quad": (lambda: materialize_siblings(parent, population, outs=siblings), 4),
     }
     seconds = alternate({name: build for name, (build, _) in sides.items()}, args.rounds)
     per_child = {
@@ -120,7 +120,7 @@ def check(
     generator: torch.Generator,
 ) -> None:
     """Both sides perturb the same fraction with the same spread; compiled equals plain."""
-    materialize(parent, mutation, child)
+    materialize(parent, mutation, out=child)
     plain(parent, mutation.sigma, mutation.density, plain_child, generator)
     name = next(iter(parent))
     for side in (child, plain_child):
@@ -157,11 +157,13 @@ def measure_memory(population_size: int, weights: int) -> None:
     """Evaluates a population and prints the growth of the peak, in copies of the weights."""
     torch.set_num_threads(2)
     warm = Layers(network(1_000_000, 2))
-    evaluate(warm, quads(8, 0.01, 0.2, 0), lambda _: 0.0)  # loads what is loaded once
+    evaluate(
+        warm, quads(8, 0.01, density=0.2, seed=0), fitness=lambda _: 0.0
+    )  # loads what is loaded once
     module = Layers(network(weights, 25))
     gc.collect()
     before = resident_bytes()
-    evaluate(module, quads(population_size, 0.01, 0.2, 0), lambda _: 0.0)
+    evaluate(module, quads(population_size, 0.01, density=0.2, seed=0), fitness=lambda _: 0.0)
     print((peak_bytes() - before) / (4 * weights))
 
 

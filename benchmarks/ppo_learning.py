@@ -22,7 +22,7 @@ from benchmarks.timing import publish
 from configs.ppo import CPU
 from envs.procgen import TRAIN_LEVELS
 from evo_subnets.engines import keep_freed_memory
-from evo_subnets.runs.tracking import table
+from evo_subnets.runs.report import table
 
 from stable_baselines3 import PPO  # isort: skip  # after agents, which silences gym
 from stable_baselines3.common.callbacks import BaseCallback  # isort: skip

@@ -31,7 +31,7 @@ from envs import TRAIN_LEVELS, ProcgenSimulator, ProcgenVecEnv, SlotState
 from envs.procgen import Frames
 from evo_subnets import Ensemble, quads
 from evo_subnets.engines import keep_freed_memory
-from evo_subnets.runs.tracking import table
+from evo_subnets.runs.report import table
 
 from stable_baselines3 import PPO  # isort: skip  # after envs, which silences gym
 from stable_baselines3.common.evaluation import evaluate_policy  # isort: skip

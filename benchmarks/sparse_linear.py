@@ -13,7 +13,7 @@ import tyro
 from torch import Tensor, nn
 
 from benchmarks.timing import alternate, publish, ratios, spread
-from evo_subnets.runs.tracking import table
+from evo_subnets.runs.report import table
 from evo_subnets.structure.sparse_linear import SparseLinear
 
 

@@ -22,7 +22,7 @@ from evo_subnets import Ensemble
 from evo_subnets.methods import Pruning
 from evo_subnets.models import build
 from evo_subnets.pruning import Pruned
-from evo_subnets.runs.tracking import table
+from evo_subnets.runs.report import table
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from typing import Literal
 
 import torch
 
-from evo_subnets.files.storage import write_atomically
-from evo_subnets.runs.tracking import table
+from evo_subnets.files import write_atomically
+from evo_subnets.runs.report import table
 
 RESULTS = Path(__file__).parent / "results"
 

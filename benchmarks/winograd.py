@@ -18,7 +18,7 @@ from benchmarks.timing import alternate, publish, ratios, spread
 from evo_subnets.engines import keep_freed_memory
 from evo_subnets.engines.threads import share_out
 from evo_subnets.engines.winograd import convolve
-from evo_subnets.runs.tracking import table
+from evo_subnets.runs.report import table
 
 LAYERS = {
     "LeNet-S, second": (16, 32, 14, 5, 0),

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from agents.ppo import PPOSettings
-from configs.workers import EVERY_RUN, WorkerOptions, Workers
+from configs.workers import EVERY_RUN, WorkerArgs, WorkerOptions
 from envs.procgen import check_game
 from evo_subnets.evolution import Sampler
 from evo_subnets.mutation import check_density, independent, quads
@@ -56,7 +56,7 @@ class ProcgenArgs:
     runs/procgen_ensemble/ENV."""
     overwrite: bool = False
     """Start afresh in a folder that holds another run."""
-    workers: WorkerOptions = Workers()  # noqa: RUF009  # frozen
+    workers: WorkerOptions = WorkerArgs()  # noqa: RUF009  # frozen
     total_timesteps: int = 10_000_000
     """Environment steps that a parent is trained for, if one is."""
     checkpoint_every: int = 50_000

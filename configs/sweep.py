@@ -5,7 +5,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
-from configs.workers import EVERY_RUN, WorkerOptions, Workers
+from configs.workers import EVERY_RUN, WorkerArgs, WorkerOptions
 from envs.procgen import check_game
 from evo_subnets.mutation import check_density
 
@@ -40,7 +40,7 @@ class SweepArgs:
     """Folder of the group: `tensorboard --logdir OUT`. A sweep that was stopped goes on there."""
     overwrite: bool = False
     """Start afresh in a folder that holds another sweep."""
-    workers: WorkerOptions = Workers()  # noqa: RUF009  # frozen
+    workers: WorkerOptions = WorkerArgs()  # noqa: RUF009  # frozen
 
     def __post_init__(self) -> None:
         check_game(self.env)

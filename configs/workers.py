@@ -1,63 +1,41 @@
 """Where children are evaluated and tuned: options that change no result."""
 
-from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
 
-from evo_subnets.evolution import Mapper, in_turn
-from evo_subnets.methods.trained import OnEpoch
+from evo_subnets.workers import Here, Ray, Workers
 
 
 @dataclass(frozen=True)
-class Workers:
+class WorkerArgs:
     """The processes that share the children of a population, or the members of an ensemble."""
 
-    actors: int = 0
+    workers: int = 0
     """Processes that work on children at the same time, through Ray; 0: this one alone."""
-    gpus_per_actor: float | None = None
+    gpus_per_worker: float | None = None
     """Share of a GPU that each of them gets."""
     ray_address: str | None = None
-    """A running Ray cluster (HOST:PORT, or 'auto'); None: actors on this machine."""
+    """A running Ray cluster (HOST:PORT, or 'auto'); None: processes on this machine."""
 
     def __post_init__(self) -> None:
-        if self.actors < 0:
-            raise ValueError(f"actors must not be negative, got {self.actors}")
-        if self.actors == 0 and (self.gpus_per_actor is not None or self.ray_address is not None):
-            raise ValueError("--gpus-per-actor and --ray-address need --actors")
+        if self.workers < 0:
+            raise ValueError(f"--workers must not be negative, got {self.workers}")
+        if self.workers:
+            self.chosen  # noqa: B018  # what Ray refuses, before anything is computed
+        elif self.gpus_per_worker is not None or self.ray_address is not None:
+            raise ValueError("--gpus-per-worker and --ray-address need --workers")
 
     @property
-    def options(self) -> dict[str, Any]:
-        """As `evaluate` takes them."""
-        return {
-            "actors": self.actors,
-            "gpus_per_actor": self.gpus_per_actor,
-            "address": self.ray_address,
-        }
-
-    def training(
-        self, on_epoch: OnEpoch, on_member: Callable[[str], None]
-    ) -> tuple[OnEpoch | None, Mapper]:
-        """What is told of epochs, and where the members of an ensemble are trained.
-
-        Actors tell of whole members alone, through `on_member`.
-        """
-        if self.actors == 0:
-            return on_epoch, in_turn
-        from evo_subnets.workers.evotorch import over_actors  # Ray takes seconds to import
-
-        mapper = over_actors(**self.options)
-
-        def told(work: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[tuple[int, Any]]:
-            for index, result in mapper(work, items):
-                on_member(f"member {index + 1} of {len(items)}")
-                yield index, result
-
-        return None, told
+    def chosen(self) -> Workers:
+        """As the library takes them."""
+        if not self.workers:
+            return Here()
+        return Ray(self.workers, self.gpus_per_worker, self.ray_address)
 
 
-WorkerOptions = Annotated[Workers, tyro.conf.arg(name="")]
-"""As a field of a script's options: `--actors`, not `--workers.actors`."""
+WorkerOptions = Annotated[WorkerArgs, tyro.conf.arg(name="")]
+"""As a field of a script's options: `--workers`, not `--workers.workers`."""
 EVERY_RUN = ("workers", "out", "overwrite")
 """Options that may differ between the parts of a run that was stopped."""

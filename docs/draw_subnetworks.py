@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from evo_subnets import materialize, quads
-from evo_subnets.files.storage import write_atomically
+from evo_subnets.files import write_atomically
 
 ROWS, COLUMNS, CELL, GAP = 10, 14, 13, 46
 WIDTH = COLUMNS * CELL

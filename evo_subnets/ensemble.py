@@ -11,8 +11,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from evo_subnets import engines
-from evo_subnets.files import storage
+from evo_subnets import engines, files
 from evo_subnets.mutation import Mutation, materialize
 from evo_subnets.subnetworks import Include, Params, included, parameters
 
@@ -50,8 +49,8 @@ class Ensemble(nn.Module):
         self,
         members: Sequence[nn.Module],
         combine: Combine = "mean",
-        weights: Sequence[float] | None = None,
         *,
+        weights: Sequence[float] | None = None,
         side_by_side: bool = False,
     ) -> None:
         super().__init__()
@@ -78,11 +77,11 @@ class Ensemble(nn.Module):
         cls,
         module: nn.Module,
         mutations: Sequence[Mutation],
+        *,
         include_parent: bool = False,
         combine: Combine = "mean",
         weights: Sequence[float] | None = None,
         include: Include = None,
-        *,
         side_by_side: bool = False,
     ) -> "Ensemble":
         """The children of `module`, each a module of its own; with `include_parent` it comes first.
@@ -95,9 +94,9 @@ class Ensemble(nn.Module):
         members = [copy.deepcopy(module)] if include_parent else []
         for mutation in mutations:
             member = copy.deepcopy(module)
-            materialize(parent, mutation, parameters(member), names)
+            materialize(parent, mutation, out=parameters(member), include=names)
             members.append(member)
-        ensemble = cls(members, combine, weights, side_by_side=side_by_side)
+        ensemble = cls(members, combine=combine, weights=weights, side_by_side=side_by_side)
         state = {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
         ensemble.recipe = Recipe(state, tuple(names), tuple(mutations), include_parent)
         return ensemble
@@ -135,14 +134,14 @@ class Ensemble(nn.Module):
             return
         recipe = self.recipe
         description = {
-            "fingerprint": storage.fingerprint(recipe.parent),
+            "fingerprint": files.fingerprint(recipe.parent),
             "include": recipe.include,
             "mutations": [dataclasses.astuple(mutation) for mutation in recipe.mutations],
             "include_parent": recipe.include_parent,
             "combine": self.combine,
             "weights": self.given_weights,
         }
-        storage.save_tensors(path, recipe.parent if parent_weights else {}, KIND, description)
+        files.save_tensors(path, recipe.parent if parent_weights else {}, KIND, description)
 
     def _save_members(self, path: str | Path) -> None:
         tensors = {
@@ -155,7 +154,7 @@ class Ensemble(nn.Module):
             "combine": self.combine,
             "weights": self.given_weights,
         }
-        storage.save_tensors(path, tensors, KIND, description)
+        files.save_tensors(path, tensors, KIND, description)
 
     @classmethod
     def _load_members(
@@ -170,28 +169,28 @@ class Ensemble(nn.Module):
                 for name, tensor in tensors.items()
                 if name.startswith(start)
             }
-            storage.load_state(path, member, state)
+            files.load_state(path, member, state)
             members.append(member)
-        return cls(members, description["combine"], description["weights"])
+        return cls(members, combine=description["combine"], weights=description["weights"])
 
     @classmethod
-    def load(cls, path: str | Path, module: nn.Module, restore: bool = False) -> "Ensemble":
+    def load(cls, path: str | Path, module: nn.Module, *, restore: bool = False) -> "Ensemble":
         """The ensemble of a file that `save` wrote, on `module`'s device.
 
         `module` must be the parent: a ValueError says so if its weights are others. With `restore`
         it gives only the architecture, and the parent's weights come from the file. Members that
         were written with all their weights need the architecture alone.
         """
-        tensors, description = storage.load_tensors(path, KIND)
+        tensors, description = files.load_tensors(path, KIND)
         try:
             if "members" in description:
                 return cls._load_members(path, module, tensors, description)
             return cls._load_mutations(path, module, tensors, description, restore)
-        except storage.StorageError:
+        except files.StorageError:
             raise
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             line = " ".join(str(error).split())[:300]
-            raise storage.StorageError(f"{path}: not a whole ensemble: {line}") from None
+            raise files.StorageError(f"{path}: not a whole ensemble: {line}") from None
 
     @classmethod
     def _load_mutations(
@@ -205,12 +204,12 @@ class Ensemble(nn.Module):
         parent = module
         if restore:
             if not tensors:
-                raise storage.StorageError(f"{path} holds no weights of the parent to restore")
+                raise files.StorageError(f"{path} holds no weights of the parent to restore")
             parent = copy.deepcopy(module)
-            storage.load_state(path, parent, tensors)
-        found = storage.fingerprint(parent.state_dict())
+            files.load_state(path, parent, tensors)
+        found = files.fingerprint(parent.state_dict())
         if found != description["fingerprint"]:
-            raise storage.StorageError(
+            raise files.StorageError(
                 f"{path} was made of another parent: fingerprint "
                 f"{description['fingerprint'][:12]}, this module's is {found[:12]}; load it onto "
                 "that parent, or pass restore=True to take the weights of the file"
@@ -219,8 +218,8 @@ class Ensemble(nn.Module):
         return cls.from_mutations(
             parent,
             mutations,
-            description["include_parent"],
-            description["combine"],
-            description["weights"],
-            description["include"],
+            include_parent=description["include_parent"],
+            combine=description["combine"],
+            weights=description["weights"],
+            include=description["include"],
         )

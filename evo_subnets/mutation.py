@@ -58,7 +58,7 @@ def check_density(density: float) -> float:
     return density
 
 
-def quads(population_size: int, sigma: float, density: float, seed: int) -> list[Mutation]:
+def quads(population_size: int, sigma: float, *, density: float, seed: int) -> list[Mutation]:
     """Children in fours that share a seed: a mutation, its partner, and the mirrors of both.
 
     Whitaker 2023, eq. 4.8 to 4.11. The partners perturb a fraction 1 - density. At density 1 there
@@ -80,7 +80,7 @@ def quads(population_size: int, sigma: float, density: float, seed: int) -> list
     return population
 
 
-def independent(population_size: int, sigma: float, density: float, seed: int) -> list[Mutation]:
+def singles(population_size: int, sigma: float, *, density: float, seed: int) -> list[Mutation]:
     """Children that share nothing, each with noise on a fraction `density` (algorithm 1)."""
     if population_size < 1:
         raise ValueError(f"population_size must be at least 1, got {population_size}")
@@ -93,6 +93,7 @@ def independent(population_size: int, sigma: float, density: float, seed: int) -
 def materialize(
     parent: Mapping[str, Tensor],
     mutation: Mutation,
+    *,
     out: Params | None = None,
     include: Include = None,
 ) -> Params:
@@ -102,13 +103,16 @@ def materialize(
     and it is returned. Parameters that are not mutated are the parent's own tensors, copied only
     where `out` already holds another tensor for them. `include`: see `subnetworks.Include`.
     """
-    return materialize_siblings(parent, [mutation], [{} if out is None else out], include)[0]
+    return materialize_siblings(
+        parent, [mutation], outs=[{} if out is None else out], include=include
+    )[0]
 
 
 @torch.no_grad()
 def materialize_siblings(
     parent: Mapping[str, Tensor],
     mutations: Sequence[Mutation],
+    *,
     outs: Sequence[Params] | None = None,
     include: Include = None,
 ) -> list[Params]:

@@ -19,11 +19,11 @@ from agents.ppo import PPOSettings
 from configs.command_line import choose_device, run
 from configs.sweep import SweepArgs
 from envs.procgen import TRAIN_LEVELS
-from evo_subnets import Child, Ensemble, quads, search_trust_region, select
+from evo_subnets import Child, Ensemble, files, quads, search_trust_region, select
 from evo_subnets.engines import keep_freed_memory
-from evo_subnets.files import storage
-from evo_subnets.runs.journal import Journal
-from evo_subnets.runs.tracking import Tracker, bar, table
+from evo_subnets.runs.former import Journal, Tracker
+from evo_subnets.runs.report import table
+from evo_subnets.runs.tracking import bar
 from evo_subnets.streams import derive_seed
 
 
@@ -38,7 +38,7 @@ def main(args: SweepArgs) -> None:
         args.seed, device,
     )  # fmt: skip
     print(source)
-    weights = storage.fingerprint(actor.state_dict())
+    weights = files.fingerprint(actor.state_dict())
     asked = {**args.asked, "device": device, "weights": weights}
     journal = Journal(args.out, asked, args.overwrite, ["results.json"])
     (args.out / "results.json").unlink(missing_ok=True)  # until this run is whole
@@ -74,7 +74,7 @@ def main(args: SweepArgs) -> None:
             mutations = quads(largest, sigma, density, args.seed)
             children = evaluate_population(
                 actor, mutations, course, args.validation_episodes, False, device, on_child,
-                journal.children(population), **args.workers.options,
+                journal.children(population), workers=args.workers.chosen,
             )  # fmt: skip
             for size in args.population_sizes:
                 elites = select(children[:size], min(args.ensemble_size, size))
@@ -106,7 +106,7 @@ def main(args: SweepArgs) -> None:
         for row in rows
     ]  # fmt: skip
     print(table(headings, lines))
-    storage.write_json(args.out / "results.json", {"parent_return": parent_return, "rows": rows})
+    files.write_json(args.out / "results.json", {"parent_return": parent_return, "rows": rows})
 
 
 if __name__ == "__main__":

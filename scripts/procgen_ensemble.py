@@ -25,11 +25,11 @@ from agents.policies import EnsemblePolicy
 from configs.command_line import choose_device, run
 from configs.procgen import ProcgenArgs
 from envs.procgen import TEST_LEVELS, TRAIN_LEVELS, normalized_return
-from evo_subnets import Child, Evolution, search_trust_region
+from evo_subnets import Child, Evolution, files, search_trust_region
 from evo_subnets.engines import keep_freed_memory
-from evo_subnets.files import storage
-from evo_subnets.runs.journal import Journal
-from evo_subnets.runs.tracking import Tracker, bar, table
+from evo_subnets.runs.former import Journal, Tracker
+from evo_subnets.runs.report import table
+from evo_subnets.runs.tracking import bar
 from evo_subnets.streams import derive_seed
 
 TEMPERATURES = (0.25, 0.5, 0.71, 1.0, 1.41)
@@ -51,7 +51,7 @@ def main(args: ProcgenArgs) -> None:
         args.seed, device, args.checkpoint_every,
     )  # fmt: skip
     print(source)
-    weights = storage.fingerprint(actor.state_dict())
+    weights = files.fingerprint(actor.state_dict())
     if journal.once("parent", lambda: weights) != weights:
         raise ValueError(
             f"{out} holds a run of another parent than this one: use another --out, or --overwrite "
@@ -122,7 +122,7 @@ def main(args: ProcgenArgs) -> None:
                 evaluate_population(
                     actor, evolution.ask(), course("validation"), args.validation_episodes,
                     args.deterministic, device, on_child, journal.children("children"),
-                    **args.workers.options,
+                    workers=args.workers.chosen,
                 )
             )  # fmt: skip
         for child in evolution.children:
@@ -183,7 +183,7 @@ def main(args: ProcgenArgs) -> None:
 
     ensemble.save(out / "ensemble.safetensors")
     write_episodes(args, played)
-    storage.write_json(
+    files.write_json(
         results_file,
         {
             "arguments": journal.asked,
@@ -246,7 +246,7 @@ def write_episodes(args: ProcgenArgs, played: dict[str, Episodes]) -> None:
             zip(episodes.level_seeds, episodes.returns, episodes.lengths, strict=True)
         ):
             writer.writerow([name, number, int(level), float(value), int(length)])
-    storage.write_atomically(args.folder / "episodes.csv", text.getvalue().encode())
+    files.write_atomically(args.folder / "episodes.csv", text.getvalue().encode())
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from agents.ppo import PPOSettings, train
 from configs import command_line
 from configs.ppo import CPU, PAPER, REFERENCE
 from envs.procgen import TEST_LEVELS, TRAIN_LEVELS, Levels, check_game, normalized_return
-from evo_subnets.files import storage
+from evo_subnets import files
 from evo_subnets.streams import derive_seed
 
 
@@ -108,7 +108,7 @@ def main(args: Args) -> None:
         "test_levels": returns(TEST_LEVELS, "unseen"),
     }
     save_actor(args.out / "policy.safetensors", actor, card)
-    storage.write_json(args.out / "card.json", card)
+    files.write_json(args.out / "card.json", card)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from envs.procgen import ProcgenSimulator
 from evo_subnets.evolution import Child, evaluate, gather
 from evo_subnets.mutation import Mutation, materialize
 from evo_subnets.subnetworks import parameters
+from evo_subnets.workers import Here, Workers
 
 OnEpisode = Callable[[float], None] | None
 MakePolicy = Callable[[], EnsemblePolicy]
@@ -105,25 +106,21 @@ def evaluate_population(
     device: torch.device | str = "cpu",
     on_child: Callable[[Child], None] | None = None,
     done: Sequence[Child] = (),
-    actors: int = 0,
-    gpus_per_actor: float | None = None,
-    address: str | None = None,
+    workers: Workers = Here(),
 ) -> list[Child]:
     """What `evolution.evaluate` returns with the mean return of `play` as the fitness.
 
     Children are told and kept as there, in the order in which they finish. In this process they
-    play together, in others (`actors`, see there) one by one.
+    play together, in others (`workers`) one by one.
     """
     space = parent.observation_space
-    if actors:
+    if not isinstance(workers, Here):
 
         def fitness(model: nn.Module) -> float:
             agent = EnsemblePolicy(model, space, device=device)
             return float(play(agent, course, episodes, deterministic).returns.mean())
 
-        return evaluate(
-            parent, mutations, fitness, None, on_child, done, actors, gpus_per_actor, address
-        )
+        return evaluate(parent, mutations, fitness, None, on_child, done, workers)
     weights = parameters(parent)
 
     def policy(mutation: Mutation) -> EnsemblePolicy:

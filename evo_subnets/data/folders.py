@@ -15,7 +15,7 @@ from torch import Tensor
 from evo_subnets.data.augmentation import Images
 from evo_subnets.data.downloads import one_line
 from evo_subnets.data.splits import Whole, with_test
-from evo_subnets.files.storage import StorageError, load_tensors, save_tensors
+from evo_subnets.files import StorageError, load_tensors, save_tensors
 from evo_subnets.runs.tracking import bar
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
@@ -25,7 +25,7 @@ CHUNK = 64
 """Pictures that a thread decodes at a time: one by one, the queue costs as much as the pictures."""
 
 
-def image_folder(folder: Path, root: Path, size: int | None) -> Whole:
+def image_folder(folder: Path, root: Path, *, size: int | None) -> Whole:
     """The pictures below `folder`, decoded once and kept in `root`."""
     parts = [folder / part for part in ("train", "test")]
     split = [part for part in parts if part.is_dir() and _folders(part)]

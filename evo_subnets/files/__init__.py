@@ -1,1 +1,13 @@
-"""Bytes on disk: whole or absent, checked, never unpickled. Nothing here knows what they mean."""
+"""Bytes on disk: whole or absent, checked, never unpickled. Nothing here knows what they mean.
+
+What cannot be read raises a `StorageError`, whose one line names the file and says what is wrong.
+"""
+
+from evo_subnets.files.records import LARGEST_JSON, as_json, read_json, write_json
+from evo_subnets.files.tensors import fingerprint, load_state, load_tensors, save_tensors
+from evo_subnets.files.writing import StorageError, remove, remove_leftovers, write_atomically
+
+__all__ = [
+    "LARGEST_JSON", "StorageError", "as_json", "fingerprint", "load_state", "load_tensors",
+    "read_json", "remove", "remove_leftovers", "save_tensors", "write_atomically", "write_json",
+]  # fmt: skip

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from evo_subnets.files import storage
+from evo_subnets import files
 
 KIND = "evo_subnets.checkpoint"
 SECONDS = 10.0
@@ -57,7 +57,7 @@ class Checkpoint:
         """
         if not self.path.exists():
             return []
-        tensors, description = storage.load_tensors(self.path, KIND)
+        tensors, description = files.load_tensors(self.path, KIND)
         try:
             self._check(description["about"])
             parts: dict[str, dict[str, Tensor]] = {"module": {}, "optimizer": {}, "random": {}}
@@ -65,7 +65,7 @@ class Checkpoint:
                 part, _, name = key.partition(".")
                 parts[part][name] = value
             losses = [float(loss) for loss in description["losses"]]
-            storage.load_state(self.path, module, parts["module"])
+            files.load_state(self.path, module, parts["module"])
             restore_optimizer(optimizer, parts["optimizer"])
             if states := parts["random"]:
                 for index, generator in enumerate(generators):
@@ -75,7 +75,7 @@ class Checkpoint:
                     torch.cuda.set_rng_state(states["cuda"], device)
         except (AttributeError, KeyError, RuntimeError, TypeError) as error:
             line = " ".join(str(error).split())[:200]
-            raise storage.StorageError(f"{self.path}: no whole checkpoint: {line}") from None
+            raise files.StorageError(f"{self.path}: no whole checkpoint: {line}") from None
         return losses
 
     def _check(self, found: Mapping[str, Any]) -> None:
@@ -109,7 +109,5 @@ class Checkpoint:
             tensors["random.cpu"] = torch.get_rng_state()
             if device.type == "cuda":
                 tensors["random.cuda"] = torch.cuda.get_rng_state(device)
-        storage.save_tensors(
-            self.path, tensors, KIND, {"about": self.about, "losses": list(losses)}
-        )
+        files.save_tensors(self.path, tensors, KIND, {"about": self.about, "losses": list(losses)})
         self.written = time.monotonic()

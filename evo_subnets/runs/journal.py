@@ -1,99 +1,95 @@
 """What a run was asked and what it has found so far, so that a run that was killed goes on."""
 
-import shutil
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import astuple
+import threading
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from evo_subnets.files import storage
-from evo_subnets.evolution import Child
-from evo_subnets.mutation import Mutation
+from evo_subnets import files
+from evo_subnets.runs.values import decoded, differences, encoded, plain
+
+PARTS = {
+    "asked": dict, "found": dict, "records": dict, "events": dict, "finished": list,
+    "sessions": list,
+}  # fmt: skip
+"""Of the file, with their types."""
 
 
 class Journal:
     """`journal.json` of an output folder; whole or absent at any moment.
 
-    `asked` are the options that the results depend on: a folder in which others were asked is
-    refused with a ValueError that names them. `overwrite` starts afresh instead; it removes the
-    `outputs`, files and folders by name, that an earlier run has left, except what `needed` is in.
+    Where there is one it is read, unless `afresh`. Nothing is written before the first `ask`.
     """
 
-    def __init__(
-        self,
-        folder: str | Path,
-        asked: Mapping[str, Any],
-        overwrite: bool = False,
-        outputs: Sequence[str] = (),
-        needed: str | Path | None = None,
-    ) -> None:
-        self.path = Path(folder) / "journal.json"
-        self.asked = {key: str(value) for key, value in asked.items()}
+    def __init__(self, folder: Path, *, afresh: bool = False) -> None:
+        self.folder, self.path = folder, folder / "journal.json"
+        self.asked: dict[str, Any] = {}
         self.found: dict[str, Any] = {}
-        if self.path.exists() and not overwrite:
+        self.records: dict[str, dict[str, Any]] = {}
+        self.events: dict[str, list[str]] = {}
+        self.finished: list[str] = []
+        self.sessions: list[dict[str, Any]] = []
+        self._lock = threading.RLock()
+        self.existed = self.path.exists() and not afresh
+        if self.existed:
             self._read()
+
+    def check(self, what: str, options: Any) -> None:
+        """A ValueError where the earlier run was asked for something else under this name."""
+        if what not in self.asked:
             return
-        if overwrite:
-            kept = [] if needed is None else [Path(needed), *Path(needed).parents]
-            for name in outputs:
-                if self.path.parent / name not in kept:
-                    remove(self.path.parent / name)
-        self._write()
-
-    def once(self, name: str, compute: Callable[[], Any]) -> Any:
-        """What `compute` returned, as JSON: it is called where no earlier run has done so."""
-        if name not in self.found:
-            self.found[name] = storage.as_json(compute())
-            self._write()
-        return self.found[name]
-
-    def children(self, name: str) -> list[Child]:
-        """The children that `add_child` was given."""
-        try:
-            return [_child(recipe, record) for recipe, record in self.found.get(name, {}).items()]
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise storage.StorageError(f"{self.path}: {name} holds no children: {error}") from None
-
-    def add_child(self, name: str, child: Child) -> None:
-        """Keeps a child at once; one that is kept already stays as it is."""
-        recipe = " ".join(map(repr, astuple(child.mutation)))
-        if recipe not in self.found.setdefault(name, {}):
-            fitness = repr(child.fitness)  # a string, as JSON knows neither inf nor NaN
-            self.found[name][recipe] = {"fitness": fitness, "reason": child.reason}
-            self._write()
-
-    def _write(self) -> None:
-        storage.write_json(self.path, {"asked": self.asked, "found": self.found})
-
-    def _read(self) -> None:
-        try:
-            content = storage.read_json(self.path)
-            asked, self.found = dict(content["asked"]), dict(content["found"])
-        except (storage.StorageError, KeyError, TypeError, ValueError) as error:
-            raise storage.StorageError(
-                f"{error}; --overwrite starts afresh in {self.path.parent}"
-            ) from None
-        differ = [
-            f"{key} {asked.get(key)} (now {self.asked.get(key)})"
-            for key in sorted({*asked, *self.asked})
-            if asked.get(key) != self.asked.get(key)
-        ]
-        if differ:
+        if differ := differences(self.asked[what], options):
             raise ValueError(
-                f"{self.path.parent} holds a run with {', '.join(differ)}: use another --out, or "
+                f"{self.folder} holds a run with {', '.join(differ)}: use another --out, or "
                 "--overwrite to start afresh"
             )
 
+    def check_first(self, what: str) -> None:
+        """A ValueError where the folder holds a run of another kind."""
+        if self.asked and what not in self.asked:
+            raise ValueError(
+                f"{self.folder} holds a run of {next(iter(self.asked))}, this one is of {what}: "
+                "use another --out, or --overwrite to start afresh"
+            )
 
-def remove(path: Path) -> None:
-    """Removes a file or a folder, if there is one."""
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
+    def once(self, name: str, compute: Callable[[], Any]) -> Any:
+        """What `compute` returned, `plain`: it is called where no earlier run has done so."""
+        if name not in self.found:
+            self.change(self.found, name, compute())
+        return decoded(self.found[name])
 
+    def record(self, name: str, key: str, value: Any) -> None:
+        """Keeps a value at once; one that is kept already stays as it is."""
+        with self._lock:
+            records = self.records.setdefault(name, {})
+            if key not in records:
+                self.change(records, key, value)
 
-def _child(recipe: str, record: Mapping[str, Any]) -> Child:
-    seed, *numbers = recipe.split(" ")
-    sigma, low, high = map(float, numbers)
-    return Child(Mutation(int(seed), sigma, low, high), float(record["fitness"]), record["reason"])
+    def change(self, where: dict[str, Any], key: str, value: Any) -> None:
+        """`where[key] = value`, on disk as well."""
+        new = encoded(plain(value))  # before the first change: it may be refused
+        with self._lock:
+            where[key] = new
+            self.write()
+
+    def write(self) -> None:
+        """All of it."""
+        with self._lock:
+            content = {part: getattr(self, part) for part in PARTS}
+            files.write_json(self.path, content, indent=None)  # it is written for every child
+
+    def _read(self) -> None:
+        advice = f"--overwrite starts afresh in {self.folder}"
+        try:
+            content: Mapping[str, Any] = files.read_json(self.path)
+        except files.StorageError as error:
+            raise files.StorageError(f"{error}; {advice}") from None
+        if set(content) == {"asked", "found"}:
+            raise files.StorageError(
+                f"{self.path} is of an earlier version of this library, which did not keep the "
+                f"types of options: finish that run there, or use another --out; {advice}"
+            )
+        for part, kind in PARTS.items():
+            if not isinstance(content.get(part), kind):
+                raise files.StorageError(f"{self.path}: not a whole journal; {advice}")
+            setattr(self, part, content[part])

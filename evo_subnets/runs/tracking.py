@@ -1,88 +1,116 @@
-"""What a run shows and leaves behind: progress bars, TensorBoard, tables."""
+"""What a run shows while it lasts: progress bars, and TensorBoard's events."""
 
+import os
+import warnings
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
+
+Made = TypeVar("Made")
+
+EVENTS = "events.out.tfevents.*"
+MISSING = "is not installed (pip install 'evo-subnets[track]')"
+
+
+class Advance:
+    """Moves a progress bar, where there is one; pickled, it moves none."""
+
+    def __init__(self, shown: Any = None) -> None:
+        self._shown = shown
+
+    def __call__(self, steps: int, note: str = "") -> None:
+        """So many steps further, with a note at the bar's end."""
+        if self._shown is not None:
+            self._shown.set_postfix_str(note, refresh=False)
+            self._shown.update(steps)
+
+    def __reduce__(self) -> tuple[type["Advance"], tuple[()]]:
+        return Advance, ()
 
 
 @contextmanager
-def bar(description: str, total: int) -> Iterator[Callable[[int, str], None]]:
+def bar(description: str, total: int) -> Iterator[Advance]:
     """A progress bar on standard error; `advance(steps, note)` moves it."""
-    from tqdm.auto import tqdm
-
+    try:
+        from tqdm.auto import tqdm
+    except ImportError:
+        warnings.warn(f"no progress bars: tqdm {MISSING}", RuntimeWarning, stacklevel=3)
+        yield Advance()
+        return
     with tqdm(desc=description, total=total) as shown:
-
-        def advance(steps: int, note: str) -> None:
-            shown.set_postfix_str(note, refresh=False)
-            shown.update(steps)
-
-        yield advance
-
-
-def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Text in aligned columns, the first to the left and the others to the right."""
-    columns = list(zip(headings, *rows, strict=True))
-    widths = [max(len(cell) for cell in column) for column in columns]
-    lines = [
-        "  ".join(
-            cell.ljust(width) if index == 0 else cell.rjust(width)
-            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in [headings, ["-" * width for width in widths], *rows]
-    ]
-    return "\n".join(lines)
+        yield Advance(shown)
 
 
 class Tracker:
-    """TensorBoard events in a folder; use it in a `with` statement.
+    """TensorBoard's events in a folder; the first of them makes it.
 
-    They take the place of those that an earlier run has left in the folder: a run that goes on
-    where it was stopped tells its story from the beginning.
+    They take the place of `old`, files of the folder that an earlier run has left: a run that goes
+    on tells its story from the beginning. `on_file` gets the name of each file that is made.
     """
 
-    def __init__(self, folder: str | Path) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        for old in Path(folder).glob("events.out.tfevents.*"):
-            old.unlink()
-        self._writer: Any = SummaryWriter(str(folder))
+    def __init__(self, folder: Path, old: Sequence[str], on_file: Callable[[str], None]) -> None:
+        self.folder, self.old, self.on_file = folder, old, on_file
+        self._writer: Any = None
+        self._failed = False
+        self._end: Callable[[], object] | None = None
 
     def scalar(self, tag: str, value: float, step: int) -> None:
         """A point of a curve."""
-        self._writer.add_scalar(tag, value, step)
+        if writer := self._open():
+            writer.add_scalar(tag, value, step)
 
-    def histogram(self, tag: str, values: Sequence[float], step: int = 0) -> None:
+    def histogram(self, tag: str, values: Sequence[float], step: int) -> None:
         """A distribution; left out when it is empty."""
-        if len(values):
+        if len(values) and (writer := self._open()):
             import numpy as np
 
-            self._writer.add_histogram(tag, np.asarray(values, dtype=np.float64), step)
+            writer.add_histogram(tag, np.asarray(values, dtype=np.float64), step)
 
-    def text(self, tag: str, markdown: str, step: int = 0) -> None:
+    def text(self, tag: str, markdown: str, step: int) -> None:
         """A text, rendered as Markdown."""
-        self._writer.add_text(tag, markdown, step)
+        if writer := self._open():
+            writer.add_text(tag, markdown, step)
 
     def hyper_parameters(self, values: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
         """A row of TensorBoard's HPARAMS page, which compares the runs of a group."""
-        plain = {
-            name: value if isinstance(value, bool | int | float | str) else str(value)
-            for name, value in values.items()
-        }
-        self._writer.add_hparams(plain, dict(metrics), run_name=".")
+        if writer := self._open():
+            plain = {
+                name: value if isinstance(value, bool | int | float | str) else str(value)
+                for name, value in values.items()
+            }
+            self._noted(lambda: writer.add_hparams(plain, dict(metrics), run_name="."))
 
     def close(self) -> None:
         """Writes what is still in memory."""
-        self._writer.close()
+        if self._end is not None:
+            self._end()
+        self._writer = None
 
-    def __enter__(self) -> "Tracker":
-        return self
+    def _open(self) -> Any:
+        if self._writer is None and not self._failed:
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError:
+                self._failed = True
+                warnings.warn(f"no events: tensorboard {MISSING}", RuntimeWarning, stacklevel=4)
+                return None
+            for name in self.old:
+                (self.folder / name).unlink(missing_ok=True)
+            self.old = ()
+            self._writer = self._noted(lambda: SummaryWriter(str(self.folder)))
+            self._end = weakref.finalize(self, _close, self._writer, os.getpid())
+        return self._writer
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
+    def _noted(self, make: Callable[[], Made]) -> Made:
+        before = set(self.folder.glob(EVENTS))
+        made = make()
+        for path in sorted(set(self.folder.glob(EVENTS)) - before):
+            self.on_file(path.name)
+        return made
+
+
+def _close(writer: Any, process: int) -> None:
+    if os.getpid() == process:  # in a forked one the thread that writes is missing
+        writer.close()

@@ -18,12 +18,14 @@ import torch
 from ray import cloudpickle
 from ray.util import ActorPool
 
+from evo_subnets.workers.here import no_result
+
 if "EVOTORCH_VERBOSE_LEVEL" not in os.environ:  # else every Problem introduces itself in five lines
     logging.getLogger("evotorch").setLevel(logging.WARNING)
 
 RETRIES = 1
 """How often Ray sends a piece again whose worker died, before we take it apart."""
-PIECES_PER_ACTOR = 8
+PIECES_PER_WORKER = 8
 LARGEST_PIECE = 16
 ANSWER_SECONDS = 10.0
 HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
@@ -64,66 +66,56 @@ class Cargo:
         return work
 
 
-class _Here:
+class _Own:
     """What stays in this process: clones share it, pickles leave it out."""
 
     def __init__(self, value: Any = None) -> None:
         self.value = value
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "_Here":
+    def __deepcopy__(self, memo: dict[int, Any]) -> "_Own":
         return self
 
-    def __reduce__(self) -> tuple[type["_Here"], tuple[()]]:
-        return _Here, ()
+    def __reduce__(self) -> tuple[type["_Own"], tuple[()]]:
+        return _Own, ()
 
 
-def piece_size(items: int, actors: int) -> int:
-    """How many items go to an actor at once."""
-    return min(max(items // (PIECES_PER_ACTOR * actors), 1), LARGEST_PIECE)
-
-
-def no_result(item: Any) -> Any:
-    """Raises a ChildProcessError that says that the item killed its workers."""
-    raise ChildProcessError(f"every worker died that took {item!r:.100}")
+def piece_size(items: int, workers: int) -> int:
+    """How many items go to a worker at once."""
+    return min(max(items // (PIECES_PER_WORKER * workers), 1), LARGEST_PIECE)
 
 
 class Crew(evotorch.Problem):  # type: ignore[misc]
-    """Worker processes that do one kind of work, made of EvoTorch's actors.
+    """Worker processes that do one kind of work, made of what EvoTorch calls actors.
 
-    work: an item to its result. It travels once, and each actor opens it when first needed, so the
-    pickled problem stays small, which actors that are replaced depend on. lost: an item to its
-    result where every worker that took it died. actors: 0 works in this process.
-    address: of a Ray cluster; None is this machine, or what this process has connected already.
-    threads: of torch, in each actor.
+    work: an item to its result. It travels once, and each worker opens it when first needed, so the
+    pickled problem stays small, which workers that are replaced depend on. lost: an item to its
+    result where every worker that took it died. workers: 0 is this process. What follows: as in
+    `Ray`, which has checked them.
 
-    Actors start with the first item and end with `close`, or with the `with` block.
+    Workers start with the first item and end with `close`, or with the `with` block.
     """
 
     def __init__(
         self,
         work: Callable[[Any], Any],
-        actors: int = 0,
-        gpus_per_actor: float | None = None,
+        workers: int = 0,
+        *,
+        gpus_per_worker: float | None = None,
         address: str | None = None,
         threads: int = 1,
         lost: Callable[[Any], Any] = no_result,
         solution_length: int = 1,
     ) -> None:
-        if actors < 0 or threads < 1 or (gpus_per_actor is not None and not gpus_per_actor > 0):
-            raise ValueError(
-                "actors must be at least 0, threads at least 1, gpus_per_actor more than 0, "
-                f"got {actors}, {threads}, {gpus_per_actor}"
-            )
         super().__init__(
             "max",
             solution_length=solution_length,
             dtype=torch.float64,
             store_solution_stats=False,  # EvoTorch's fail where a fitness is NaN
         )
-        self._num_actors = actors  # set here because EvoTorch makes none where one is asked for
-        self._num_gpus_per_actor = gpus_per_actor
-        self._work, self._cargo = _Here(work), _Here()
-        self._lost = _Here(lost)
+        self._num_actors = workers  # set here because EvoTorch makes none where one is asked for
+        self._num_gpus_per_actor = gpus_per_worker
+        self._work, self._cargo = _Own(work), _Own()
+        self._lost = _Own(lost)
         self._address, self._threads, self._path = address, threads, list(sys.path)
         self.remote_hook.append(_prepare)
 
@@ -173,19 +165,19 @@ class Crew(evotorch.Problem):  # type: ignore[misc]
         return list(missing)
 
     def _send(self, actor: Any, value: tuple[range, list[Any]]) -> "ray.ObjectRef[Any]":
-        # not with the constructor's arguments: an actor must be able to restart without it
+        # not with the constructor's arguments: a worker must be able to restart without it
         reference: ray.ObjectRef[Any] = actor.call.remote(
             "work_on", [self._cargo.value, *value], {}
         )
         return reference
 
     def work_on(self, cargo: Cargo, piece: range, items: list[Any]) -> tuple[range, list[Any]]:
-        """The piece and the results of its items; it is the actors that call it."""
+        """The piece and the results of its items; it is the workers that call it."""
         if self._work.value is None:
             self._work.value = cargo.opened()
         try:
             return piece, [self._work.value(item) for item in items]
-        except SystemExit as error:  # would end the actor
+        except SystemExit as error:  # would end the worker
             raise RuntimeError(f"SystemExit: {error}") from None
 
     def _parallelize(self) -> None:
@@ -194,11 +186,11 @@ class Crew(evotorch.Problem):  # type: ignore[misc]
         connect(self._address)
         self._actor_config = self._options()
         self._cargo.value = Cargo.packed(self._work.value)
-        with _generators_stay():  # EvoTorch draws the actors' seeds
+        with _generators_stay():  # EvoTorch draws the workers' seeds
             super()._parallelize()
 
     def _options(self) -> dict[str, Any]:
-        """What Ray is told of each actor."""
+        """What Ray is told of each worker."""
         return {
             "max_restarts": -1,
             "max_task_retries": RETRIES,
@@ -206,24 +198,25 @@ class Crew(evotorch.Problem):  # type: ignore[misc]
         }
 
     def _claimed_cpus(self) -> int:
-        """How many CPUs an actor books with Ray; a ValueError says that there are too few.
+        """How many CPUs a worker books with Ray; a ValueError says that there are too few.
 
-        On one machine it books none, so that more actors than cores share them.
+        On one machine it books none, so that more workers than cores share them.
         """
         gpus = (self._num_gpus_per_actor or 0) * self._num_actors
         nodes = [node for node in ray.nodes() if node["Alive"]]
         cpus = 0 if self._address is None and len(nodes) == 1 else self._threads
         there = ray.cluster_resources()
-        if cpus * self._num_actors > there.get("CPU", 0) or gpus > there.get("GPU", 0):
+        count = self._num_actors
+        if cpus * count > there.get("CPU", 0) or gpus > there.get("GPU", 0):
             raise ValueError(
-                f"{self._num_actors} actors need {cpus * self._num_actors} CPUs and {gpus:g} GPUs, "
+                f"{count} workers need {cpus * count} CPUs and {gpus:g} GPUs, "
                 f"Ray has {there.get('CPU', 0):g} CPUs and {there.get('GPU', 0):g} GPUs "
                 f"on {len(nodes)} machines"
             )
         return cpus
 
     def close(self) -> None:
-        """Ends the actors, at once. New ones start when there is work again."""
+        """Ends the workers, at once. New ones start when there is work again."""
         if self._actors is not None:
             self.kill_actors()
         self._cargo.value = None
@@ -236,7 +229,7 @@ class Crew(evotorch.Problem):  # type: ignore[misc]
 
 
 def _prepare(crew: Crew) -> None:
-    """Of an actor: it finds modules where the process that made it does."""
+    """Of a worker: it finds modules where the process that made it does."""
     sys.path += [folder for folder in crew._path if folder not in sys.path]
     torch.set_num_threads(crew._threads)
 

@@ -1,7 +1,8 @@
 """The same evaluation in other processes, through EvoTorch on Ray."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -14,13 +15,15 @@ from evo_subnets.evolution import (
     Evaluator,
     Evolution,
     Fitness,
-    Mapper,
     gather,
     lost_child,
 )
 from evo_subnets.mutation import Mutation
+from evo_subnets.search import Search
 from evo_subnets.subnetworks import Include
 from evo_subnets.workers.crew import Crew
+from evo_subnets.workers.here import Here
+from evo_subnets.workers.ray import Ray
 
 LARGEST_SEED = 2**53 - 1
 """That a float64 holds exactly, with all smaller ones."""
@@ -53,26 +56,24 @@ def from_rows(rows: Tensor) -> list[Mutation]:
 class MutationProblem(Crew):
     """The search for fit children of `module`, to EvoTorch: solutions are rows, see `to_rows`.
 
-    `fitness`, `include`: as in `evaluate`; `actors` and what follows: as in `Crew`. `children` are
-    those of the last batch, with the reasons of those that failed, whose evaluation is -inf.
-    `on_child` sees each as it comes. A PopulationError stops a batch most of which fails.
+    `fitness`, `include`: as in `evaluate`. `workers`: those of `Ray` stay for all batches, until
+    `close`. `children` are those of the last batch, with the reasons of those that failed, whose
+    evaluation is -inf. `on_child` sees each as it comes. A PopulationError stops a batch most of
+    which fails.
     """
 
     def __init__(
         self,
         module: nn.Module,
         fitness: Fitness,
+        *,
         include: Include = None,
         on_child: Callable[[Child], None] | None = None,
-        actors: int = 0,
-        gpus_per_actor: float | None = None,
-        address: str | None = None,
-        threads: int = 1,
+        workers: Here | Ray = Here(),
     ) -> None:
-        evaluator = Evaluator(module, fitness, include)
-        super().__init__(
-            evaluator, actors, gpus_per_actor, address, threads, lost_child, solution_length=4
-        )
+        evaluator = Evaluator(module, fitness, include=include)
+        options: dict[str, Any] = asdict(workers)  # none where it is this process
+        super().__init__(evaluator, **options, lost=lost_child, solution_length=4)
         self.module, self.include, self.on_child = module, include, on_child
         self.children: list[Child] = []
 
@@ -83,7 +84,7 @@ class MutationProblem(Crew):
         return batch
 
     def _evaluate_all(self, batch: SolutionBatch) -> None:
-        self.children = gather(from_rows(batch.values), self.results, self.on_child)
+        self.children = gather(from_rows(batch.values), self.results, on_child=self.on_child)
         fitness = [-math.inf if child.failed else child.fitness for child in self.children]
         batch.set_evals(torch.tensor(fitness, dtype=torch.float64))
 
@@ -106,18 +107,13 @@ class SubnetworkSearch(SearchAlgorithm):  # type: ignore[misc]
     did) of the last.
     """
 
-    def __init__(
-        self,
-        problem: MutationProblem,
-        population_size: int = 16,
-        ensemble_size: int = 8,
-        sigma: float = 0.01,
-        density: float = 0.5,
-        seed: int = 0,
-    ) -> None:
-        self.evolution = Evolution(
-            problem.module, population_size, ensemble_size, sigma, density, seed, problem.include
-        )
+    def __init__(self, problem: MutationProblem, search: Search) -> None:
+        if search.include != problem.include:
+            raise ValueError(
+                f"the problem mutates {problem.include}, the search {search.include}: give both "
+                "the same include"
+            )
+        self.evolution = Evolution(problem.module, search)
         super().__init__(
             problem,
             best_fitness=lambda: self.evolution.elites[0].fitness,
@@ -134,25 +130,3 @@ class SubnetworkSearch(SearchAlgorithm):  # type: ignore[misc]
     def _mean_fitness(self) -> float:
         alive = [child.fitness for child in self.problem.children if not child.failed]
         return math.fsum(alive) / len(alive)
-
-
-def over_actors(
-    actors: int,
-    gpus_per_actor: float | None = None,
-    address: str | None = None,
-    threads: int = 1,
-) -> Mapper:
-    """A function of work and items that gives (index, result) as they come, from other processes.
-
-    What `evolution.in_turn` does in this process; `actors` and what follows: as in `Crew`. What
-    the work raises, this raises.
-    """
-    if actors < 1:
-        raise ValueError(f"actors must be at least 1, got {actors}")
-
-    def results(work: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[tuple[int, Any]]:
-        count = min(actors, max(len(items), 1))
-        with Crew(work, count, gpus_per_actor, address, threads) as crew:
-            yield from crew.results(items)
-
-    return results

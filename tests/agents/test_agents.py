@@ -18,9 +18,8 @@ from agents.parents import find_parent
 from agents.policies import Actor, EnsemblePolicy, impala_actor, load_actor, save_actor
 from agents.ppo import PPOSettings, make_ppo, make_training_env
 from envs import TRAIN_LEVELS
-from evo_subnets import Ensemble, materialize, quads
-from evo_subnets.files import storage
-from evo_subnets.files.storage import StorageError
+from evo_subnets import Ensemble, files, materialize, quads
+from evo_subnets.files import StorageError
 
 from stable_baselines3 import A2C, DQN, PPO  # isort: skip  # after agents, which silences gym
 from stable_baselines3.common.buffers import RolloutBuffer  # isort: skip
@@ -444,10 +443,10 @@ def damaged(tmp_path, actor):
         elif damage == "ensemble":
             Ensemble.from_mutations(actor, quads(4, 0.1, 0.2, 0)).save(path)
         elif damage in ("widths", "words", "nothing"):
-            tensors, description = storage.load_tensors(path, "evo_subnets.actor")
+            tensors, description = files.load_tensors(path, "evo_subnets.actor")
             other = {"widths": [2, 3, 5], "words": ["2", "3", "4"], "nothing": None}[damage]
             network = {**description["network"], "widths": other}
-            storage.save_tensors(
+            files.save_tensors(
                 path, tensors, "evo_subnets.actor", {"network": network, "about": {}}
             )
         return path

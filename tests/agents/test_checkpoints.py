@@ -24,8 +24,8 @@ from agents.checkpoints import (
 from agents.fast.ppo import FastPPO
 from agents.ppo import PPOSettings, make_ppo, make_training_env, train
 from envs.procgen import GAMES, TRAIN_LEVELS, ProcgenSimulator
-from evo_subnets.files import storage
-from evo_subnets.files.storage import StorageError
+from evo_subnets import files
+from evo_subnets.files import StorageError
 
 from stable_baselines3 import PPO  # isort: skip  # after agents, which silences gym
 
@@ -58,9 +58,7 @@ def names(out):
 
 def end(out):
     """All that a run left: its newest checkpoint and its curve."""
-    tensors, description = storage.load_tensors(
-        newest_checkpoint(out), "evo_subnets.ppo_checkpoint"
-    )
+    tensors, description = files.load_tensors(newest_checkpoint(out), "evo_subnets.ppo_checkpoint")
     return copied(tensors), description, (out / "curve.csv").read_text()
 
 
@@ -204,7 +202,7 @@ def test_a_killed_process_goes_on_with_the_same_command(server, tmp_path):
         result = server.run(*command(out))
         assert result.status == 0, result.stderr
     check_same_end(killed, whole)
-    cards = [storage.read_json(out / "card.json") for out in (killed, whole)]
+    cards = [files.read_json(out / "card.json") for out in (killed, whole)]
     assert cards[0] | {"command": ""} == cards[1] | {"command": ""}
     assert not list(tmp_path.rglob(".*"))
 

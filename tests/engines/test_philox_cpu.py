@@ -14,7 +14,7 @@ import evo_subnets
 from evo_subnets import Mutation, materialize, materialize_siblings, streams
 from evo_subnets.draws import Change, Draw
 from evo_subnets.engines import compiler, philox_cpu
-from evo_subnets.files.storage import fingerprint
+from evo_subnets.files import fingerprint
 from evo_subnets.streams import Interval
 
 CPU = torch.device("cpu")
@@ -72,7 +72,7 @@ def compiled_and_plain(parent, mutations, monkeypatch, outs=None):
     calls = []
     perturb = philox_cpu.perturb
     monkeypatch.setattr(philox_cpu, "perturb", lambda draws: (calls.extend(draws), perturb(draws)))
-    fast = materialize_siblings(parent, mutations, outs)
+    fast = materialize_siblings(parent, mutations, outs=outs)
     count = len(calls)
     monkeypatch.setenv("EVO_SUBNETS_ENGINES", "off")
     slow = materialize_siblings(parent, mutations)
@@ -163,7 +163,7 @@ def test_it_writes_nothing_past_the_end(compiled):
 CHILD = """
 import torch
 from evo_subnets import Mutation, materialize
-from evo_subnets.files.storage import fingerprint
+from evo_subnets.files import fingerprint
 from evo_subnets.streams import Interval
 parent = {"w": torch.arange(1000.0).view(20, 50) / 7}
 print(fingerprint(materialize(parent, Mutation(123, 0.5, 0.25, 0.75))))

@@ -133,7 +133,7 @@ def test_who_did_not_ask_for_it_has_the_plain_loop(threads):
 
 
 def test_the_choice_is_the_constructors_and_not_kept_in_files(threads, tmp_path):
-    ensemble = Ensemble.from_mutations(mlp(), quads(4, 0.1, 0.5, 0), side_by_side=True)
+    ensemble = Ensemble.from_mutations(mlp(), quads(4, 0.1, density=0.5, seed=0), side_by_side=True)
     assert ensemble.side_by_side
     ensemble.save(tmp_path / "ensemble")
     assert not Ensemble.load(tmp_path / "ensemble", mlp()).side_by_side

@@ -16,7 +16,7 @@ from evo_subnets.engines.threads import share_out
 from evo_subnets.engines.twins import twin, with_fast_convolutions
 from evo_subnets.engines.winograd import convolve
 from evo_subnets.models import build
-from evo_subnets.tuning import predict_inputs
+from evo_subnets.prediction import predict_inputs
 
 ROOT = Path(__file__).parents[2]
 

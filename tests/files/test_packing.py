@@ -6,8 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from networks import all_same_bits, lenet
 
-from evo_subnets import Ensemble, Subnetwork, parameters
-from evo_subnets.files import storage
+from evo_subnets import Ensemble, Subnetwork, files, parameters
 from evo_subnets.files.packing import INTEGERS, pack, unpack
 from evo_subnets.pruning import Pruned
 
@@ -85,7 +84,7 @@ def test_files_of_pruned_members_are_smaller_and_load_bit_by_bit(tmp_path):
 
 def test_names_that_look_packed_are_left_alone(tmp_path):
     tensors = {"a": torch.zeros(990), "a.bits": torch.ones(2), "b": sparse_tensor(990, 0.1)}
-    storage.save_tensors(tmp_path / "file", tensors, "kind", {})
-    loaded, _ = storage.load_tensors(tmp_path / "file", "kind")
+    files.save_tensors(tmp_path / "file", tensors, "kind", {})
+    loaded, _ = files.load_tensors(tmp_path / "file", "kind")
     assert sorted(loaded) == sorted(tensors)
     assert all(torch.equal(loaded[name], tensors[name]) for name in tensors)

@@ -22,8 +22,7 @@ from agents.policies import impala_actor, load_actor, save_actor
 from configs.procgen import ProcgenArgs
 from configs.sweep import SweepArgs
 from envs import GAMES, TEST_LEVELS
-from evo_subnets import Ensemble, Mutation
-from evo_subnets.files import storage
+from evo_subnets import Ensemble, Mutation, files
 
 SCRIPTS = ["procgen_ensemble", "population_sweep", "cartpole_ensemble", "train_parent"]
 GAME = "fruitbot"
@@ -194,7 +193,7 @@ def test_the_main_job_goes_on_where_it_was_killed(server, parent, tmp_path):
     command = ["--env", GAME, "--parent", parent, "--out", tmp_path, *TINY]
     assert server.run("procgen_ensemble", *command).status == 0
     whole = {name: (tmp_path / name).read_bytes() for name in ("results.json", "episodes.csv")}
-    journal = storage.read_json(tmp_path / "journal.json")
+    journal = files.read_json(tmp_path / "journal.json")
     found = journal["found"]
     phases = list(found)
     assert phases[:3] == ["parent", "trust region", "children"]
@@ -202,7 +201,7 @@ def test_the_main_job_goes_on_where_it_was_killed(server, parent, tmp_path):
     # killed between two children: what came before is not done again, all else is
     kept = {name: found[name] for name in phases[:3]}
     kept["children"] = dict(list(found["children"].items())[:2])
-    storage.write_json(tmp_path / "journal.json", {**journal, "found": kept})
+    files.write_json(tmp_path / "journal.json", {**journal, "found": kept})
     (tmp_path / "results.json").unlink()
     result = server.run("procgen_ensemble", *command)
     assert result.status == 0, result.stderr
@@ -304,9 +303,9 @@ def bad_parent(parent, tmp_path):
         if damage == "truncated":
             path.write_bytes(parent.read_bytes()[:-1000])
         elif damage == "widths":
-            tensors, description = storage.load_tensors(parent, "evo_subnets.actor")
+            tensors, description = files.load_tensors(parent, "evo_subnets.actor")
             description["network"]["widths"] = [2, 2, 3]
-            storage.save_tensors(path, tensors, "evo_subnets.actor", description)
+            files.save_tensors(path, tensors, "evo_subnets.actor", description)
         elif damage == "actions":
             actor = built(lambda: impala_actor((2, 2, 2), frame_stack=2, actions=4))
             save_actor(path, actor, {})
@@ -432,7 +431,7 @@ def test_ctrl_c_in_training_leaves_a_run_that_goes_on(server, tmp_path):
     result = server.run("train_parent", *options, "--total-timesteps", steps + 32)
     assert result.status == 0, result.stderr
     assert (out / f"checkpoint-{steps + 32}.safetensors").exists()
-    assert storage.read_json(out / "card.json")["steps"] == steps + 32
+    assert files.read_json(out / "card.json")["steps"] == steps + 32
 
 
 @pytest.mark.parametrize(
@@ -533,7 +532,7 @@ def test_a_parent_is_trained_in_parts_and_has_a_card(server, tmp_path):
         result = server.run("train_parent", *options, "--total-timesteps", steps)
         assert result.status == 0, result.stderr
         assert "Warning" not in result.stderr
-        card = storage.read_json(out / "card.json")
+        card = files.read_json(out / "card.json")
         assert (card["game"], card["steps"], card["seed"]) == (GAME, steps, 0)
         assert card["ppo"]["widths"] == [16, 16, 16]
         assert card["episodes"] == 3

@@ -1,13 +1,7 @@
-"""Files that are whole or absent, say what they are, and are never unpickled.
-
-Tensors are safetensors files, everything else JSON. What cannot be read raises a `StorageError`,
-whose one line names the file and says what is wrong with it.
-"""
+"""Tensors with a kind, a description and a checksum, as safetensors files; never unpickled."""
 
 import hashlib
 import json
-import os
-import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,79 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from evo_subnets.files import writing
 from evo_subnets.files.packing import pack, unpack
+from evo_subnets.files.writing import StorageError, write_atomically
 
-VERSION = "1"
 BITS, VALUES = ".bits", ".values"
 """Ends of the names of a packed tensor's two parts."""
-LARGEST_JSON = 2**28
-"""Bytes; this library writes none that come near, and what is larger is not read at all."""
-
-
-class StorageError(ValueError):
-    """A file that is missing, damaged, or not what was asked for."""
-
-
-def write_atomically(path: str | Path, data: bytes) -> None:
-    """Writes a file so that a crash at any moment leaves the old one or the new one."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}"
-    try:
-        with temporary.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException as error:
-        temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.errno is not None and error.filename is None:
-            error.filename = str(path)  # a full disk does not say where
-        raise
-
-
-def write_json(path: str | Path, content: Mapping[str, Any]) -> None:
-    """Writes JSON for people and programs; NaN becomes null, as JSON has none.
-
-    The last key, `format`, holds the version and a checksum of the others.
-    """
-    if "format" in content:
-        raise ValueError("the key 'format' is storage's own: use another")
-    plain = as_json(content)
-    stamp = {"version": VERSION, "checksum": _json_checksum(plain)}
-    text = json.dumps({**plain, "format": stamp}, indent=2, allow_nan=False)
-    write_atomically(path, (text + "\n").encode())
-
-
-def read_json(path: str | Path) -> dict[str, Any]:
-    """The content of a file that `write_json` wrote."""
-    path = Path(path)
-    try:
-        if path.stat().st_size > LARGEST_JSON:
-            raise StorageError(f"{path}: too large for a file of this library")
-        content = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise StorageError(f"{path}: there is no such file") from None
-    except StorageError:
-        raise
-    except (OSError, ValueError, RecursionError) as error:
-        raise StorageError(f"{path}: truncated or not a JSON file ({error})") from None
-    stamp = content.pop("format", None) if isinstance(content, dict) else None
-    if not isinstance(stamp, dict):
-        raise StorageError(f"{path}: not a JSON file of this library")
-    if stamp.get("version") != VERSION:
-        raise StorageError(
-            f"{path}: format version {stamp.get('version')} is not {VERSION}, "
-            "which this release reads"
-        )
-    if stamp.get("checksum") != _json_checksum(content):
-        raise StorageError(f"{path}: damaged or edited (its checksum does not fit): write it again")
-    return dict(content)
-
-
-def _json_checksum(content: Mapping[str, Any]) -> str:
-    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(f"{VERSION}\n{text}".encode()).hexdigest()
 
 
 def fingerprint(tensors: Mapping[str, Tensor]) -> str:
@@ -121,7 +48,7 @@ def save_tensors(
             own[name + BITS], own[name + VALUES] = parts
     metadata = {
         "kind": kind,
-        "version": VERSION,
+        "version": writing.VERSION,
         "description": text,
         "checksum": checksum,
     }
@@ -143,9 +70,9 @@ def load_tensors(path: str | Path, kind: str) -> tuple[dict[str, Tensor], dict[s
             found = metadata.get("kind")
             if found != kind:
                 raise StorageError(f"{path}: expected a file of kind {kind}, got {found}")
-            if metadata.get("version") != VERSION:
+            if metadata.get("version") != writing.VERSION:
                 raise StorageError(
-                    f"{path}: format version {metadata.get('version')} is not {VERSION}, "
+                    f"{path}: format version {metadata.get('version')} is not {writing.VERSION}, "
                     "which this release reads"
                 )
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -189,20 +116,5 @@ def load_state(
 
 
 def _checksum(tensors: Mapping[str, Tensor], kind: str, description: str) -> str:
-    text = f"{kind}\n{VERSION}\n{description}\n{fingerprint(tensors)}"
+    text = f"{kind}\n{writing.VERSION}\n{description}\n{fingerprint(tensors)}"
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def as_json(content: Any) -> Any:
-    """What comes back when this is written and read: lists for tuples, null for NaN."""
-    return json.loads(json.dumps(_without_nan(content), allow_nan=False))
-
-
-def _without_nan(content: Any) -> Any:
-    if isinstance(content, Mapping):
-        return {str(key): _without_nan(value) for key, value in content.items()}
-    if isinstance(content, list | tuple):
-        return [_without_nan(value) for value in content]
-    if isinstance(content, float) and content != content:
-        return None
-    return content

@@ -4,9 +4,8 @@ import math
 
 import pytest
 
-from evo_subnets import Child, quads
-from evo_subnets.files import storage
-from evo_subnets.runs.journal import Journal
+from evo_subnets import Child, files, quads
+from evo_subnets.runs.former import Journal
 
 ASKED = {"sigma": 0.1, "env": "bigfish"}
 
@@ -25,7 +24,7 @@ def test_what_was_found_is_found_again_and_computed_once(tmp_path):
 
 
 def test_children_come_back_bit_by_bit(tmp_path):
-    mutations = quads(8, 0.1 / 3, 0.3, seed=5)
+    mutations = quads(8, 0.1 / 3, density=0.3, seed=5)
     values = [1 / 3, math.inf, -math.inf, 0.0, 1e-300, 7.0, 2.0, 1.0]
     children = [Child(*pair) for pair in zip(mutations, values, strict=True)]
     children[3] = Child(mutations[3], math.nan, "ValueError: no\nluck")
@@ -65,33 +64,6 @@ def test_a_damaged_journal_says_how_to_go_on(tmp_path):
     whole = path.read_text()
     for text in (whole[:-9], whole.replace("0.1", "0.2"), "[1]", "{}", ""):
         path.write_text(text)
-        with pytest.raises(storage.StorageError, match=r"journal.json.*--overwrite starts afresh"):
+        with pytest.raises(files.StorageError, match=r"journal.json.*--overwrite starts afresh"):
             Journal(tmp_path, ASKED)
     assert Journal(tmp_path, ASKED, overwrite=True).found == {}
-
-
-def test_json_files_know_their_version_and_their_content(tmp_path):
-    path = tmp_path / "file.json"
-    content = {"b": [1, 2.5, None], "a": {"ü": "x"}}
-    storage.write_json(path, content)
-    assert storage.read_json(path) == content
-    whole = path.read_text()
-    path.write_text(whole.replace('"version": "1"', '"version": "2"'))
-    with pytest.raises(storage.StorageError, match="version 2 is not 1"):
-        storage.read_json(path)
-    path.write_text(whole.replace("2.5", "2.75"))
-    with pytest.raises(storage.StorageError, match="checksum"):
-        storage.read_json(path)
-    path.write_text("[" * 100_000)
-    with pytest.raises(storage.StorageError, match="not a JSON file"):
-        storage.read_json(path)
-    with pytest.raises(ValueError, match="format"):
-        storage.write_json(path, {"format": 1})
-
-
-def test_a_huge_file_is_not_read(tmp_path):
-    path = tmp_path / "huge.json"
-    with path.open("wb") as file:
-        file.truncate(storage.LARGEST_JSON + 1)
-    with pytest.raises(storage.StorageError, match="too large"):
-        storage.read_json(path)
