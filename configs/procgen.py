@@ -63,7 +63,7 @@ class ProcgenArgs:
     runs/procgen_ensemble/ENV."""
     overwrite: bool = False
     """Start afresh in a folder that holds another run."""
-    workers: WorkerOptions = WorkerArgs()  # noqa: RUF009  # frozen
+    workers: WorkerOptions = WorkerArgs()
     total_timesteps: int | None = None
     """Environment steps that a parent is trained for, if one is. None: 10,000,000."""
     checkpoint_every: int | None = None
