@@ -173,14 +173,14 @@ def test_imports_are_read_at_every_depth(tmp_path):
     file.write_text(
         "import evo_subnets.streams\n"
         "from evo_subnets import mutation\n"
-        "from evo_subnets.files import storage\n"
+        "from evo_subnets.files import packing\n"
         "from evo_subnets.engines import *\n"
         "if TYPE_CHECKING:\n    from envs.procgen import Levels\n"
         "def late():\n    import agents.ppo as p, torch\n"
     )
     names = {name_of(path) for path in imported(file)}
     assert names == {
-        "evo_subnets/streams.py", "evo_subnets/mutation.py", "evo_subnets/files/storage.py",
+        "evo_subnets/streams.py", "evo_subnets/mutation.py", "evo_subnets/files/packing.py",
         "evo_subnets/engines/__init__.py", "envs/procgen.py", "agents/ppo.py",
     }  # fmt: skip
     assert module_file("torch.nn") is None
@@ -222,6 +222,11 @@ BY_POSITION = {
     "backward": "torch calls a Function's",
     "EnsemblePolicy.predict": "stable-baselines3's signature",
     "ProcgenVecEnv.set_attr": "stable-baselines3's signature",
+    "Crew.work_on": "EvoTorch's actors call it",
+    "scalar": "TensorBoard's three: tag, value, step",
+    "histogram": "TensorBoard's three: tag, values, step",
+    "text": "TensorBoard's three: tag, markdown, step",
+    "record": "a record's three: its name, a key, a value",
     "evo_subnets/data/noise_and_blur.py": "a corruption: images, their generators, its strength",
     "evo_subnets/data/weather.py": "a corruption: images, their generators, its strength",
     "evo_subnets/data/digital.py": "a corruption: images, their generators, its strength",
