@@ -27,9 +27,12 @@ from evo_subnets.data import Dataset, Images, load
 from evo_subnets.engines import keep_freed_memory
 from evo_subnets.methods.noisy import halves_by_doubt
 from evo_subnets.models import build
+from evo_subnets.prediction import predict
 from evo_subnets.racing import Rules, run_race
 from evo_subnets.runs.report import table
-from evo_subnets.tuning import Constant, Tuning, predict, tune
+from evo_subnets.schedules import Constant
+from evo_subnets.task import Task
+from evo_subnets.tuning import Tuning, tune
 
 MARGIN = 0.001
 
@@ -80,7 +83,7 @@ def main(args: Args) -> None:
     dataset = load(args.dataset, args.root, validation=args.validation)
     dataset = replace(dataset, validation=repeated(dataset.validation, args.images))
     parent = trained(args, dataset)
-    halves = halves_by_doubt(parent, dataset.validation, dataset.augmentation)
+    halves = halves_by_doubt(parent, dataset.validation)
     name = Path(args.dataset.removeprefix("imagefolder:")).name
     sections = [
         f"{args.model} after {args.epochs} epochs on {name}, accuracy "
@@ -101,21 +104,22 @@ def repeated(images: Images, count: int) -> Images:
     )
     noise[: len(images)] = 0
     pixels = images.pixels.repeat(times, 1, 1, 1) + 32 * noise
-    return Images(pixels.clamp(0, 255).round().byte(), images.labels.repeat(times))
+    pixels = pixels.clamp(0, 255).round().byte()
+    return Images(pixels, images.labels.repeat(times), images.augmentation)
 
 
 def trained(args: Args, dataset: Dataset) -> nn.Module:
     channels, height, width = dataset.train.pixels.shape[1:]
     parent = build(args.model, (channels, height, width), classes=len(dataset.classes), seed=0)
     tuning = Tuning(args.epochs, Constant(0.001), "adam")
-    tune(parent, dataset.train, dataset.augmentation, tuning, 0)
+    tune(parent, Task(dataset.train), tuning=tuning)
     return parent
 
 
 def correct(model: nn.Module, dataset: Dataset) -> Tensor:
     """(images,) 1.0 where the model is right."""
     images = dataset.validation
-    outputs = predict(model, images, dataset.augmentation, 100)
+    outputs = predict(model, images, batch_size=100)
     return (outputs.argmax(dim=1) == images.labels).float()
 
 
@@ -139,9 +143,9 @@ def races(args: Args, right: Tensor, halves: Tensor, title: str) -> str:
     kinds: dict[str, Callable[[Tensor, int], Result]] = {
         "hoeffding, confidence 0.95": race(args, Rules("hoeffding", 0.95, MARGIN)),
         "bernstein, confidence 0.95": race(args, Rules("bernstein", 0.95, MARGIN)),
-        "bernstein, in two halves": race(args, Rules("bernstein", 0.95, MARGIN), score=halves),
+        "bernstein, in two halves": race(args, Rules("bernstein", 0.95, MARGIN), strata=halves),
         "normal, confidence 0.97": race(args, Rules(margin=MARGIN)),
-        "normal, in two halves": race(args, Rules(margin=MARGIN), score=halves),
+        "normal, in two halves": race(args, Rules(margin=MARGIN), strata=halves),
     }
     results: dict[str, list[Result]] = {}
     for name, run in kinds.items():

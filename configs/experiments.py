@@ -310,10 +310,10 @@ def shrunk(method: Method) -> Method:
             small[field.name] = replace(option, annealing_epochs=1)
         elif isinstance(option, Search):
             small[field.name] = replace(option, population_size=4, ensemble_size=2)
-    sizes = range(min(2, method.ensemble_size), method.ensemble_size + 1)
-    for size in sizes if hasattr(method, "__dataclass_fields__") else ():
-        if "ensemble_size" not in method.__dataclass_fields__:
-            break
+    names = {field.name for field in dataclasses.fields(method)}  # type: ignore[arg-type]
+    if "ensemble_size" not in names:
+        return replace(method, **small)  # type: ignore[type-var]
+    for size in range(min(2, method.ensemble_size), method.ensemble_size):
         try:
             return replace(method, **small, ensemble_size=size)  # type: ignore[type-var]
         except ValueError:  # parts come in sets

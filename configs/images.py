@@ -70,7 +70,7 @@ class BuilderArgs(DataArgs):
     """Of a method that trains networks from scratch."""
 
     method: Any = None
-    """Replaced by the method of each subcommand."""
+    """The method, of each subcommand another."""
 
     @property
     def asked(self) -> dict[str, Any]:
@@ -109,16 +109,17 @@ class ParentArgs(BuilderArgs):
 
 def parsed() -> BuilderArgs | ParentArgs:
     """What the command line says: a subcommand for each of METHODS, with its own options alone."""
-    kinds = []
+    kinds: list[Any] = []
     for name, method in METHODS.items():
         base = ParentArgs if method.starts_from == "parent" else BuilderArgs
-        flat = Annotated[method, tyro.conf.OmitArgPrefixes]
+        flat: Any = Annotated[method, tyro.conf.OmitArgPrefixes]
         field = ("method", flat, dataclasses.field(default=method()))
         made = dataclasses.make_dataclass(base.__name__, [field], bases=(base,), frozen=True)
         about = (method.__doc__ or "").split("\n\n")[0]
         kinds.append(Annotated[made, tyro.conf.subcommand(name, description=about)])
+    every: Any = Union[tuple(kinds)]  # noqa: UP007  # made at run time
     with REGISTRY:
-        found: BuilderArgs | ParentArgs = tyro.cli(Union[tuple(kinds)])  # type: ignore[arg-type]  # noqa: UP007
+        found: BuilderArgs | ParentArgs = tyro.cli(every)
     return found
 
 

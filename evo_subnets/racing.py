@@ -40,10 +40,15 @@ class Rules:
     """
 
     bound: Bound = "normal"
+    """On the mean of paired differences."""
     confidence: float = 0.97
+    """Of each comparison ("normal"), or of all of a race together."""
     margin: float = 0.001
+    """What a decision may give away, in units of the fitness."""
     block: int = 250
+    """Samples between two looks."""
     span: float = 1.0
+    """Range of the scores."""
 
     def __post_init__(self) -> None:
         if self.bound not in get_args(Bound):

@@ -64,8 +64,8 @@ class Dataset:
         return self._each(lambda images: images.to(device))
 
     def _each(self, change: Callable[[Images], Images]) -> "Dataset":
-        parts = {part: change(getattr(self, part)) for part in ("train", "validation", "test")}
-        return replace(self, **parts)
+        train, validation, test = map(change, (self.train, self.validation, self.test))
+        return replace(self, train=train, validation=validation, test=test)
 
 
 def load(

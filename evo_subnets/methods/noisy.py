@@ -175,6 +175,7 @@ def right(data: Any) -> Score:
 
     def scored(model: nn.Module, chosen: Tensor) -> Tensor:
         some = data[chosen.to(data.labels.device)]
-        return (predict(model, some).argmax(dim=1) == some.labels).float()
+        labels: Tensor = some.labels
+        return (predict(model, some).argmax(dim=1) == labels).float()
 
     return scored

@@ -88,7 +88,7 @@ class Method(Protocol):
         """Of everything that it draws."""
 
     def __call__(
-        self, start: Any, task: Task, *, run: Run = NOTHING_KEPT, workers: Workers = HERE
+        self, start: Any, task: Task, /, *, run: Run = NOTHING_KEPT, workers: Workers = HERE
     ) -> Result:
         """The ensemble; `start` is left alone.
 

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from evo_subnets.files import fingerprint
 from networks import all_same_bits, noise, same_bits
 
 import evo_subnets
 from evo_subnets import Mutation, materialize, materialize_siblings, streams
 from evo_subnets.draws import Change, Draw
 from evo_subnets.engines import compiler, philox_cpu
+from evo_subnets.files import fingerprint
 from evo_subnets.streams import Interval
 
 CPU = torch.device("cpu")

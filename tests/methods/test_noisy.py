@@ -1,5 +1,7 @@
 """How noisy children are judged: whole, or in a race."""
 
+import json
+
 import cloudpickle
 import pytest
 import torch
@@ -108,3 +110,13 @@ def test_a_race_is_of_samples_in_memory_that_are_right_or_wrong():
         raced(network(0), Task(images, stream))
     with pytest.raises(ValueError, match="leave out racing or metric"):
         raced(network(0), Task(images, images, metric=lambda outputs, targets: 0.0))
+
+
+def test_the_script_races(server, tmp_path):
+    command = ["noisy", "--dataset", "digits", "--model", "mlp-32", "--limit", "150"]
+    command += ["--parent-tuning.epochs", "1", "--population-size", "8", "--ensemble-size", "2"]
+    result = server.run("image_ensemble", *command, "--racing", "--out", tmp_path)
+    assert result.status == 0, result.stderr
+    report = json.loads((tmp_path / "results.json").read_text())
+    assert len(report["seen"]) == len(report["children"]) == 8
+    assert len(report["elites"]) == 2

@@ -67,30 +67,3 @@ def test_a_damaged_journal_says_how_to_go_on(tmp_path):
         with pytest.raises(files.StorageError, match=r"journal.json.*--overwrite starts afresh"):
             Journal(tmp_path, ASKED)
     assert Journal(tmp_path, ASKED, overwrite=True).found == {}
-
-
-def test_json_files_know_their_version_and_their_content(tmp_path):
-    path = tmp_path / "file.json"
-    content = {"b": [1, 2.5, None], "a": {"ü": "x"}}
-    files.write_json(path, content)
-    assert files.read_json(path) == content
-    whole = path.read_text()
-    path.write_text(whole.replace('"version": "1"', '"version": "2"'))
-    with pytest.raises(files.StorageError, match="version 2 is not 1"):
-        files.read_json(path)
-    path.write_text(whole.replace("2.5", "2.75"))
-    with pytest.raises(files.StorageError, match="checksum"):
-        files.read_json(path)
-    path.write_text("[" * 100_000)
-    with pytest.raises(files.StorageError, match="not a JSON file"):
-        files.read_json(path)
-    with pytest.raises(ValueError, match="format"):
-        files.write_json(path, {"format": 1})
-
-
-def test_a_huge_file_is_not_read(tmp_path):
-    path = tmp_path / "huge.json"
-    with path.open("wb") as file:
-        file.truncate(files.LARGEST_JSON + 1)
-    with pytest.raises(files.StorageError, match="too large"):
-        files.read_json(path)

@@ -17,9 +17,12 @@ from evo_subnets.runs.report import interval, number, table
 from evo_subnets.runs.values import decoded, differences, encoded, plain
 
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
-    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
-)
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3)
+    ),
+    max_leaves=8,
+)  # small: a busy machine makes large ones too slowly
 
 
 @given(JSON)
