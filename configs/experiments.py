@@ -150,7 +150,7 @@ def partitions(model: str = "wrn-28-10") -> Preset:
 
 
 def annealing(
-    model: str = "lenet-m", sparsities: tuple[float, ...] = (0.95, 0.98), epochs: int = 5
+    model: str = "lenet-m", *, sparsities: tuple[float, ...] = (0.95, 0.98), epochs: int = 5
 ) -> Preset:
     """Of table 6.1 random pruning at two sparsities: a child, tuned while or after it is pruned."""
     steps = max(1, round(epochs * 0.5))

@@ -42,7 +42,7 @@ def random_probabilities(
     """
     start = {}
     for name, mask in masks.items():
-        u = uniform(seed, name, mask.numel(), device=mask.device).view(mask.shape)
+        u = uniform(seed, name, count=mask.numel(), device=mask.device).view(mask.shape)
         start[name] = 1 - u if opposed else u
     return start
 
@@ -77,7 +77,7 @@ def gaussian_probabilities(
     """
     start = {}
     for name, mask in masks.items():
-        noise = normal(seed, name, mask.numel(), device=mask.device).view(mask.shape)
+        noise = normal(seed, name, count=mask.numel(), device=mask.device).view(mask.shape)
         drawn_inside, drawn_outside = (mean + sd * noise for mean, sd in (inside, outside))
         start[name] = torch.where(mask, drawn_inside, drawn_outside).clamp(0, 1)
     return start

@@ -44,8 +44,9 @@ def draw_plainly(draws: Iterable[Draw]) -> None:
         chunk = chunk_size(parents.device)
         for first in range(0, parents.numel(), chunk):
             parent = parents[first : first + chunk]
-            place = (draw.seed, draw.name, parent.numel(), draw.start + first, parent.device)
-            levels, noise = uniform_levels(*place), normal(*place)
+            count, start, device = parent.numel(), draw.start + first, parent.device
+            levels = uniform_levels(draw.seed, draw.name, count=count, start=start, device=device)
+            noise = normal(draw.seed, draw.name, count=count, start=start, device=device)
             for out, change in zip(outs, draw.changes, strict=True):
                 changed = parent + noise * change.sigma
                 inside = change.interval.contains(levels)

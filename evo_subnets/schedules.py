@@ -44,9 +44,9 @@ class OneCycle:
     """Fraction of the budget that goes up."""
 
     def __call__(self, progress: float) -> float:
-        return self.between(self.initial, self.maximum, self.minimum, progress)
+        return self.between(progress, first=self.initial, middle=self.maximum, last=self.minimum)
 
-    def between(self, first: float, middle: float, last: float, progress: float) -> float:
+    def between(self, progress: float, *, first: float, middle: float, last: float) -> float:
         """The same two half cosines between other values."""
         if progress < self.warm_up:
             return _half_cosine(first, middle, progress / self.warm_up)

@@ -103,6 +103,7 @@ def philox(
 def words(
     seed: int,
     name: str,
+    *,
     stream: int,
     count: int,
     start: int = 0,
@@ -123,37 +124,42 @@ def words(
 def uniform_levels(
     seed: int,
     name: str,
+    *,
     count: int,
     start: int = 0,
     device: torch.device | str = "cpu",
     stream: int = UNIFORM,
 ) -> Tensor:
     """(count,) int64 in 0 .. 2**24 - 1: `uniform` times 2**24."""
-    return (words(seed, name, stream, count, start, device) >> 8).reshape(-1)[:count]
+    drawn = words(seed, name, stream=stream, count=count, start=start, device=device)
+    return (drawn >> 8).reshape(-1)[:count]
 
 
 def uniform(
     seed: int,
     name: str,
+    *,
     count: int,
     start: int = 0,
     device: torch.device | str = "cpu",
     stream: int = UNIFORM,
 ) -> Tensor:
     """(count,) float32 in [0, 1), for elements `start` .. `start + count - 1` of a parameter."""
-    return uniform_levels(seed, name, count, start, device, stream).float() * (1 / LEVELS)
+    levels = uniform_levels(seed, name, count=count, start=start, device=device, stream=stream)
+    return levels.float() * (1 / LEVELS)
 
 
 def normal(
     seed: int,
     name: str,
+    *,
     count: int,
     start: int = 0,
     device: torch.device | str = "cpu",
     stream: int = NORMAL,
 ) -> Tensor:
     """(count,) float32 standard normal numbers, for elements `start` .. of a parameter."""
-    drawn = words(seed, name, stream, count, start, device)
+    drawn = words(seed, name, stream=stream, count=count, start=start, device=device)
     first, second = box_muller(drawn[:, 0::2], drawn[:, 1::2])
     return torch.stack((first, second), dim=2).reshape(-1)[:count]
 

@@ -95,7 +95,9 @@ class Subnetwork:
             chunk = chunk_size(parameter.device)
             for start in range(0, parameter.numel(), chunk):
                 part = mask[start : start + chunk]
-                levels = uniform_levels(self.seed, name, part.numel(), start, parameter.device)
+                levels = uniform_levels(
+                    self.seed, name, count=part.numel(), start=start, device=parameter.device
+                )
                 part.copy_(interval.contains(levels))
             masks[name] = mask.view(parameter.shape)
         return masks

@@ -77,7 +77,10 @@ class Tuning:
             if self.cycled_momentum is not None and self.optimizer == "sgd":
                 assert isinstance(self.schedule, OneCycle)
                 group["momentum"] = self.schedule.between(
-                    self.momentum, self.cycled_momentum, self.momentum, progress
+                    progress,
+                    first=self.momentum,
+                    middle=self.cycled_momentum,
+                    last=self.momentum,
                 )
 
 

@@ -46,8 +46,8 @@ def layers():
 def reference(name, weight, mutation):
     """θ + sigma N(seed) where low <= u < high, in float32 or what is wider."""
     count = weight.numel()
-    u = streams.uniform(mutation.seed, name, count).double().view(weight.shape)
-    n = streams.normal(mutation.seed, name, count).view(weight.shape)
+    u = streams.uniform(mutation.seed, name, count=count).double().view(weight.shape)
+    n = streams.normal(mutation.seed, name, count=count).view(weight.shape)
     low, high = mutation.low, mutation.high
     inside = (u >= low) & (u < high) if low <= high else (u >= low) | (u < high)
     wide = weight.to(torch.promote_types(weight.dtype, torch.float32))
@@ -76,7 +76,7 @@ def test_child_of_every_dtype_and_layout_is_the_reference(dtype, memory_format, 
 
 def test_bfloat16_child_is_the_float32_sum_rounded_once(engine):
     weight = noise(40, 50).bfloat16()
-    n = streams.normal(8, "w", 2000).view(40, 50)
+    n = streams.normal(8, "w", count=2000).view(40, 50)
     child = materialize({"w": weight}, Mutation(8, 0.3, 0.0, 1.0))["w"]
     assert same_bits(child, (weight.float() + n * 0.3).to(torch.bfloat16))
 

@@ -53,9 +53,9 @@ def test_philox_gives_the_published_answers(counter, key, expected):
 def test_words_and_uniform_are_those_of_a_plain_reference(start):
     seed, name, stream = 2**62 + 12345, "layer.weight", streams.training_stream(3)
     expected = [reference_word(seed, name, stream, start + i) for i in range(130)]
-    words = streams.words(seed, name, stream, 130, start).reshape(-1)[:130]
+    words = streams.words(seed, name, stream=stream, count=130, start=start).reshape(-1)[:130]
     assert words.tolist() == expected
-    uniform = streams.uniform(seed, name, 130, start, stream=stream)
+    uniform = streams.uniform(seed, name, count=130, start=start, stream=stream)
     assert uniform.dtype == torch.float32
     assert uniform.tolist() == [(word >> 8) / 2**24 for word in expected]
 
@@ -65,18 +65,18 @@ def test_words_and_uniform_are_those_of_a_plain_reference(start):
 def test_draws_do_not_depend_on_the_chunking(seed, tile, count):
     start = 64 * tile
     for draw in (streams.uniform, streams.uniform_levels, streams.normal):
-        whole = draw(seed, "w", start + count)
-        assert torch.equal(draw(seed, "w", count, start), whole[start:])
+        whole = draw(seed, "w", count=start + count)
+        assert torch.equal(draw(seed, "w", count=count, start=start), whole[start:])
 
 
 def test_draws_start_at_whole_tiles():
     with pytest.raises(ValueError, match="multiple of 64 elements, got 63"):
-        streams.uniform(0, "w", 10, 63)
+        streams.uniform(0, "w", count=10, start=63)
 
 
 def test_draws_differ_between_parameters_seeds_streams_and_places():
     draws = [
-        streams.words(seed, name, stream, 4096, start).reshape(-1)
+        streams.words(seed, name, stream=stream, count=4096, start=start).reshape(-1)
         for seed in (0, 1, 2**32, 2**62)
         for name in ("a.weight", "b.weight", "")
         for stream in (streams.UNIFORM, streams.NORMAL, streams.training_stream(0))
@@ -88,21 +88,21 @@ def test_draws_differ_between_parameters_seeds_streams_and_places():
 
 
 def test_uniform_is_in_zero_one_and_in_whole_levels():
-    u = streams.uniform(3, "w", 100_000)
+    u = streams.uniform(3, "w", count=100_000)
     assert u.min() >= 0
     assert u.max() < 1
     assert torch.equal(u * 2**24, (u * 2**24).round())
-    assert torch.equal(u, streams.uniform_levels(3, "w", 100_000).float() / 2**24)
+    assert torch.equal(u, streams.uniform_levels(3, "w", count=100_000).float() / 2**24)
 
 
 def test_normal_is_box_muller_of_the_same_words():
-    drawn = streams.words(5, "w", streams.NORMAL, 64 * 3000)
+    drawn = streams.words(5, "w", stream=streams.NORMAL, count=64 * 3000)
     w0, w1 = drawn[:, 0::2].numpy(), drawn[:, 1::2].numpy()
     u = (w0 >> 1).astype(np.float32) * np.float32(2**-31) + np.float32(2**-32)
     radius = np.sqrt(-2 * np.log(u.astype(np.float64)))
     turn = 2 * np.pi * w1 / 2**32
     expected = np.stack([radius * np.cos(turn), radius * np.sin(turn)], axis=2).reshape(-1)
-    found = streams.normal(5, "w", 64 * 3000)
+    found = streams.normal(5, "w", count=64 * 3000)
     assert found.dtype == torch.float32
     assert np.abs(found.numpy() - expected).max() < 1e-6
 
@@ -120,7 +120,10 @@ def test_box_muller_is_finite_at_the_extremes():
 
 def test_moments():
     count = 2**20
-    u, n = streams.uniform(7, "w", count).double(), streams.normal(7, "w", count).double()
+    u, n = (
+        streams.uniform(7, "w", count=count).double(),
+        streams.normal(7, "w", count=count).double(),
+    )
     error = 5 / count**0.5
     assert abs(u.mean() - 1 / 2) < error * 12**-0.5
     assert abs(u.var() - 1 / 12) < error * 180**-0.5
@@ -141,8 +144,8 @@ def test_moments():
 def test_the_bits_never_change():
     """Saved ensembles of earlier releases are rebuilt from these draws."""
     bits = [
-        streams.uniform(1, "w", 4096).numpy().tobytes(),
-        streams.normal(1, "w", 4096).numpy().tobytes(),
+        streams.uniform(1, "w", count=4096).numpy().tobytes(),
+        streams.normal(1, "w", count=4096).numpy().tobytes(),
         str(streams.derive_seed(1, 2, "three")).encode(),
     ]
     found = [hashlib.sha256(part).hexdigest()[:16] for part in bits]

@@ -41,7 +41,7 @@ def test_density_holds_in_every_layer(seed, low, high, layers):
 @given(seed=seeds, low=bounds, high=bounds, shape=shapes)
 def test_mask_is_the_interval_of_the_draw(seed, low, high, shape):
     params = zeros(shape)
-    u = streams.uniform(seed, "0.weight", params["0.weight"].numel()).double().view(shape)
+    u = streams.uniform(seed, "0.weight", count=params["0.weight"].numel()).double().view(shape)
     expected = (u >= low) & (u < high) if low <= high else (u >= low) | (u < high)
     assert torch.equal(Subnetwork(seed, low, high).mask(params)["0.weight"], expected)
 

@@ -25,7 +25,7 @@ def stratified_order(labels: Tensor, seed: int, *, purpose: str) -> Tensor:
     """
     count = len(labels)
     # our own draws: a split that changed with torch's release would mix what it kept apart
-    shuffled = uniform_levels(seed, f"order of {purpose}", count).argsort(stable=True)
+    shuffled = uniform_levels(seed, f"order of {purpose}", count=count).argsort(stable=True)
     by_class = shuffled[labels[shuffled].argsort(stable=True)]
     sizes = torch.bincount(labels)
     firsts = (sizes.cumsum(0) - sizes)[labels[by_class]]

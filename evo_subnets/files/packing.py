@@ -36,7 +36,7 @@ def pack(tensor: Tensor) -> tuple[Tensor, Tensor] | None:
     return (bits, values) if saved >= WORTH else None
 
 
-def unpack(bits: Tensor, values: Tensor, shape: Sequence[int]) -> Tensor:
+def unpack(bits: Tensor, values: Tensor, *, shape: Sequence[int]) -> Tensor:
     """The tensor of this shape that was packed; a ValueError where the three do not fit."""
     count = math.prod(shape)
     if min(shape, default=0) < 0 or bits.dtype != torch.uint8 or bits.shape != (-(-count // 8),):

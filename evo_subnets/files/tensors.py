@@ -77,7 +77,9 @@ def load_tensors(path: str | Path, kind: str) -> tuple[dict[str, Tensor], dict[s
                 )
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         for name, shape in json.loads(metadata.get("packed", "{}")).items():
-            tensors[name] = unpack(tensors.pop(name + BITS), tensors.pop(name + VALUES), shape)
+            tensors[name] = unpack(
+                tensors.pop(name + BITS), tensors.pop(name + VALUES), shape=shape
+            )
         text = metadata.get("description", "")
         if metadata.get("checksum") != _checksum(tensors, kind, text):
             raise StorageError(f"{path}: damaged (its checksum does not fit): write it again")

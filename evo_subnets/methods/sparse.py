@@ -129,7 +129,7 @@ def _ranks(params: Params, names: list[str], seed: int) -> dict[str, Tensor]:
     """1 - u for every element: the highest are those with the lowest u."""
     return {
         name: 1
-        - uniform(seed, name, params[name].numel(), device=params[name].device).view(
+        - uniform(seed, name, count=params[name].numel(), device=params[name].device).view(
             params[name].shape
         )
         for name in names

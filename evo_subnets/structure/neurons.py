@@ -82,7 +82,7 @@ def kept_neurons(
     """(count,) BoolTensors by layer: the neurons in a subnetwork, of one draw of u a neuron."""
     return {
         layer: subnetwork.interval.contains(
-            uniform_levels(subnetwork.seed, f"{layer} neurons", count, device=device)
+            uniform_levels(subnetwork.seed, f"{layer} neurons", count=count, device=device)
         )
         for layer, count in neurons.counts.items()
     }

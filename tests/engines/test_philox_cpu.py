@@ -137,8 +137,8 @@ def test_it_starts_anywhere(start, compiled):
     parent, out = noise(150), torch.empty(150)
     change = Change(Interval(2**22, 2**23), 0.5)
     philox_cpu.perturb([Draw("w", parent, [out], 2**63 - 1, [change], start)])
-    levels = streams.uniform_levels(2**63 - 1, "w", 150, start)
-    changed = parent + streams.normal(2**63 - 1, "w", 150, start) * 0.5
+    levels = streams.uniform_levels(2**63 - 1, "w", count=150, start=start)
+    changed = parent + streams.normal(2**63 - 1, "w", count=150, start=start) * 0.5
     inside = (levels >= 2**22) & (levels < 2**22 + 2**23)
     assert same_bits(out, torch.where(inside, changed, parent))
 

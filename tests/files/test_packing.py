@@ -33,7 +33,7 @@ def test_the_size_is_a_bit_an_element_and_the_values(sparsity, smaller):
 def test_every_bit_comes_back(numbers, dtype):
     tensor = torch.tensor([*numbers, *[0.0] * 1000]).to(dtype)
     bits, values = pack(tensor)
-    again = unpack(bits, values, tensor.shape)
+    again = unpack(bits, values, shape=tensor.shape)
     assert again.dtype == dtype
     assert torch.equal(again.view(INTEGERS[dtype]), tensor.view(INTEGERS[dtype]))
 
@@ -42,14 +42,14 @@ def test_every_bit_comes_back(numbers, dtype):
 def test_every_nan_keeps_its_bits(dtype):
     integers = torch.zeros(1000, dtype=INTEGERS[dtype])
     integers[:3] = torch.tensor([-1, -2, torch.iinfo(integers.dtype).max])
-    again = unpack(*pack(integers.view(dtype)), (1000,))
+    again = unpack(*pack(integers.view(dtype)), shape=(1000,))
     assert torch.equal(again.view(integers.dtype), integers)
 
 
 def test_shapes_come_back_and_dense_tensors_stay_as_they_are():
     tensor = sparse_tensor(30 * 5 * 7, 0.3).view(30, 5, 7)
-    assert torch.equal(unpack(*pack(tensor), tensor.shape), tensor)
-    assert torch.equal(unpack(*pack(tensor.mT), tensor.mT.shape), tensor.mT)
+    assert torch.equal(unpack(*pack(tensor), shape=tensor.shape), tensor)
+    assert torch.equal(unpack(*pack(tensor.mT), shape=tensor.mT.shape), tensor.mT)
     for dense in (torch.ones(100), torch.zeros(100, dtype=torch.int64), torch.zeros(0)):
         assert pack(dense) is None
     assert pack(torch.zeros(640)) is not None
@@ -59,13 +59,13 @@ def test_shapes_come_back_and_dense_tensors_stay_as_they_are():
 
 def test_parts_that_do_not_fit_are_refused():
     bits, values = pack(sparse_tensor(800, 0.2))
-    for parts in (
+    for *parts, shape in (
         (bits[:-1], values, (800,)), (bits, values[:-1], (800,)), (bits, values, (801,)),
         (bits.float(), values, (800,)), (bits, values, (-800,)), (bits, values, (10**12,)),
         (bits, values, (-8, -100)),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=r"no bits for|expected \d+ values"):
-            unpack(*parts)
+            unpack(*parts, shape=shape)
 
 
 def test_files_of_pruned_members_are_smaller_and_load_bit_by_bit(tmp_path):
