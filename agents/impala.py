@@ -67,6 +67,7 @@ class ImpalaCNN(BaseFeaturesExtractor):
         self,
         observation_space: gymnasium.spaces.Box,
         features_dim: int = 256,
+        *,
         widths: Sequence[int] = PAPER_WIDTHS,
     ) -> None:
         super().__init__(observation_space, features_dim)

@@ -92,7 +92,7 @@ def impala_actor(
 ) -> Actor:
     """An untrained Procgen actor."""
     space = gymnasium.spaces.Box(0, 255, (3 * frame_stack, 64, 64), np.uint8)
-    features = ImpalaCNN(space, features_dim, widths)
+    features = ImpalaCNN(space, features_dim, widths=widths)
     return Actor(features, nn.Identity(), nn.Linear(features_dim, actions), space)
 
 

@@ -83,7 +83,7 @@ def features_and_gradients(network, pictures, compiled):
 )
 def test_the_compiled_blocks_are_torchs_convolutions(channels, side, widths, compiled_calls):
     """Also at odd sizes, where equal values meet in the pooling, and at an odd batch."""
-    network = built(lambda: ImpalaCNN(picture_space(channels, side), 8, widths))
+    network = built(lambda: ImpalaCNN(picture_space(channels, side), 8, widths=widths))
     pictures = (4 * noise(5, channels, side, side)).round() / 4
     pictures[0] = 0
     expected = features_and_gradients(network, pictures, compiled=False)
@@ -113,7 +113,7 @@ def test_the_gradient_of_a_pooling_goes_to_the_first_of_equals():
 
 @needs_compiler
 def test_not_a_number_stays_not_a_number():
-    network = built(lambda: ImpalaCNN(picture_space(6, 8), 8, (16,)))
+    network = built(lambda: ImpalaCNN(picture_space(6, 8), 8, widths=(16,)))
     pictures = noise(2, 6, 8, 8)
     pictures[1, 0, 7, 7] = float("nan")  # not the first that a pooling sees
     network.compiled = True
@@ -123,8 +123,8 @@ def test_not_a_number_stays_not_a_number():
 
 
 def test_other_networks_and_inputs_are_left_to_torch():
-    network = built(lambda: ImpalaCNN(picture_space(6, 8), 8, (16,)))
-    narrow = built(lambda: ImpalaCNN(picture_space(6, 8), 8, (8,)))
+    network = built(lambda: ImpalaCNN(picture_space(6, 8), 8, widths=(16,)))
+    narrow = built(lambda: ImpalaCNN(picture_space(6, 8), 8, widths=(8,)))
     pictures = noise(2, 6, 8, 8)
     assert not impala_blocks.fits(narrow, pictures)
     assert not impala_blocks.fits(network, pictures.double())
@@ -134,14 +134,14 @@ def test_other_networks_and_inputs_are_left_to_torch():
         assert not impala_blocks.fits(network, wrong)
     with torch.no_grad(), pytest.raises(RuntimeError, match="channels"):
         network(noise(2, 3, 8, 8))
-    elsewhere = built(lambda: ImpalaCNN(picture_space(6, 8), 8, (16,))).to("meta")
+    elsewhere = built(lambda: ImpalaCNN(picture_space(6, 8), 8, widths=(16,))).to("meta")
     assert not impala_blocks.fits(elsewhere, noise(2, 6, 8, 8))
 
 
 @needs_compiler
 @pytest.mark.parametrize("threads", [1, 2])
 def test_without_gradients_the_blocks_are_compiled_and_keep_nothing(compiled_calls, threads):
-    network = built(lambda: ImpalaCNN(picture_space(6, 16), 8, (16, 32)))
+    network = built(lambda: ImpalaCNN(picture_space(6, 16), 8, widths=(16, 32)))
     pictures = noise(3, 6, 16, 16)
     expected = network(pictures)
     assert not compiled_calls
@@ -162,7 +162,7 @@ def test_without_gradients_the_blocks_are_compiled_and_keep_nothing(compiled_cal
 @needs_compiler
 def test_weights_that_change_are_packed_anew(compiled_calls):
     """Also where torch does not know of it."""
-    network = built(lambda: ImpalaCNN(picture_space(3, 8), 8, (16,)))
+    network = built(lambda: ImpalaCNN(picture_space(3, 8), 8, widths=(16,)))
     pictures = noise(2, 3, 8, 8)
     weight = network.blocks[0][3].second.weight
     for change in ("in place", "behind torch's back", "another tensor", "a copy"):
@@ -185,7 +185,7 @@ def test_weights_that_change_are_packed_anew(compiled_calls):
 
 def test_who_looks_inside_sees_torchs_layers(compiled_calls):
     """Hooks, counters of operations, transforms; where `compiled` is chosen, replaced layers."""
-    network = built(lambda: ImpalaCNN(picture_space(6, 8), 8, (16,)))
+    network = built(lambda: ImpalaCNN(picture_space(6, 8), 8, widths=(16,)))
     pictures, seen = noise(2, 6, 8, 8), []
     with torch.no_grad():
         with FlopCounterMode(display=False) as counter:
@@ -535,7 +535,7 @@ def test_it_saves_and_loads_as_stable_baselines3_does(env, tmp_path):
 
 
 def test_the_blocks_are_compiled_only_meanwhile():
-    network = built(lambda: ImpalaCNN(picture_space(), 8, (16,)))
+    network = built(lambda: ImpalaCNN(picture_space(), 8, widths=(16,)))
     with compiled_blocks(network):
         assert network.compiled
     assert not network.compiled
