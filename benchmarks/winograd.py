@@ -77,13 +77,13 @@ def line(name: str, args: Args) -> list[str]:
         return F.conv2d(pictures, weight, bias, padding=padding)
 
     def winograd() -> Tensor:
-        return convolve(pictures, weight, bias, padding)
+        return convolve(pictures, weight, bias=bias, padding=padding)
 
     def shared(layer: Callable[[], Tensor]) -> Callable[[], None]:
         def job(_: int) -> None:
             layer()
 
-        return lambda: share_out(job, range(args.batches), args.threads)
+        return lambda: share_out(job, range(args.batches), threads=args.threads)
 
     expected = direct()
     difference = ((winograd() - expected).abs().max() / expected.std()).item()

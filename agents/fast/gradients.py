@@ -43,7 +43,7 @@ class LossSettings:
     value_coefficient: float
     discrete: bool
 
-    def total(self, policy: Any, value: Any, entropy: Any) -> Any:
+    def total(self, policy: Any, value: Any, *, entropy: Any) -> Any:
         """The loss that is descended."""
         return policy + self.entropy_coefficient * entropy + self.value_coefficient * value
 
@@ -74,7 +74,10 @@ def workers(policy: ActorCriticPolicy) -> Iterator[GradientsOf]:
 
                 def share(index: int) -> tuple[Gradients, Tensor]:
                     parts = (part(minibatch, cut) for cut in cuts[index::threads])
-                    return _sum(gradient(policies[index], each, settings, count) for each in parts)
+                    return _sum(
+                        gradient(policies[index], each, settings=settings, count=count)
+                        for each in parts
+                    )
 
                 shares = range(min(threads, len(cuts)))
                 return _sum(pool.map(share, shares) if threads > 1 else map(share, shares))
@@ -114,7 +117,7 @@ def part(minibatch: RolloutBufferSamples, cut: slice) -> RolloutBufferSamples:
 
 
 def gradient(
-    policy: ActorCriticPolicy, rows: RolloutBufferSamples, settings: LossSettings, count: int
+    policy: ActorCriticPolicy, rows: RolloutBufferSamples, *, settings: LossSettings, count: int
 ) -> tuple[Gradients, Tensor]:
     """What some rows of a minibatch of `count` add to its gradients and to its `STATISTICS`.
 
@@ -130,7 +133,7 @@ def gradient(
     policy_loss = -torch.min(surrogate, clipped).sum() / count
     value_loss = _value_errors(values.flatten(), rows, settings).sum() / count
     entropy_loss = (log_probability if entropy is None else -entropy).sum() / count
-    loss = settings.total(policy_loss, value_loss, entropy_loss)
+    loss = settings.total(policy_loss, value_loss, entropy=entropy_loss)
     parameters = [weight for weight in policy.parameters() if weight.requires_grad]
     gradients: Gradients = list(torch.autograd.grad(loss, parameters, allow_unused=True))
     with torch.no_grad():

@@ -106,7 +106,7 @@ class FastPPO(PPO):
         record("train/value_loss", mean["value"])
         record("train/approx_kl", each[-1].mean(0)[STATISTICS.index("approx_kl")].item())
         record("train/clip_fraction", mean["clip_fraction"])
-        record("train/loss", settings.total(last["policy"], last["value"], last["entropy"]))
+        record("train/loss", settings.total(last["policy"], last["value"], entropy=last["entropy"]))
         explained = explained_variance(buffer.values.flatten(), buffer.returns.flatten())
         record("train/explained_variance", explained)
         if hasattr(self.policy, "log_std"):

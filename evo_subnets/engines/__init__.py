@@ -64,7 +64,7 @@ def ask_batches(
     and keep nothing. Where None comes back, no batch was taken.
     """
     engine = _engine("side_by_side")
-    found: list[Tensor] | None = engine and engine.ask_batches(members, batches, promised)
+    found: list[Tensor] | None = engine and engine.ask_batches(members, batches, promised=promised)
     return found
 
 
@@ -103,7 +103,7 @@ def share_out(job: Callable[[Item], None], items: Sequence[Item], *, threads: in
     """Does `job` with each item, none of which is None, on so many threads of one torch thread."""
     engine = _engine("threads") if threads > 1 else None
     if engine is not None:
-        engine.share_out(job, items, threads)
+        engine.share_out(job, items, threads=threads)
         return
     for item in items:
         job(item)

@@ -23,10 +23,10 @@ EXACT = ["-O3", "-march=native", "-ffp-contract=off", "-fno-math-errno", "-fno-t
 @cache
 def fast_library(sources: tuple[Path, ...], without: str) -> ctypes.CDLL | None:
     """A `library` with the flags FAST, loaded once."""
-    return library(sources, FAST, without)
+    return library(sources, FAST, without=without)
 
 
-def library(sources: Sequence[Path], flags: Sequence[str], without: str) -> ctypes.CDLL | None:
+def library(sources: Sequence[Path], flags: Sequence[str], *, without: str) -> ctypes.CDLL | None:
     """The compiled library; None where it cannot be had, with a warning that says `without`.
 
     Headers are among the sources, so that a change of one makes another library.
@@ -34,7 +34,7 @@ def library(sources: Sequence[Path], flags: Sequence[str], without: str) -> ctyp
     path = library_path(sources, flags)
     try:
         if not path.exists():
-            build(sources, flags, path)
+            build(sources, flags, path=path)
         return ctypes.CDLL(str(path))
     except (OSError, subprocess.CalledProcessError) as error:
         reason = getattr(error, "stderr", None) or str(error)
@@ -61,7 +61,7 @@ def cache_folder() -> Path:
     return Path(home) / "evo_subnets"
 
 
-def build(sources: Sequence[Path], flags: Sequence[str], path: Path) -> None:
+def build(sources: Sequence[Path], flags: Sequence[str], *, path: Path) -> None:
     """Compiles, about a second long, and puts the library where it is kept."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:  # renamed whole: others may race

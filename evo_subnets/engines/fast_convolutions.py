@@ -27,12 +27,12 @@ class FastConv2d(nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         assert isinstance(self.padding[0], int)
-        if not fits(input, self.weight, self.bias, self.padding[0]):
+        if not fits(input, self.weight, bias=self.bias, padding=self.padding[0]):
             return super().forward(input)
         if torch.is_grad_enabled():
             with_gradients: Callable[..., Tensor] = Convolution.apply
             return with_gradients(input, self.weight, self.bias, self.padding[0])
-        return convolve(input, self.weight, self.bias, self.padding[0])
+        return convolve(input, self.weight, bias=self.bias, padding=self.padding[0])
 
 
 def fast(layer: nn.Conv2d) -> FastConv2d:
@@ -57,7 +57,7 @@ def may_pay(layer: nn.Module) -> bool:
     )
 
 
-def fits(pictures: Tensor, weight: Tensor, bias: Tensor | None, padding: int) -> bool:
+def fits(pictures: Tensor, weight: Tensor, *, bias: Tensor | None, padding: int) -> bool:
     """Whether these are float32 tensors in the CPU's memory that belong together, with as many
     tiles as `convolve` needs to be faster (`benchmarks/winograd.py`)."""
     given = [pictures, weight] if bias is None else [pictures, weight, bias]
@@ -68,7 +68,8 @@ def fits(pictures: Tensor, weight: Tensor, bias: Tensor | None, padding: int) ->
         and pictures.ndim == 4
         and pictures.shape[1] == weight.shape[1]
         and pictures.is_contiguous(memory_format=torch.channels_last)
-        and min(output_size(pictures, weight.shape[-1], padding)) > 0
-        and len(pictures) * math.prod(tiles(pictures, weight.shape[-1], padding)) >= FEWEST_TILES
+        and min(output_size(pictures, weight.shape[-1], padding=padding)) > 0
+        and len(pictures) * math.prod(tiles(pictures, weight.shape[-1], padding=padding))
+        >= FEWEST_TILES
         and library() is not None
     )

@@ -49,7 +49,7 @@ def available(device: torch.device, elements: int) -> bool:
 def library() -> ctypes.CDLL | None:
     """The compiled library, None where it cannot be had."""
     without = "no compiled draws: children are built by plain torch, far more slowly"
-    return compiler.library([SOURCE], compiler.EXACT, without)
+    return compiler.library([SOURCE], compiler.EXACT, without=without)
 
 
 @cache
@@ -70,7 +70,7 @@ def perturb(draws: Iterable[Draw]) -> None:
         for piece in pieces:
             piece()
     else:
-        share_out(lambda piece: piece(), pieces, threads)
+        share_out(lambda piece: piece(), pieces, threads=threads)
 
 
 def _pieces(draw: Draw) -> Iterator[Callable[[], None]]:

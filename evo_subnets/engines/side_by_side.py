@@ -103,13 +103,13 @@ def _members(members: nn.ModuleList, inputs: Inputs) -> Tensor:
         with torch.inference_mode() if inference else torch.no_grad():
             outputs[index] = torch.cat([member(*piece) for piece in slices])
 
-    share_out(answer, range(len(members)), torch.get_num_threads())
+    share_out(answer, range(len(members)), threads=torch.get_num_threads())
     return torch.stack([output for output in outputs if output is not None])
 
 
 @torch.no_grad()
 def ask_batches(
-    members: Sequence[nn.Module], batches: Iterable[Tensor], promised: bool
+    members: Sequence[nn.Module], batches: Iterable[Tensor], *, promised: bool
 ) -> list[Tensor] | None:
     """(members, batch, ...) of each batch; None where members are to be asked in turn.
 
@@ -142,7 +142,7 @@ def ask_batches(
         for numbered in enumerate(batches):
             answer(numbered)
     else:
-        share_out(answer, enumerate(batches), threads)
+        share_out(answer, enumerate(batches), threads=threads)
     return [outputs[number] for number in sorted(outputs)]
 
 

@@ -25,7 +25,7 @@ def single_threads(threads: int) -> ThreadPoolExecutor:
         return _pools[key]
 
 
-def share_out(job: Callable[[Item], None], items: Iterable[Item], threads: int) -> None:
+def share_out(job: Callable[[Item], None], items: Iterable[Item], *, threads: int) -> None:
     """Does `job` with each item, none of which is None, on so many `single_threads`.
 
     A thread that is done takes the next item. What a job raises is raised here, and what nobody has

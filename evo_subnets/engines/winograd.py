@@ -40,7 +40,7 @@ class Convolution(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(pictures, weight)
         ctx.padding = padding
-        return convolve(pictures, weight, bias, padding)
+        return convolve(pictures, weight, bias=bias, padding=padding)
 
     @staticmethod
     @once_differentiable
@@ -50,17 +50,22 @@ class Convolution(torch.autograd.Function):
         gradient = gradient.contiguous(memory_format=torch.channels_last)
         r, padding = weight.shape[-1], ctx.padding
         return (
-            convolve(gradient, weight, None, r - 1 - padding, turned=True)
+            convolve(gradient, weight, padding=r - 1 - padding, turned=True)
             if for_pictures
             else None,
-            weight_gradient(pictures, gradient, r, padding) if for_weight else None,
+            weight_gradient(pictures, gradient, r=r, padding=padding) if for_weight else None,
             gradient.sum((0, 2, 3)) if for_bias else None,
             None,
         )
 
 
 def convolve(
-    pictures: Tensor, weight: Tensor, bias: Tensor | None, padding: int, *, turned: bool = False
+    pictures: Tensor,
+    weight: Tensor,
+    *,
+    bias: Tensor | None = None,
+    padding: int,
+    turned: bool = False,
 ) -> Tensor:
     """What `conv2d` returns, channels last.
 
@@ -70,7 +75,7 @@ def convolve(
     r = weight.shape[-1]
     outputs = weight.shape[1 if turned else 0]
     out = torch.empty(
-        (len(pictures), outputs, *output_size(pictures, r, padding)),
+        (len(pictures), outputs, *output_size(pictures, r, padding=padding)),
         memory_format=torch.channels_last,
     )
     _call("winograd_convolve", pictures, out, padding, r, pictures, weight.contiguous(),
@@ -78,21 +83,21 @@ def convolve(
     return out
 
 
-def weight_gradient(pictures: Tensor, gradient: Tensor, r: int, padding: int) -> Tensor:
+def weight_gradient(pictures: Tensor, gradient: Tensor, *, r: int, padding: int) -> Tensor:
     """(outputs, channels, r, r): the gradient of a loss, from that of the convolution's result."""
     weights = torch.empty(gradient.shape[1], pictures.shape[1], r, r)
     _call("winograd_weight_gradient", pictures, gradient, padding, r, pictures, gradient, weights)
     return weights
 
 
-def output_size(pictures: Tensor, r: int, padding: int) -> tuple[int, int]:
+def output_size(pictures: Tensor, r: int, *, padding: int) -> tuple[int, int]:
     height, width = pictures.shape[2:]
     return height + 2 * padding - r + 1, width + 2 * padding - r + 1
 
 
-def tiles(pictures: Tensor, r: int, padding: int) -> tuple[int, int]:
+def tiles(pictures: Tensor, r: int, *, padding: int) -> tuple[int, int]:
     """Rows and columns of tiles in a picture."""
-    height, width = output_size(pictures, r, padding)
+    height, width = output_size(pictures, r, padding=padding)
     return -(-height // OUT), -(-width // OUT)
 
 

@@ -35,7 +35,7 @@ def pictures(*shape, seed=0):
 def test_it_is_the_same_convolution(r, height, width, padding, with_bias):
     x, weight = pictures(7, 16, height, width), draw(24, 16, r, r, seed=1) / (4 * r)
     bias = draw(24, seed=2) if with_bias else None
-    found = convolve(x, weight, bias, padding)
+    found = convolve(x, weight, bias=bias, padding=padding)
     wide = None if bias is None else bias.double()
     expected = F.conv2d(x.double(), weight.double(), wide, padding=padding)
     assert found.shape == expected.shape
@@ -48,11 +48,11 @@ def test_pictures_do_not_mix_and_chunks_do_not_matter(r, height, width):
     """Two hundred pictures are several chunks of them."""
     x, weight = pictures(200, 8, height, width), draw(8, 8, r, r, seed=1) / r
     bias = draw(8, seed=2)
-    whole = convolve(x, weight, bias, 1)
-    alone = torch.cat([convolve(x[i : i + 1], weight, bias, 1) for i in range(200)])
+    whole = convolve(x, weight, bias=bias, padding=1)
+    alone = torch.cat([convolve(x[i : i + 1], weight, bias=bias, padding=1) for i in range(200)])
     torch.testing.assert_close(whole, alone, rtol=0, atol=4e-5)
     x[57, 3, 4, 4] = float("nan")
-    spoilt = convolve(x, weight, bias, 1).isnan().flatten(1).any(1)
+    spoilt = convolve(x, weight, bias=bias, padding=1).isnan().flatten(1).any(1)
     assert spoilt.nonzero().tolist() == [[57]]
 
 
@@ -116,7 +116,9 @@ LAYERS = {
 @pytest.mark.parametrize("case", LAYERS)
 def test_what_it_is_not_made_for_is_torchs(case, monkeypatch):
     called = []
-    monkeypatch.setattr(fast_convolutions, "convolve", lambda *_: called.append(1) or expected)
+    monkeypatch.setattr(
+        fast_convolutions, "convolve", lambda *_, **__: called.append(1) or expected
+    )
     layer, given = LAYERS[case]
     module = nn.Conv2d(**{"in_channels": 64, "out_channels": 32, "kernel_size": 3} | layer)
     x = draw(given.get("count", 32), 64, 9, 9).to(given.get("dtype", torch.float32))
@@ -181,7 +183,9 @@ def test_a_module_without_such_convolutions_or_that_cannot_be_copied_has_no_twin
 def test_networks_take_it_and_say_the_same(monkeypatch):
     taken = []
     monkeypatch.setattr(
-        fast_convolutions, "convolve", lambda *given: taken.append(1) or convolve(*given)
+        fast_convolutions,
+        "convolve",
+        lambda *given, **rest: taken.append(1) or convolve(*given, **rest),
     )
     for name, layers in (("lenet-m", 1), ("resnet-20", 10)):
         module, x = build(name, seed=0).eval(), pictures(100, 3, 32, 32)
@@ -284,6 +288,6 @@ def test_a_failing_job_stops_the_others_and_is_raised():
         done.append(number)
 
     with pytest.raises(ValueError, match="three"):
-        share_out(job, iter(range(10**9)), 2)
+        share_out(job, iter(range(10**9)), threads=2)
     assert {0, 1, 2} <= set(done)
     assert len(done) < 10**6
