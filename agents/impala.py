@@ -1,7 +1,7 @@
 """The Impala residual network (Espeholt et al. 2018, figure 3, without the LSTM)."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import gymnasium
 import torch
@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import Tensor, nn
 
-from agents.fast import impala_blocks as impala_kernel
+from agents.fast import impala_blocks
 
 PAPER_WIDTHS = (32, 64, 128)
 """Whitaker 2023, table 4.2."""
@@ -17,13 +17,20 @@ COBBE_WIDTHS = (16, 32, 32)
 """Cobbe et al. 2020: a fifth of the arithmetic."""
 
 
+class Convolution(nn.Conv2d):
+    """3x3, with a border of one. A kind of its own: `impala_blocks` has these, no other engine."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels, 3, padding=1)
+
+
 class ResidualBlock(nn.Module):
     """x + conv(relu(conv(relu(x)))), shapes kept."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.first = nn.Conv2d(channels, channels, 3, padding=1)
-        self.second = nn.Conv2d(channels, channels, 3, padding=1)
+        self.first = Convolution(channels, channels)
+        self.second = Convolution(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
         change: Tensor = self.second(F.relu_(self.first(F.relu(x))))
@@ -35,7 +42,7 @@ class ImpalaBlock(nn.Sequential):
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__(
-            nn.Conv2d(in_channels, out_channels, 3, padding=1),
+            Convolution(in_channels, out_channels),
             nn.MaxPool2d(3, stride=2, padding=1),
             ResidualBlock(out_channels),
             ResidualBlock(out_channels),
@@ -49,9 +56,9 @@ class ImpalaCNN(BaseFeaturesExtractor):
     blocks. Convolutions run in the channels-last layout, which on a CPU takes half the time; the
     weights' own layout makes no difference to it.
 
-    On a CPU `impala_kernel` computes the blocks where it can: the same features to float rounding.
-    With gradients it does so only where `compiled` is set, as FastPPO does while it trains: all is
-    on the calling thread then.
+    Where `compiled` is set, as FastPPO and `agents.play` do, `impala_blocks` computes the blocks on
+    a CPU if it can: the same features to float rounding, with gradients all on the calling thread.
+    Hooks of the blocks are not called then, and modes and transforms of torch see nothing of them.
     """
 
     compiled = False
@@ -83,24 +90,44 @@ class ImpalaCNN(BaseFeaturesExtractor):
                 nn.init.zeros_(layer.bias)
 
     def forward(self, observations: Tensor) -> Tensor:
-        if self.compiled or not torch.is_grad_enabled():
-            with torch._C.DisableTorchFunction():  # modes ask Python at every step
-                if self._as_built() and impala_kernel.fits(self, observations):
-                    return impala_kernel.features(self, observations)
+        if self.compiled and self._as_built() and impala_blocks.fits(self, observations):
+            return impala_blocks.features(self, observations)
         x = self.blocks(observations.contiguous(memory_format=torch.channels_last))
         return F.relu(self.hidden(F.relu(x).flatten(1)))
 
     def _as_built(self) -> bool:
-        """Whether no layer was replaced and none has hooks: compiled blocks would call neither."""
-        left: list[Any] = [self.blocks]
-        while left:  # a fifth of the time of Module.modules()
-            module = left.pop()
-            if type(module) not in LAYERS:
+        """Whether no layer of the blocks was replaced."""
+        for block in self.blocks.children():
+            layers = list(block.children())
+            if [type(layer) for layer in layers] != LAYERS:
                 return False
-            if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks:
+            pairs = [layer for residual in layers[2:] for layer in residual.children()]
+            if [type(layer) for layer in pairs] != [Convolution] * 4:
                 return False
-            left.extend(module._modules.values())
         return True
 
 
-LAYERS = {nn.Sequential, ImpalaBlock, ResidualBlock, nn.Conv2d, nn.MaxPool2d}
+LAYERS = [Convolution, nn.MaxPool2d, ResidualBlock, ResidualBlock]
+"""Of an `ImpalaBlock`."""
+
+
+def use_compiled_blocks(model: nn.Module) -> None:
+    """Lets the model's Impala networks use their compiled blocks from now on."""
+    for network in _networks(model):
+        network.compiled = True
+
+
+@contextmanager
+def compiled_blocks(model: nn.Module) -> Iterator[None]:
+    """Lets the model's Impala networks use their compiled blocks meanwhile."""
+    before = [(network, network.compiled) for network in _networks(model)]
+    try:
+        use_compiled_blocks(model)
+        yield
+    finally:
+        for network, value in before:
+            network.compiled = value
+
+
+def _networks(model: nn.Module) -> list[ImpalaCNN]:
+    return [module for module in model.modules() if isinstance(module, ImpalaCNN)]

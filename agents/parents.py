@@ -6,6 +6,7 @@ from pathlib import Path
 from stable_baselines3 import PPO
 
 from agents.checkpoints import checkpoints
+from agents.impala import use_compiled_blocks
 from agents.policies import Actor, load_actor, save_actor
 from agents.ppo import PPOSettings, train
 from envs.procgen import Mode
@@ -30,7 +31,8 @@ def find_parent(
 
     `parent`: "auto", "train" or the path of a `policy.safetensors` or of a stable-baselines3 zip
     (which is unpickled: only for files of one's own). Training goes to `out`, with a checkpoint
-    every `checkpoint_every` environment steps.
+    every `checkpoint_every` environment steps. It uses the compiled blocks of Impala (see
+    `impala.ImpalaCNN`), and so do its children.
     """
     shipped = SHIPPED / game / "policy.safetensors"
     if parent == "auto" and mode == "easy" and shipped.exists():
@@ -38,7 +40,8 @@ def find_parent(
     if parent not in ("auto", "train"):
         path = Path(parent)
         actor = load_zip(path) if path.suffix == ".zip" else load_actor(path)[0]
-        return check_actor(actor, parent).to(device), f"parent: {parent}"
+        use_compiled_blocks(check_actor(actor, parent))
+        return actor.to(device), f"parent: {parent}"
     open_training(out, game, settings, mode, seed)
     agent = train(
         game,
@@ -53,6 +56,7 @@ def find_parent(
     actor = Actor.from_agent(agent)
     about = {"game": game, "mode": mode, "seed": seed, "steps": agent.num_timesteps}
     save_actor(out / "policy.safetensors", actor, about)
+    use_compiled_blocks(actor)
     return actor.to(device), f"parent: PPO, {agent.num_timesteps:,} steps"
 
 

@@ -26,7 +26,7 @@ from agents.fast.ppo import FastPPO
 from agents.impala import PAPER_WIDTHS, ImpalaCNN
 from envs.adapters import ProcgenVecEnv
 from envs.procgen import TRAIN_LEVELS, Levels, Mode, ProcgenSimulator
-from evo_subnets.engines.memory import keep_freed_memory
+from evo_subnets.engines import keep_freed_memory
 from evo_subnets.files import write_atomically
 
 

@@ -13,7 +13,7 @@ import torch
 import tyro
 
 from benchmarks.timing import alternate, publish, ratios, spread
-from evo_subnets.engines.memory import keep_freed_memory
+from evo_subnets.engines import keep_freed_memory
 from evo_subnets.methods import Pruning
 from evo_subnets.metrics import count_parameters
 from evo_subnets.models import build

@@ -4,8 +4,8 @@
 
 One child of one matrix is drawn by plain torch and by the compiled library, which first are seen to
 give the same bits. What comes once in a process, finding and loading the library, and what comes
-once on a machine, compiling it, is timed in processes of their own. `kernel.COMPILE_AFTER` is set
-from the last line: whoever buys once the rent has reached the price never pays twice the best.
+once on a machine, compiling it, is timed in processes of their own. `philox_cpu.COMPILE_AFTER` is
+set from the last line: whoever buys once the rent has reached the price never pays twice the best.
 """
 
 import os
@@ -23,13 +23,13 @@ from torch import Tensor
 
 from benchmarks.timing import alternate, publish, ratios, spread
 from evo_subnets import Mutation, materialize
-from evo_subnets.engines import philox_cpu as kernel
+from evo_subnets.engines import SWITCH, philox_cpu
 from evo_subnets.runs.report import table
 
 MUTATION = Mutation(0, 0.01, 0.0, 0.2)
 START = (
-    "import time, torch; from evo_subnets.engines import philox_cpu as kernel\n"
-    "start = time.perf_counter(); assert kernel.library() is not None\n"
+    "import time, torch; from evo_subnets.engines import philox_cpu\n"
+    "start = time.perf_counter(); assert philox_cpu.library() is not None\n"
     "print(time.perf_counter() - start)"
 )
 
@@ -50,22 +50,22 @@ class Args:
 
 def main(args: Args) -> None:
     torch.set_num_threads(args.threads)
-    assert kernel.library() is not None, "a C compiler is needed"
+    assert philox_cpu.library() is not None, "a C compiler is needed"
     rows, rents = [], []
     for size in args.sizes:
         parent = {"w": torch.ones(size // 1000, 1000)}
         out = {"w": torch.empty_like(parent["w"])}
-        assert torch.equal(eager(parent, out).clone(), compiled(parent, out))
+        assert torch.equal(plain(parent, out).clone(), compiled(parent, out))
         seconds = alternate(
-            {"eager": lambda p=parent, o=out: eager(p, o),  # type: ignore[misc]
+            {"plain": lambda p=parent, o=out: plain(p, o),  # type: ignore[misc]
              "compiled": lambda p=parent, o=out: compiled(p, o)},  # type: ignore[misc]
             args.rounds,
         )  # fmt: skip
-        saved = [a - b for a, b in zip(seconds["eager"], seconds["compiled"], strict=True)]
+        saved = [a - b for a, b in zip(seconds["plain"], seconds["compiled"], strict=True)]
         rents.append([second / size for second in saved])
         rows.append(
             [f"{size:,}", *(spread([1e3 * s for s in seconds[side]]) for side in seconds),
-             spread(ratios(seconds["eager"], seconds["compiled"]), 1)]
+             spread(ratios(seconds["plain"], seconds["compiled"]), 1)]
         )  # fmt: skip
     compiling, loading = starts(args.rounds)
     lines = []
@@ -91,21 +91,21 @@ def main(args: Args) -> None:
 
 
 def compiled(parent: dict[str, Tensor], out: dict[str, Tensor]) -> Tensor:
-    return materialize(parent, MUTATION, out)["w"]
+    return materialize(parent, MUTATION, out=out)["w"]
 
 
-def eager(parent: dict[str, Tensor], out: dict[str, Tensor]) -> Tensor:
+def plain(parent: dict[str, Tensor], out: dict[str, Tensor]) -> Tensor:
     with without_library():
-        return materialize(parent, MUTATION, out)["w"]
+        return materialize(parent, MUTATION, out=out)["w"]
 
 
 @contextmanager
 def without_library() -> Iterator[None]:
-    os.environ["EVO_SUBNETS_EAGER"] = "1"
+    os.environ[SWITCH] = "off"
     try:
         yield
     finally:
-        del os.environ["EVO_SUBNETS_EAGER"]
+        del os.environ[SWITCH]
 
 
 def starts(rounds: int) -> tuple[list[float], list[float]]:

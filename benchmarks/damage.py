@@ -26,10 +26,11 @@ from agents.policies import impala_actor, load_actor, save_actor
 from benchmarks.memory import peak_bytes
 from configs.command_line import run
 from evo_subnets import Child, Ensemble, files, quads
+from evo_subnets.evolution import keep_child, kept_children
 from evo_subnets.files.checkpoints import Checkpoint
 from evo_subnets.files.parents import load_parent, save_parent
 from evo_subnets.models import build
-from evo_subnets.runs.former import Journal
+from evo_subnets.runs import Run
 from evo_subnets.runs.report import table
 from evo_subnets.runs.tracking import bar
 from evo_subnets.tuning import Tuning
@@ -62,36 +63,37 @@ class Kind:
 
 
 def network(seed: int = 0) -> nn.Module:
-    return build("mlp-8", (1, 8, 8), 10, seed=seed)
+    return build("mlp-8", (1, 8, 8), classes=10, seed=seed)
 
 
 def kinds(folder: Path) -> list[Kind]:
     """The files, whole, with their loaders."""
     parent, asked = network(), {"sigma": 0.1, "seed": 3}
     about = {"model": "mlp-8", "classes": list(range(10))}
-    Ensemble.from_mutations(parent, quads(4, 0.1, 0.5, 0)).save(folder / "recipes")
+    Ensemble.from_mutations(parent, quads(4, 0.1, density=0.5, seed=0)).save(folder / "recipes")
     Ensemble([network(1), network(2)]).save(folder / "members")
-    save_parent(folder / "parent", parent, about)
+    save_parent(folder / "parent", parent, about=about)
     save_actor(folder / "actor", impala_actor((2, 2, 2), 1, 15, 4), {"game": "bigfish"})
-    journal = Journal(folder, asked)
-    journal.once("sigma", lambda: 0.5)
-    for mutation in quads(8, 0.1, 0.5, 0):
-        journal.add_child("children", Child(mutation, 1.5))
+    with Run(folder) as run:
+        run.ask("search", asked)
+        run.once("sigma", lambda: 0.5)
+        for mutation in quads(8, 0.1, density=0.5, seed=0):
+            keep_child(run, Child(mutation, 1.5))
     tuning = {"tuning": repr(Tuning(2)), "seed": 1, "images": 9}
     module, generator = network(), torch.Generator()
     optimizer = Tuning(2).make_optimizer(module)
     sum(weight.sum() for weight in module.parameters()).backward()  # type: ignore[union-attr]
     optimizer.step()
-    run = (module, optimizer, [generator], torch.device("cpu"))
-    Checkpoint(folder / "checkpoint", tuning).save(*run, [0.5], last=True)
+    state = (module, optimizer, [generator], torch.device("cpu"))
+    Checkpoint(folder / "checkpoint", tuning).save(*state, [0.5], last=True)
 
     def load_ensemble(name: str, restore: bool) -> Any:
-        ensemble = Ensemble.load(folder / name, network(), restore)
+        ensemble = Ensemble.load(folder / name, network(), restore=restore)
         return files.fingerprint(ensemble.state_dict())
 
     def load_a_parent() -> Any:
         module = network(5)
-        load_parent(folder / "parent", module, about, about)
+        load_parent(folder / "parent", module, about=about, must=about)
         return files.fingerprint(module.state_dict())
 
     def load_an_actor() -> Any:
@@ -99,8 +101,9 @@ def kinds(folder: Path) -> list[Kind]:
         return files.fingerprint(actor.state_dict()), found
 
     def load_a_journal() -> Any:
-        found = Journal(folder, asked)
-        return found.found.get("sigma"), found.children("children")
+        with Run(folder) as found:
+            found.ask("search", asked)
+            return found.once("sigma", lambda: None), kept_children(found)
 
     def load_a_checkpoint() -> Any:
         module = network(6)

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from benchmarks.memory import peak_bytes, resident_bytes
 from benchmarks.timing import Device, alternate, comparison, publish, ratios, spread
 from evo_subnets import Mutation, evaluate, materialize, materialize_siblings, quads
+from evo_subnets.engines import SWITCH
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ def main(args: Args) -> None:
         name: weight.to(args.device) for name, weight in network(args.weights, args.layers).items()
     }
     density, sigma = 0.2, 0.01
-    population = quads(4, sigma, density, seed=0)
+    population = quads(4, sigma, density=density, seed=0)
     child, plain_child = buffer(parent), buffer(parent)
     siblings = [child, *(buffer(parent) for _ in range(3))]
     generator = torch.Generator(args.device).manual_seed(0)
@@ -57,8 +58,8 @@ def main(args: Args) -> None:
     sides: dict[str, tuple[Callable[[], object], int]] = {
         "plain torch": (lambda: plain(parent, sigma, density, plain_child, generator), 1),
         "memory copy": (lambda: copy(parent, plain_child), 1),
-        "one child": (lambda: materialize(parent, population[0], child), 1),
-        "a quad": (lambda: materialize_siblings(parent, population, siblings), 4),
+        "one child": (lambda: materialize(parent, population[0], out=child), 1),
+        "a quad": (lambda: materialize_siblings(parent, population, outs=siblings), 4),
     }
     seconds = alternate({name: build for name, (build, _) in sides.items()}, args.rounds)
     per_child = {
@@ -118,8 +119,8 @@ def check(
     plain_child: dict[str, Tensor],
     generator: torch.Generator,
 ) -> None:
-    """Both sides perturb the same fraction with the same spread; compiled equals eager."""
-    materialize(parent, mutation, child)
+    """Both sides perturb the same fraction with the same spread; compiled equals plain."""
+    materialize(parent, mutation, out=child)
     plain(parent, mutation.sigma, mutation.density, plain_child, generator)
     name = next(iter(parent))
     for side in (child, plain_child):
@@ -127,10 +128,10 @@ def check(
         density = change.numel() / parent[name].numel()
         assert abs(density - mutation.density) < 0.005, density
         assert abs(change.std().item() / mutation.sigma - 1) < 0.01, change.std()
-    os.environ["EVO_SUBNETS_EAGER"] = "1"
-    eager = materialize({name: parent[name]}, mutation)
-    del os.environ["EVO_SUBNETS_EAGER"]
-    assert torch.equal(eager[name], child[name]), "compiled and eager children differ"
+    os.environ[SWITCH] = "off"
+    by_torch = materialize({name: parent[name]}, mutation)
+    del os.environ[SWITCH]
+    assert torch.equal(by_torch[name], child[name]), "compiled and plain children differ"
 
 
 class Layers(nn.Module):
@@ -156,11 +157,13 @@ def measure_memory(population_size: int, weights: int) -> None:
     """Evaluates a population and prints the growth of the peak, in copies of the weights."""
     torch.set_num_threads(2)
     warm = Layers(network(1_000_000, 2))
-    evaluate(warm, quads(8, 0.01, 0.2, 0), lambda _: 0.0)  # loads what is loaded once
+    evaluate(
+        warm, quads(8, 0.01, density=0.2, seed=0), fitness=lambda _: 0.0
+    )  # loads what is loaded once
     module = Layers(network(weights, 25))
     gc.collect()
     before = resident_bytes()
-    evaluate(module, quads(population_size, 0.01, 0.2, 0), lambda _: 0.0)
+    evaluate(module, quads(population_size, 0.01, density=0.2, seed=0), fitness=lambda _: 0.0)
     print((peak_bytes() - before) / (4 * weights))
 
 

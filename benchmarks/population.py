@@ -32,10 +32,10 @@ from benchmarks.memory import peak_bytes, resident_bytes
 from benchmarks.timing import Device, alternate, comparison, publish, spread
 from evo_subnets import evaluate, materialize, parameters, quads
 from evo_subnets.data import Augmentation, Images
-from evo_subnets.engines.memory import keep_freed_memory
-from evo_subnets.methods.noisy import Accuracy
+from evo_subnets.engines import keep_freed_memory
 from evo_subnets.metrics.cost import multiply_adds
 from evo_subnets.models import build
+from evo_subnets.prediction import Validation
 from evo_subnets.subnetworks import Params
 
 AUGMENTATION = Augmentation((0.5,) * 3, (0.25,) * 3)
@@ -92,13 +92,13 @@ def main(args: Args) -> None:
     if args.keep_memory:
         keep_freed_memory()
     module, images = network(args.model).to(args.device), pictures(args.images).to(args.device)
-    mutations = quads(args.children, SIGMA, DENSITY, seed=0)
+    mutations = quads(args.children, SIGMA, density=DENSITY, seed=0)
     children = [materialize(parameters(module), mutation) for mutation in mutations]
     inputs = AUGMENTATION.normalize(images.pixels).contiguous()
     given = Setting(module, images, inputs, children, args.threads)
 
     def ours() -> list[float]:
-        found = evaluate(module, mutations, Accuracy(images, AUGMENTATION))
+        found = evaluate(module, mutations, fitness=Validation(images))
         return [child.fitness for child in found]
 
     sides: dict[str, Judged] = {}
@@ -135,7 +135,8 @@ def network(model: str) -> nn.Module:
 def pictures(count: int) -> Images:
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (count, 3, 32, 32), generator=generator, dtype=torch.uint8)
-    return Images(pixels, torch.randint(0, 10, (count,), generator=generator))
+    labels = torch.randint(0, 10, (count,), generator=generator)
+    return Images(pixels, labels, AUGMENTATION)
 
 
 def evotorch_side(given: Setting, size: int) -> Judged:
@@ -237,12 +238,14 @@ def memory(args: Args) -> str:
 def measure_memory(model: str, population_size: int) -> None:
     """Prints the bytes by which the peak grows; few images, which add the same to every size."""
     torch.set_num_threads(2)
-    fitness = Accuracy(pictures(20), AUGMENTATION)
-    evaluate(network("lenet-s"), quads(4, SIGMA, DENSITY, 0), fitness)  # loads what is loaded once
+    fitness = Validation(pictures(20))
+    evaluate(
+        network("lenet-s"), quads(4, SIGMA, density=DENSITY, seed=0), fitness=fitness
+    )  # loads what is loaded once
     module = network(model)
     gc.collect()
     before = resident_bytes()
-    evaluate(module, quads(population_size, SIGMA, DENSITY, 0), fitness)
+    evaluate(module, quads(population_size, SIGMA, density=DENSITY, seed=0), fitness=fitness)
     print(peak_bytes() - before)
 
 

@@ -25,7 +25,7 @@ from agents.ppo import PPOSettings, make_ppo, make_training_env
 from benchmarks.timing import Device, alternate, comparison, publish, ratios, spread
 from configs.ppo import CPU
 from envs.procgen import TRAIN_LEVELS, ProcgenSimulator
-from evo_subnets.engines.memory import keep_freed_memory
+from evo_subnets.engines import keep_freed_memory
 
 from stable_baselines3 import PPO  # isort: skip  # after agents, which silences gym
 from stable_baselines3.common.buffers import RolloutBuffer  # isort: skip

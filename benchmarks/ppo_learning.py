@@ -21,7 +21,7 @@ from agents.ppo import make_ppo, make_training_env
 from benchmarks.timing import publish
 from configs.ppo import CPU
 from envs.procgen import TRAIN_LEVELS
-from evo_subnets.engines.memory import keep_freed_memory
+from evo_subnets.engines import keep_freed_memory
 from evo_subnets.runs.report import table
 
 from stable_baselines3 import PPO  # isort: skip  # after agents, which silences gym

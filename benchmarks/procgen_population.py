@@ -30,7 +30,7 @@ from benchmarks.timing import Device, publish, ratios, spread
 from envs import TRAIN_LEVELS, ProcgenSimulator, ProcgenVecEnv, SlotState
 from envs.procgen import Frames
 from evo_subnets import Ensemble, quads
-from evo_subnets.engines.memory import keep_freed_memory
+from evo_subnets.engines import keep_freed_memory
 from evo_subnets.runs.report import table
 
 from stable_baselines3 import PPO  # isort: skip  # after envs, which silences gym

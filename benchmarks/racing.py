@@ -24,12 +24,15 @@ from torch import Tensor, nn
 from benchmarks.timing import publish
 from evo_subnets import evaluate, quads, search_trust_region
 from evo_subnets.data import Dataset, Images, load
-from evo_subnets.engines.memory import keep_freed_memory
+from evo_subnets.engines import keep_freed_memory
 from evo_subnets.methods.noisy import halves_by_doubt
 from evo_subnets.models import build
+from evo_subnets.prediction import predict
 from evo_subnets.racing import Rules, run_race
 from evo_subnets.runs.report import table
-from evo_subnets.tuning import Constant, Tuning, predict, tune
+from evo_subnets.schedules import Constant
+from evo_subnets.task import Task
+from evo_subnets.tuning import Tuning, tune
 
 MARGIN = 0.001
 
@@ -77,10 +80,10 @@ class Result:
 def main(args: Args) -> None:
     keep_freed_memory()
     torch.set_num_threads(args.threads)
-    dataset = load(args.dataset, args.root, args.validation)
+    dataset = load(args.dataset, args.root, validation=args.validation)
     dataset = replace(dataset, validation=repeated(dataset.validation, args.images))
     parent = trained(args, dataset)
-    halves = halves_by_doubt(parent, dataset.validation, dataset.augmentation)
+    halves = halves_by_doubt(parent, dataset.validation)
     name = Path(args.dataset.removeprefix("imagefolder:")).name
     sections = [
         f"{args.model} after {args.epochs} epochs on {name}, accuracy "
@@ -101,35 +104,36 @@ def repeated(images: Images, count: int) -> Images:
     )
     noise[: len(images)] = 0
     pixels = images.pixels.repeat(times, 1, 1, 1) + 32 * noise
-    return Images(pixels.clamp(0, 255).round().byte(), images.labels.repeat(times))
+    pixels = pixels.clamp(0, 255).round().byte()
+    return Images(pixels, images.labels.repeat(times), images.augmentation)
 
 
 def trained(args: Args, dataset: Dataset) -> nn.Module:
     channels, height, width = dataset.train.pixels.shape[1:]
-    parent = build(args.model, (channels, height, width), len(dataset.classes), seed=0)
+    parent = build(args.model, (channels, height, width), classes=len(dataset.classes), seed=0)
     tuning = Tuning(args.epochs, Constant(0.001), "adam")
-    tune(parent, dataset.train, dataset.augmentation, tuning, 0)
+    tune(parent, Task(dataset.train), tuning=tuning)
     return parent
 
 
 def correct(model: nn.Module, dataset: Dataset) -> Tensor:
     """(images,) 1.0 where the model is right."""
     images = dataset.validation
-    outputs = predict(model, images, dataset.augmentation, 100)
+    outputs = predict(model, images, batch_size=100)
     return (outputs.argmax(dim=1) == images.labels).float()
 
 
 def judged(args: Args, parent: nn.Module, dataset: Dataset, target: float) -> tuple[Tensor, float]:
     """(children, images) of what each child gets right, and the children's sigma."""
     inputs = dataset.augmentation.normalize(dataset.validation.pixels[:1000])
-    sigma = search_trust_region(parent, inputs, target).sigma
+    sigma = search_trust_region(parent, inputs, target=target).sigma
     rows: list[Tensor] = []
 
     def fitness(child: nn.Module) -> float:
         rows.append(correct(child, dataset))
         return 0.0
 
-    evaluate(parent, quads(args.pool, sigma, 0.5, seed=0), fitness)
+    evaluate(parent, quads(args.pool, sigma, density=0.5, seed=0), fitness=fitness)
     return torch.stack(rows), sigma
 
 
@@ -139,9 +143,9 @@ def races(args: Args, right: Tensor, halves: Tensor, title: str) -> str:
     kinds: dict[str, Callable[[Tensor, int], Result]] = {
         "hoeffding, confidence 0.95": race(args, Rules("hoeffding", 0.95, MARGIN)),
         "bernstein, confidence 0.95": race(args, Rules("bernstein", 0.95, MARGIN)),
-        "bernstein, in two halves": race(args, Rules("bernstein", 0.95, MARGIN), halves),
+        "bernstein, in two halves": race(args, Rules("bernstein", 0.95, MARGIN), strata=halves),
         "normal, confidence 0.97": race(args, Rules(margin=MARGIN)),
-        "normal, in two halves": race(args, Rules(margin=MARGIN), halves),
+        "normal, in two halves": race(args, Rules(margin=MARGIN), strata=halves),
     }
     results: dict[str, list[Result]] = {}
     for name, run in kinds.items():
@@ -189,8 +193,13 @@ def race(args: Args, rules: Rules, strata: Tensor | None = None) -> Callable[[Te
     def run(right: Tensor, seed: int) -> Result:
         found = run_race(
             lambda child, images: right[child, images],
-            len(right), right.shape[1], args.places, rules, strata, seed,
-        )  # fmt: skip
+            len(right),
+            samples=right.shape[1],
+            k=args.places,
+            rules=rules,
+            strata=strata,
+            seed=seed,
+        )
         looked_up = 0 if strata is None else right.shape[1]
         return Result(
             (sum(found.seen) + looked_up) / right.numel(), regret(right, list(found.chosen))

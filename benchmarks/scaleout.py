@@ -107,7 +107,7 @@ def dispatch(args: Args) -> str:
     """Seconds and bytes of a generation, in alternation."""
     parent = impala_actor(COBBE_WIDTHS, 2)
     length = sum(weight.numel() for weight in parent.parameters())
-    mutations = quads(args.children, 0.01, 0.2, 0)
+    mutations = quads(args.children, 0.01, density=0.2, seed=0)
     evaluator = Evaluator(parent, first_weight)
     shipped = Shipped(length)
     batch = SolutionBatch(shipped, args.children, empty=True)
@@ -171,7 +171,7 @@ def scaling(args: Args) -> str:
     inputs = torch.randn(args.images, 3, 32, 32, generator=generator)
     labels = torch.randint(0, 10, (args.images,), generator=generator)
     evaluator = Evaluator(build("lenet-m", seed=0), Accuracy(inputs, labels))
-    mutations = quads(args.population, 0.01, 0.5, 0)
+    mutations = quads(args.population, 0.01, density=0.5, seed=0)
     seconds: dict[int, list[float]] = {1: [], 2: []}
     tables = {}
     with Crew(evaluator, 1) as one, Crew(evaluator, 2) as two:

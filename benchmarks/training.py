@@ -19,13 +19,15 @@ from torch import Tensor, nn
 
 from benchmarks.timing import alternate, publish, ratios, spread
 from evo_subnets.data import Augmentation, Images, batches
-from evo_subnets.engines.memory import keep_freed_memory
+from evo_subnets.engines import keep_freed_memory
 from evo_subnets.methods import Pruning
 from evo_subnets.models import build
 from evo_subnets.pruning import Pruned
 from evo_subnets.runs.report import table
+from evo_subnets.schedules import Constant
 from evo_subnets.streams import derive_seed
-from evo_subnets.tuning import Constant, Tuning, tune
+from evo_subnets.task import Task
+from evo_subnets.tuning import Tuning, tune
 
 
 @dataclass(frozen=True)
@@ -50,15 +52,16 @@ def main(args: Args) -> None:
     generator = torch.Generator().manual_seed(0)
     count = 128 * args.steps
     pixels = torch.randint(0, 256, (count, 3, 32, 32), generator=generator, dtype=torch.uint8)
-    images = Images(pixels, torch.randint(0, 10, (count,), generator=generator))
-    augmentation = Augmentation((0.5,) * 3, (0.25,) * 3)
+    labels = torch.randint(0, 10, (count,), generator=generator)
+    images = Images(pixels, labels, Augmentation((0.5,) * 3, (0.25,) * 3))
+    task = Task(images)
     tuning = Tuning(1, Constant(0.001), "adam")
     drawn = torch.Generator().manual_seed(derive_seed(0, "images"))
-    ready = list(batches(images, 128, augmentation, drawn))
+    ready = list(batches(images, 128, generator=drawn))
     rows = []
     for name in args.models:
         module = build(name, seed=0)
-        check(module, ready, images, augmentation, tuning)
+        check(module, ready, task=task, tuning=tuning)
         pruning = Pruning("random")
         masks = pruning.masks(module, pruning.subnetworks(1, 0)[0])
         plain, ours, pruned = (copy.deepcopy(module) for _ in range(3))
@@ -66,10 +69,8 @@ def main(args: Args) -> None:
         seconds = alternate(
             {
                 "bare": partial(bare, plain, ready, tuning),
-                "tune": partial(tune, ours, images, augmentation, tuning),
-                "tune, pruned": partial(
-                    tune, pruned, images, augmentation, tuning, binding=binding
-                ),
+                "tune": partial(tune, ours, task, tuning=tuning),
+                "tune, pruned": partial(tune, pruned, task, tuning=tuning, binding=binding),
             },
             args.rounds,
         )
@@ -100,16 +101,14 @@ def bare(module: nn.Module, ready: list[tuple[Tensor, Tensor]], tuning: Tuning) 
 def check(
     module: nn.Module,
     ready: list[tuple[Tensor, Tensor]],
-    images: Images,
-    augmentation: Augmentation,
+    *,
+    task: Task,
     tuning: Tuning,
 ) -> None:
     """Both sides come to the same losses; this also warms them up."""
     plain, ours, means = copy.deepcopy(module), copy.deepcopy(module), []
     losses = bare(plain, ready, tuning)
-    tune(
-        ours, images, augmentation, tuning, on_epoch=lambda epoch, mean: means.append(mean)
-    )  # fmt: skip
+    tune(ours, task, tuning=tuning, on_epoch=lambda epoch, mean: means.append(mean))
     assert abs(losses.mean().item() / means[0] - 1) < 1e-3, (losses.mean(), means)
 
 

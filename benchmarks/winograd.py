@@ -2,7 +2,7 @@
 
     python benchmarks/winograd.py
 
-As in `side_by_side.forward_passes`, every thread has a batch of its own and one torch thread. The
+As in `side_by_side.ask_batches`, every thread has a batch of its own and one torch thread. The
 script first checks the outputs. Its table is where `fast_convolutions.FEWEST_PAIRS` comes from.
 """
 
@@ -15,7 +15,7 @@ import tyro
 from torch import Tensor
 
 from benchmarks.timing import alternate, publish, ratios, spread
-from evo_subnets.engines.memory import keep_freed_memory
+from evo_subnets.engines import keep_freed_memory
 from evo_subnets.engines.threads import share_out
 from evo_subnets.engines.winograd import convolve
 from evo_subnets.runs.report import table

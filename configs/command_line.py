@@ -49,7 +49,7 @@ def parse(parser: Callable[[], Args]) -> Args:
             raise
         words = " ".join(re.sub("[─│╭╮╰╯]", " ", caught.getvalue()).split())
         words = re.sub(
-            r"^.*?(Error parsing [\w-]+: |Parsing error |Unrecognized options (?=U))", "", words
+            r"^.*?(Error parsing [\w.-]+: |Parsing error |Unrecognized options (?=U))", "", words
         )
         words = re.sub(r" For full helptext.*$", "", words)
         print(f"error: {words} (--help lists the options)", file=sys.stderr)

@@ -1,13 +1,27 @@
-"""The papers' supervised experiments: which methods, at which budgets, and what was printed."""
+"""Nine tables and figures of Whitaker 2023, chapters 4 to 6, as presets; each says what it lacks.
 
-from collections.abc import Callable
+`docs/results.md` lists them beside those that are not there.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
-from evo_subnets.methods import Annealing, Pruning
-from evo_subnets.tuning import Constant, OneCycle, StepLinear, Tuning
-
-Kind = Literal["independent", "bagging", "sparse", "stochastic", "noisy"]
+from evo_subnets import Search
+from evo_subnets.methods import (
+    METHODS,
+    Annealing,
+    Bagging,
+    Independent,
+    Method,
+    Noisy,
+    Pruning,
+    Sparse,
+    Stochastic,
+)
+from evo_subnets.schedules import Constant, OneCycle, StepLinear
+from evo_subnets.tuning import Tuning
 
 
 @dataclass(frozen=True)
@@ -16,17 +30,10 @@ class Experiment:
 
     label: str
     """The method's name in the table, the curve's in the picture."""
-    kind: Kind
-    tuning: Tuning
-    """Of the networks, or of the children."""
-    members: int = 1
-    pruning: Pruning = Pruning()  # noqa: RUF009  # frozen
-    annealing: Annealing = Annealing()  # noqa: RUF009
+    method: Method
+    """Its seed is replaced by one of the table's."""
     dropout: float = 0.0
-    sigma: float | None = None
-    density: float = 0.5
-    elites: int = 8
-    """Of the noisy method; `members` is its population."""
+    """Of networks that it builds."""
     x: float | None = None
     """Where the point stands in the picture."""
     prefixes: tuple[int, ...] = ()
@@ -37,12 +44,14 @@ class Experiment:
 
 @dataclass(frozen=True)
 class Preset:
-    """A table or picture of a paper: experiments on the children of one parent."""
+    """A table or picture of a paper, or a part of one: experiments on one parent's children."""
 
     title: str
     source: str
     model: str
     parent: Tuning
+    budget: int
+    """Epochs of the one dense network in whose training the table measures training."""
     experiments: tuple[Experiment, ...]
     dataset: str = "cifar10"
     augment: bool = True
@@ -50,6 +59,8 @@ class Preset:
     validation: Literal["train", "test"] = "test"
     x_label: str = ""
     """Of the picture; empty for a bar a method."""
+    columns: tuple[Literal["vote", "divergence"], ...] = ()
+    """Further ones: accuracy of the vote, mean divergence of the members from the parent."""
 
 
 def adam(epochs: int) -> Tuning:
@@ -68,7 +79,7 @@ def one_cycle(epochs: int) -> Tuning:
 
 
 def small_budget(model: str = "lenet-l") -> Preset:
-    """Table 5.1: 16 epochs in all."""
+    """Table 5.1: 16 epochs in all; dropout for LeNets alone."""
     printed = {
         "lenet-l": ("70.29 ± 0.21", "70.06 ± 0.32", "70.97 ± 0.13", "75.51 ± 0.06", "75.75 ± 0.06"),
         "resnet-18": (
@@ -79,11 +90,11 @@ def small_budget(model: str = "lenet-l") -> Preset:
         ),
     }.get(model, ("",) * 5)  # fmt: skip
     experiments = [
-        Experiment("independent", "independent", adam(16)),
-        Experiment("dropout", "independent", adam(16), dropout=0.5),
-        Experiment("bagging", "bagging", adam(2), 8),
-        Experiment("random", "sparse", adam(1), 8, Pruning("random")),
-        Experiment("halves", "sparse", adam(1), 8, Pruning("halves")),
+        Experiment("independent", Independent(1, adam(16))),
+        Experiment("dropout", Independent(1, adam(16)), dropout=0.5),
+        Experiment("bagging", Bagging(8, 0.9, adam(2))),
+        Experiment("random", Sparse(8, Pruning("random"), adam(1))),
+        Experiment("halves", Sparse(8, Pruning("halves"), adam(1))),
     ]
     rows = [replace(row, published=text) for row, text in zip(experiments, printed, strict=True)]
     if not model.startswith("lenet"):  # the only ones that take dropout after every layer
@@ -93,23 +104,27 @@ def small_budget(model: str = "lenet-l") -> Preset:
         "Whitaker 2023, table 5.1",
         model,
         adam(8),
+        16,
         tuple(rows),
         augment=False,
     )
 
 
 def large_budget(model: str = "wrn-28-10") -> Preset:
-    """Tables 5.2 and 6.2: 200 epochs."""
+    """Of tables 5.2 and 6.2, 200 epochs, the independent network, halves and annealed halves."""
     published = ("96.0", "96.5", "96.7") if model == "wrn-28-10" else ("",) * 3
     return Preset(
         "Large training budget: 200 epochs, ensembles of 6",
-        "Whitaker 2023, tables 5.2 and 6.2",
+        "Whitaker 2023, of tables 5.2 and 6.2",
         model,
         sgd(140),
+        200,
         (
-            Experiment("independent", "independent", sgd(200), published=published[0]),
-            Experiment("halves", "sparse", one_cycle(10), 6, published=published[1]),
-            Experiment("annealed halves", "stochastic", one_cycle(10), 6, published=published[2]),
+            Experiment("independent", Independent(1, sgd(200)), published=published[0]),
+            Experiment("halves", Sparse(6, tuning=one_cycle(10)), published=published[1]),
+            Experiment(
+                "annealed halves", Stochastic(6, tuning=one_cycle(10)), published=published[2]
+            ),
         ),
     )
 
@@ -122,10 +137,12 @@ def partitions(model: str = "wrn-28-10") -> Preset:
         "Whitaker 2023, table 5.3",
         model,
         sgd(140),
+        200,
         tuple(
             Experiment(
-                f"parts of 1/{k}", "sparse", one_cycle(10), 6,
-                Pruning("parts", 1 - 1 / k, classifier=True), published=printed,
+                f"parts of 1/{k}",
+                Sparse(6, Pruning("parts", 1 - 1 / k, classifier=True), one_cycle(10)),
+                published=printed,
             )
             for k, printed in zip((2, 3, 6), published, strict=True)
         ),
@@ -135,7 +152,7 @@ def partitions(model: str = "wrn-28-10") -> Preset:
 def annealing(
     model: str = "lenet-m", sparsities: tuple[float, ...] = (0.95, 0.98), epochs: int = 5
 ) -> Preset:
-    """Table 6.1: one child, tuned while or after it is pruned."""
+    """Of table 6.1 random pruning at two sparsities: a child, tuned while or after it is pruned."""
     steps = max(1, round(epochs * 0.5))
     ways = {
         "one-shot": Annealing("one-shot"),
@@ -146,12 +163,14 @@ def annealing(
     tunings = {"constant": Tuning(epochs, Constant(0.01)), "one-cycle": one_cycle(epochs)}
     return Preset(
         f"One child, {epochs} tuning epochs, {steps} of them pruning or annealing",
-        "Whitaker 2023, table 6.1 (there ResNet-18 on CIFAR-100, 20 tuning epochs)",
+        "Whitaker 2023, of table 6.1 (there ResNet-18 on CIFAR-100, 20 tuning epochs)",
         model,
         sgd(10),
+        10 + epochs,
         tuple(
             Experiment(
-                f"{way}, {rate}", "stochastic", tuning, 1, Pruning("random", sparsity), options,
+                f"{way}, {rate}",
+                Stochastic(1, options, Pruning("random", sparsity), tuning),
                 x=sparsity,
             )
             for rate, tuning in tunings.items()
@@ -163,14 +182,15 @@ def annealing(
 
 
 def sparsity(model: str = "lenet-m") -> Preset:
-    """Figure 5.4, left: the children's sparsity."""
+    """Figure 5.4, left: the children's sparsity; one of its three networks a run."""
     return Preset(
         "Sparsity of 8 children, 3 tuning epochs",
         "Whitaker 2023, figure 5.4, left",
         model,
         adam(10),
+        34,
         tuple(
-            Experiment(model, "sparse", adam(3), 8, Pruning("random", s, scope="global"), x=s)
+            Experiment(model, Sparse(8, Pruning("random", s, scope="global"), adam(3)), x=s)
             for s in (0.1, 0.3, 0.5, 0.7, 0.9)
         ),
         augment=False,
@@ -185,8 +205,9 @@ def structure(model: str = "lenet-l") -> Preset:
         "Whitaker 2023, figure 5.4, right",
         model,
         adam(10),
+        34,
         tuple(
-            Experiment(unit, "sparse", adam(3), 8, Pruning("random", s, unit), x=s)
+            Experiment(unit, Sparse(8, Pruning("random", s, unit), adam(3)), x=s)
             for unit in ("connections", "neurons")
             for s in (0.1, 0.3, 0.5, 0.7, 0.9)
         ),
@@ -203,28 +224,28 @@ def ensemble_size(model: str = "lenet-m") -> Preset:
         "Whitaker 2023, figure 5.5, left",
         model,
         adam(10),
-        (Experiment(model, "sparse", adam(1), 128, Pruning("random"), prefixes=sizes),),
+        10,
+        (Experiment(model, Sparse(128, Pruning("random"), adam(1)), prefixes=sizes),),
         augment=False,
         x_label="ensemble size",
     )
 
 
 def mutation(model: str = "lenet-l") -> Preset:
-    """Figure 4.3: sigma and sparsity of mutations, the best 4 of 16."""
+    """Figure 4.3: sigma and sparsity of mutations, the best 4 of 16; on a smaller network."""
     return Preset(
         "Mutations: the best 4 of 16 children",
         "Whitaker 2023, figure 4.3 (there WideResNet-28-10, parents of 100 epochs)",
         model,
         sgd(10),
+        10,
         tuple(
-            Experiment(
-                f"sparsity {s:g}", "noisy", sgd(1), 16, sigma=sigma, density=1 - s, elites=4,
-                x=sigma,
-            )
+            Experiment(f"sparsity {s:g}", Noisy(Search(16, 4, sigma, 1 - s)), x=sigma)
             for s in (0.0, 0.5, 0.9, 0.99)
             for sigma in (0.001, 0.003, 0.01, 0.02, 0.03, 0.05)
         ),
         x_label="sigma",
+        columns=("vote", "divergence"),
     )  # fmt: skip
 
 
@@ -240,21 +261,30 @@ PRESETS: dict[str, Callable[..., Preset]] = {
 }
 
 
+def of_methods(names: Sequence[str], model: str) -> Preset:
+    """Methods with the options that they have by themselves, on one parent of 8 epochs."""
+    unknown = [name for name in names if name not in METHODS]
+    if unknown:
+        raise ValueError(f"there are no methods {unknown}; there are {list(METHODS)}")
+    return Preset(
+        f"Methods as they are: {', '.join(names)}",
+        "no table of a paper",
+        model,
+        adam(8),
+        16,
+        tuple(Experiment(name, METHODS[name]()) for name in names),
+        columns=("vote", "divergence"),
+    )
+
+
 def tiny(preset: Preset) -> Preset:
-    """The same preset, small enough for a test: one epoch of everything, two or four members."""
+    """The same preset, small enough for a test: one epoch of everything, the fewest members."""
 
     def shrink(row: Experiment) -> Experiment:
-        share = row.pruning.parts
-        members = {"noisy": 4, "independent": 1}.get(
-            row.kind, max(2, share) if row.members > 1 else 1
-        )
         return replace(
             row,
-            tuning=replace(row.tuning, epochs=1),
-            annealing=replace(row.annealing, epochs=1),
-            members=members,
+            method=shrunk(row.method),
             dropout=0.0,  # the tiny model takes none
-            elites=2,
             prefixes=(1, 2) if row.prefixes else (),
             published="",
         )
@@ -262,7 +292,30 @@ def tiny(preset: Preset) -> Preset:
     return replace(
         preset,
         parent=replace(preset.parent, epochs=1),
+        budget=1,
         experiments=tuple(map(shrink, preset.experiments)),
         dataset="digits",
         model="mlp-32-16",
     )
+
+
+def shrunk(method: Method) -> Method:
+    """The same method at its cheapest: whatever options it has of the kinds that cost."""
+    small: dict[str, Any] = {}
+    for field in dataclasses.fields(method):  # type: ignore[arg-type]
+        option = getattr(method, field.name)
+        if isinstance(option, Tuning):
+            small[field.name] = replace(option, epochs=1)
+        elif isinstance(option, Annealing) and option.start != "one-shot":
+            small[field.name] = replace(option, annealing_epochs=1)
+        elif isinstance(option, Search):
+            small[field.name] = replace(option, population_size=4, ensemble_size=2)
+    names = {field.name for field in dataclasses.fields(method)}  # type: ignore[arg-type]
+    if "ensemble_size" not in names:
+        return replace(method, **small)  # type: ignore[type-var]
+    for size in range(min(2, method.ensemble_size), method.ensemble_size):
+        try:
+            return replace(method, **small, ensemble_size=size)  # type: ignore[type-var]
+        except ValueError:  # parts come in sets
+            continue
+    return replace(method, **small)  # type: ignore[type-var]

@@ -1,13 +1,10 @@
 """Where children are evaluated and tuned: options that change no result."""
 
-from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
 
-from evo_subnets.evolution import Mapper
-from evo_subnets.methods.trained import OnEpoch
 from evo_subnets.workers import Here, Ray, Workers
 
 
@@ -36,24 +33,6 @@ class WorkerArgs:
         if not self.workers:
             return Here()
         return Ray(self.workers, self.gpus_per_worker, self.ray_address)
-
-    def training(
-        self, on_epoch: OnEpoch, on_member: Callable[[str], None]
-    ) -> tuple[OnEpoch | None, Mapper]:
-        """What is told of epochs, and where the members of an ensemble are trained.
-
-        Other processes tell of whole members alone, through `on_member`.
-        """
-        mapper = self.chosen.map
-        if not self.workers:
-            return on_epoch, mapper
-
-        def told(work: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[tuple[int, Any]]:
-            for index, result in mapper(work, items):
-                on_member(f"member {index + 1} of {len(items)}")
-                yield index, result
-
-        return None, told
 
 
 WorkerOptions = Annotated[WorkerArgs, tyro.conf.arg(name="")]

@@ -2,9 +2,13 @@
 
 from evo_subnets.ensemble import Ensemble
 from evo_subnets.evolution import Child, Evolution, PopulationError, evaluate, evolve, select
-from evo_subnets.mutation import Mutation, independent, materialize, materialize_siblings, quads
+from evo_subnets.mutation import Mutation, materialize, materialize_siblings, quads, singles
+from evo_subnets.runs import Run
+from evo_subnets.search import Search
 from evo_subnets.subnetworks import Params, Subnetwork, halves, parameters, parts
+from evo_subnets.task import Task
 from evo_subnets.trust_region import TrustRegion, divergence, search_trust_region
+from evo_subnets.workers import Here, Ray
 
 __version__ = "0.1.0"
 
@@ -12,16 +16,20 @@ __all__ = [
     "Child",
     "Ensemble",
     "Evolution",
+    "Here",
     "Mutation",
     "Params",
     "PopulationError",
+    "Ray",
+    "Run",
+    "Search",
     "Subnetwork",
+    "Task",
     "TrustRegion",
     "divergence",
     "evaluate",
     "evolve",
     "halves",
-    "independent",
     "materialize",
     "materialize_siblings",
     "parameters",
@@ -29,4 +37,5 @@ __all__ = [
     "quads",
     "search_trust_region",
     "select",
+    "singles",
 ]

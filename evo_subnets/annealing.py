@@ -32,7 +32,9 @@ def decayed(decay: Decay, fraction: float) -> float:
     raise ValueError(f"decay must be 'linear', 'cosine' or 'exponential', got {decay!r}")
 
 
-def random_probabilities(masks: Mapping[str, Tensor], seed: int, opposed: bool = False) -> Params:
+def random_probabilities(
+    masks: Mapping[str, Tensor], seed: int, *, opposed: bool = False
+) -> Params:
     """A uniform start (section 6.2.1): every weight is active with a probability u of its own.
 
     u is the draw of `Subnetwork(seed, ...)`; a weight anneals to 1 where `masks` is True. `opposed`
@@ -46,7 +48,7 @@ def random_probabilities(masks: Mapping[str, Tensor], seed: int, opposed: bool =
 
 
 def temperature_probabilities(
-    masks: Mapping[str, Tensor], temperature: float, both: bool = False
+    masks: Mapping[str, Tensor], temperature: float, *, both: bool = False
 ) -> Params:
     """`temperature` for the weights outside the masks, 1 inside (section 6.2.2, eq. 6.6).
 
@@ -64,6 +66,7 @@ def temperature_probabilities(
 def gaussian_probabilities(
     masks: Mapping[str, Tensor],
     seed: int,
+    *,
     outside: tuple[float, float] = (0.25, 0.1),
     inside: tuple[float, float] = (0.75, 0.1),
 ) -> Params:
@@ -93,6 +96,7 @@ class Annealed:
         self,
         module: nn.Module,
         masks: Masks,
+        *,
         probabilities: Params,
         epochs: float,
         decay: Decay = "cosine",

@@ -1,6 +1,5 @@
 """Members' predictions combined into one (Whitaker 2023, section 3.2.5)."""
 
-import contextlib
 import copy
 import dataclasses
 import math
@@ -12,12 +11,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from evo_subnets import files
-from evo_subnets.engines.side_by_side import (
-    may_go,
-    rows_that_pay,
-    side_by_side,
-)
+from evo_subnets import engines, files
 from evo_subnets.mutation import Mutation, materialize
 from evo_subnets.subnetworks import Include, Params, included, parameters
 
@@ -42,6 +36,11 @@ class Ensemble(nn.Module):
     combine: "mean" averages the members' softmax probabilities, "logits" their logits, "vote"
     counts their most likely classes (so that a class without a vote has log-probability -inf).
     `weights`, one for each member, make any of these a weighted mean.
+
+    `side_by_side`: on a CPU members may have a thread each, where that is faster, and see the batch
+    in slices. For members of which a row's output does not depend on the other rows, and that have
+    no hooks, draw no random numbers and keep nothing in a forward pass; and where no mode or
+    transform of torch is on.
     """
 
     weights: Tensor
@@ -50,7 +49,9 @@ class Ensemble(nn.Module):
         self,
         members: Sequence[nn.Module],
         combine: Combine = "mean",
+        *,
         weights: Sequence[float] | None = None,
+        side_by_side: bool = False,
     ) -> None:
         super().__init__()
         if not members:
@@ -68,7 +69,7 @@ class Ensemble(nn.Module):
         self.register_buffer("weights", torch.tensor(given) / math.fsum(given), persistent=False)
         self.given_weights = given  # as given: normalising them twice moves them
         self.recipe: Recipe | None = None
-        self._rows_that_pay = rows_that_pay(self.members)  # type: ignore[arg-type]
+        self.side_by_side = side_by_side
         self.eval()
 
     @classmethod
@@ -76,10 +77,12 @@ class Ensemble(nn.Module):
         cls,
         module: nn.Module,
         mutations: Sequence[Mutation],
+        *,
         include_parent: bool = False,
         combine: Combine = "mean",
         weights: Sequence[float] | None = None,
         include: Include = None,
+        side_by_side: bool = False,
     ) -> "Ensemble":
         """The children of `module`, each a module of its own; with `include_parent` it comes first.
 
@@ -91,28 +94,18 @@ class Ensemble(nn.Module):
         members = [copy.deepcopy(module)] if include_parent else []
         for mutation in mutations:
             member = copy.deepcopy(module)
-            materialize(parent, mutation, parameters(member), names)
+            materialize(parent, mutation, out=parameters(member), include=names)
             members.append(member)
-        ensemble = cls(members, combine, weights)
+        ensemble = cls(members, combine=combine, weights=weights, side_by_side=side_by_side)
         state = {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
         ensemble.recipe = Recipe(state, tuple(names), tuple(mutations), include_parent)
         return ensemble
 
     def member_logits(self, *inputs: Tensor) -> Tensor:
-        """(members, batch, classes): what each member says.
-
-        Without gradients, on a CPU, they are asked side by side where that is faster, in slices of
-        the batch: a row's output must not depend on the other rows.
-        """
-        if may_go(self.members, inputs) and len(inputs[0]) in self._rows_that_pay:  # type: ignore[arg-type]
-            with contextlib.suppress(RuntimeError):  # `view` of a channels-last picture, perhaps
-                return side_by_side(self.members, inputs)  # type: ignore[arg-type]
-            outputs = self._in_turn(inputs)
-            self._rows_that_pay = range(0)  # it was not the inputs' fault
-            return outputs
-        return self._in_turn(inputs)
-
-    def _in_turn(self, inputs: Sequence[Tensor]) -> Tensor:
+        """(members, batch, classes): what each member says."""
+        found = engines.ask_members(self.members, inputs) if self.side_by_side else None
+        if found is not None:
+            return found
         return torch.stack([member(*inputs) for member in self.members])
 
     def forward(self, *inputs: Tensor) -> Tensor:
@@ -178,10 +171,10 @@ class Ensemble(nn.Module):
             }
             files.load_state(path, member, state)
             members.append(member)
-        return cls(members, description["combine"], description["weights"])
+        return cls(members, combine=description["combine"], weights=description["weights"])
 
     @classmethod
-    def load(cls, path: str | Path, module: nn.Module, restore: bool = False) -> "Ensemble":
+    def load(cls, path: str | Path, module: nn.Module, *, restore: bool = False) -> "Ensemble":
         """The ensemble of a file that `save` wrote, on `module`'s device.
 
         `module` must be the parent: a ValueError says so if its weights are others. With `restore`
@@ -225,8 +218,8 @@ class Ensemble(nn.Module):
         return cls.from_mutations(
             parent,
             mutations,
-            description["include_parent"],
-            description["combine"],
-            description["weights"],
-            description["include"],
+            include_parent=description["include_parent"],
+            combine=description["combine"],
+            weights=description["weights"],
+            include=description["include"],
         )

@@ -1,37 +1,35 @@
 """The evolution-strategy engine: mutate, evaluate, select (Whitaker 2023, algorithm 1)."""
 
+import contextlib
 import copy
 import math
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from functools import cached_property, partial
 from itertools import chain
-from typing import Any
 
 import torch
 from torch import nn
 
+from evo_subnets import files
 from evo_subnets.ensemble import Ensemble
-from evo_subnets.mutation import Mutation, check_density, materialize, quads
-from evo_subnets.streams import derive_seed
+from evo_subnets.mutation import Mutation, materialize
+from evo_subnets.runs import Run
+from evo_subnets.search import Search
 from evo_subnets.subnetworks import Include, Params, included, parameters
 from evo_subnets.workers import Here, Workers
 
 Fitness = Callable[[nn.Module], float]
 """A model to its fitness on validation data. Higher is better."""
-Mapper = Callable[[Callable[[Any], Any], Sequence[Any]], Iterator[tuple[int, Any]]]
-"""Work and items to (index of an item, its result) as they come, in any order.
-
-`map` of `workers.Here()` and `workers.Ray(4)`, for example.
-"""
-
-Sampler = Callable[[int, float, float, int], list[Mutation]]
-"""population_size, sigma, density and seed to mutations: `quads`, `independent`, or another."""
 
 
 class PopulationError(ValueError):
     """More than half of a generation failed."""
+
+
+HERE = Here()
+NOTHING_KEPT = Run.none()
 
 
 @dataclass(frozen=True)
@@ -66,7 +64,7 @@ class Evaluator:
     A child whose fitness raises or is NaN fails.
     """
 
-    def __init__(self, module: nn.Module, fitness: Fitness, include: Include = None) -> None:
+    def __init__(self, module: nn.Module, fitness: Fitness, *, include: Include = None) -> None:
         self.module, self.fitness = module, fitness
         self.names = included(parameters(module), include)
 
@@ -79,7 +77,7 @@ class Evaluator:
 
     def _build(self, mutation: Mutation, work: nn.Module) -> nn.Module:
         # parameters are asked for each time: a fitness that moves the module makes them others
-        materialize(self._weights, mutation, parameters(work), self.names)
+        materialize(self._weights, mutation, out=parameters(work), include=self.names)
         with torch.no_grad():
             for own, buffer in zip(work.buffers(), self.module.buffers(), strict=True):
                 own.copy_(buffer)
@@ -97,11 +95,12 @@ class Evaluator:
 def evaluate(
     module: nn.Module,
     mutations: Sequence[Mutation],
+    *,
     fitness: Fitness,
     include: Include = None,
     on_child: Callable[[Child], None] | None = None,
     done: Sequence[Child] = (),
-    workers: Workers = Here(),
+    workers: Workers = HERE,
 ) -> list[Child]:
     """The children of `module` with their fitness, in the order of `mutations`.
 
@@ -109,16 +108,21 @@ def evaluate(
     than half of them have failed: a PopulationError then says why. `on_child` sees each child as
     it comes. `done`: children of an earlier, interrupted run, which are not evaluated again.
 
-    `workers`: where children are evaluated, with the same results. On others than `Here()` a child
-    that kills its workers fails.
+    `workers`: `Here()` evaluates in this process, `Ray(n)` in n others, with the same results (they
+    use one thread each, and the number of threads can move a last digit). A worker that dies is
+    replaced and its children are evaluated again; a child that kills its workers fails. The fitness
+    travels there by cloudpickle, so it must hold no open files or environments, and its random
+    numbers must come from seeds of its own. An OSError says that no Ray answers.
     """
-    evaluated = partial(workers.map, Evaluator(module, fitness, include), lost=lost_child)
-    return gather(mutations, evaluated, on_child, done)
+    evaluator = Evaluator(module, fitness, include=include)
+    evaluated = partial(workers.map, evaluator, lost=lost_child)
+    return gather(mutations, evaluated, on_child=on_child, done=done)
 
 
 def gather(
     mutations: Sequence[Mutation],
     evaluated: Callable[[Sequence[Mutation]], Iterator[tuple[int, Child]]],
+    *,
     on_child: Callable[[Child], None] | None = None,
     done: Sequence[Child] = (),
 ) -> list[Child]:
@@ -130,9 +134,8 @@ def gather(
     known = {child.mutation: child for child in done}
     children = {i: known[mutation] for i, mutation in enumerate(mutations) if mutation in known}
     missing = [i for i in range(len(mutations)) if i not in children]
-    coming = evaluated([mutations[i] for i in missing])
     failed = []
-    try:
+    with contextlib.closing(_results(evaluated, [mutations[i] for i in missing])) as coming:
         for i, child in chain(list(children.items()), ((missing[j], child) for j, child in coming)):
             children[i] = child
             if on_child is not None:
@@ -145,10 +148,15 @@ def gather(
                     f"more than half of the children failed, {len(failed)} of {len(mutations)} "
                     f"so far, most often with: {reason}"
                 )
-    finally:
-        if isinstance(coming, Generator):
-            coming.close()  # its workers end with it
     return [children[i] for i in range(len(mutations))]
+
+
+def _results(
+    evaluated: Callable[[Sequence[Mutation]], Iterator[tuple[int, Child]]],
+    mutations: Sequence[Mutation],
+) -> Generator[tuple[int, Child], None, None]:
+    """What `evaluated` gives; closed, it ends the processes that are still at work."""
+    yield from evaluated(mutations)
 
 
 def lost_child(mutation: Mutation) -> Child:
@@ -169,37 +177,22 @@ def select(children: Sequence[Child], k: int) -> list[Child]:
 class Evolution:
     """A population around one parent: `ask` for mutations, `tell` their children, take the best.
 
-        evolution = Evolution(module, population_size=16, ensemble_size=8, sigma=0.01)
-        evolution.tell(evaluate(module, evolution.ask(), fitness))
+        evolution = Evolution(module, search)
+        evolution.tell(evaluate(module, evolution.ask(), fitness=fitness))
         ensemble = evolution.ensemble
 
     Every further `ask` gives another generation of the same parent, to choose from more children.
     """
 
-    def __init__(
-        self,
-        module: nn.Module,
-        population_size: int = 16,
-        ensemble_size: int = 8,
-        sigma: float = 0.01,
-        density: float = 0.5,
-        seed: int = 0,
-        include: Include = None,
-        sample: Sampler = quads,
-    ) -> None:
-        if ensemble_size < 1:
-            raise ValueError(f"ensemble_size must be at least 1, got {ensemble_size}")
-        check_density(density)
-        self.module, self.include, self.sample = module, include, sample
-        self.population_size, self.ensemble_size = population_size, ensemble_size
-        self.sigma, self.density, self.seed = sigma, density, seed
+    def __init__(self, module: nn.Module, search: Search) -> None:
+        search.mutations()  # a search whose sigma is not known is refused now
+        self.module, self.search = module, search
         self.generation = 0
         self.children: list[Child] = []
 
     def ask(self) -> list[Mutation]:
         """The mutations of the next generation."""
-        seed = self.seed if self.generation == 0 else derive_seed(self.seed, "g", self.generation)
-        mutations = self.sample(self.population_size, self.sigma, self.density, seed)
+        mutations = self.search.mutations(self.generation)
         self.generation += 1
         return mutations
 
@@ -214,53 +207,85 @@ class Evolution:
         if not alive:
             reasons = {child.reason for child in self.children}
             raise ValueError(f"no child can be chosen: all {len(self.children)} failed ({reasons})")
-        return select(alive, min(self.ensemble_size, len(alive)))
+        return select(alive, min(self.search.ensemble_size, len(alive)))
 
     def model(self, child: Child) -> nn.Module:
         """A child as a module of its own."""
-        only = Ensemble.from_mutations(self.module, [child.mutation], include=self.include)
-        return only.members[0]
+        return self._ensemble([child]).members[0]
 
     @property
     def ensemble(self) -> Ensemble:
         """The elites as one model."""
-        mutations = [child.mutation for child in self.elites]
-        return Ensemble.from_mutations(self.module, mutations, include=self.include)
+        return self._ensemble(self.elites)
+
+    def _ensemble(self, children: Sequence[Child]) -> Ensemble:
+        mutations = [child.mutation for child in children]
+        return Ensemble.from_mutations(self.module, mutations, include=self.search.include)
 
 
 def evolve(
     module: nn.Module,
     fitness: Fitness,
-    population_size: int = 16,
-    ensemble_size: int = 8,
-    sigma: float = 0.01,
-    density: float = 0.5,
-    seed: int = 0,
-    include: Include = None,
+    *,
+    search: Search,
     on_child: Callable[[Child], None] | None = None,
-    workers: Workers = Here(),
-    sample: Sampler = quads,
+    run: Run = NOTHING_KEPT,
+    workers: Workers = HERE,
 ) -> Evolution:
     """One generation of children, evaluated; the result has `.children`, `.elites`, `.ensemble`.
 
-    `workers`: where they are evaluated. Take `sigma` from `search_trust_region`: what is small for
-    one network destroys another.
+    Take the search from `search_trust_region`: a sigma that is small for one network destroys
+    another. `run` keeps every child, so that the same call goes on where an earlier one was
+    stopped; `workers`: where children are evaluated, see `evaluate`.
     """
-    if ensemble_size > population_size:
-        raise ValueError(
-            "ensemble_size must not exceed population_size, "
-            f"got {ensemble_size} > {population_size}"
+    evolution = Evolution(module, search)
+    run.ask("evolve", {**search.about(), "parent": files.fingerprint(module.state_dict())})
+    mutations = evolution.ask()
+    with run.bar("children", len(mutations)) as advance:
+
+        def told(child: Child) -> None:
+            keep_child(run, child)
+            advance(1, f"fitness {child.fitness:.4g}")
+            if on_child is not None:
+                on_child(child)
+
+        children = evaluate(
+            module,
+            mutations,
+            fitness=fitness,
+            include=search.include,
+            on_child=told,
+            done=kept_children(run),
+            workers=workers,
         )
-    evolution = Evolution(
-        module, population_size, ensemble_size, sigma, density, seed, include, sample
-    )
-    children = evaluate(
-        module,
-        evolution.ask(),
-        fitness,
-        include,
-        on_child,
-        workers=workers,
-    )
     evolution.tell(children)
+    show_fitness(run, children)
     return evolution
+
+
+def keep_child(run: Run, child: Child, *, name: str = "children") -> None:
+    """Writes a child into the run's journal, at once."""
+    recipe = " ".join(map(repr, astuple(child.mutation)))
+    run.record(name, recipe, {"fitness": child.fitness, "reason": child.reason})
+
+
+def kept_children(run: Run, *, name: str = "children") -> list[Child]:
+    """The children that an earlier part of the run has kept."""
+    children = []
+    for recipe, record in run.records(name).items():
+        try:
+            seed, *numbers = recipe.split(" ")
+            mutation = Mutation(int(seed), *map(float, numbers))
+            children.append(Child(mutation, float(record["fitness"]), record["reason"]))
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise files.StorageError(
+                f"{run.folder}: {name} of the journal holds no children ({error}); --overwrite "
+                "starts afresh"
+            ) from None
+    return children
+
+
+def show_fitness(run: Run, children: Sequence[Child]) -> None:
+    """The distribution of a generation's fitness in TensorBoard."""
+    fitness = [child.fitness for child in children if not child.failed]
+    run.histogram("children/fitness", fitness)

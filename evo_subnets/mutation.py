@@ -1,16 +1,15 @@
 """ξ as noise on a subnetwork: children as four numbers (Whitaker 2023, section 4.2)."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from evo_subnets.engines import philox_cpu as kernel
-from evo_subnets.engines import philox_gpu as cuda_kernel
-from evo_subnets.engines.philox_cpu import Draw, Recipe
-from evo_subnets.streams import LEVELS, check_seed, chunk_size, derive_seed
+from evo_subnets import engines
+from evo_subnets.draws import CarryOut, Change, Draw, draw_plainly
+from evo_subnets.streams import check_seed, chunk_size, derive_seed
 from evo_subnets.subnetworks import Include, Params, Subnetwork, complement, included
 
 
@@ -59,7 +58,7 @@ def check_density(density: float) -> float:
     return density
 
 
-def quads(population_size: int, sigma: float, density: float, seed: int) -> list[Mutation]:
+def quads(population_size: int, sigma: float, *, density: float, seed: int) -> list[Mutation]:
     """Children in fours that share a seed: a mutation, its partner, and the mirrors of both.
 
     Whitaker 2023, eq. 4.8 to 4.11. The partners perturb a fraction 1 - density. At density 1 there
@@ -81,7 +80,7 @@ def quads(population_size: int, sigma: float, density: float, seed: int) -> list
     return population
 
 
-def independent(population_size: int, sigma: float, density: float, seed: int) -> list[Mutation]:
+def singles(population_size: int, sigma: float, *, density: float, seed: int) -> list[Mutation]:
     """Children that share nothing, each with noise on a fraction `density` (algorithm 1)."""
     if population_size < 1:
         raise ValueError(f"population_size must be at least 1, got {population_size}")
@@ -94,6 +93,7 @@ def independent(population_size: int, sigma: float, density: float, seed: int) -
 def materialize(
     parent: Mapping[str, Tensor],
     mutation: Mutation,
+    *,
     out: Params | None = None,
     include: Include = None,
 ) -> Params:
@@ -103,13 +103,16 @@ def materialize(
     and it is returned. Parameters that are not mutated are the parent's own tensors, copied only
     where `out` already holds another tensor for them. `include`: see `subnetworks.Include`.
     """
-    return materialize_siblings(parent, [mutation], [{} if out is None else out], include)[0]
+    return materialize_siblings(
+        parent, [mutation], outs=[{} if out is None else out], include=include
+    )[0]
 
 
 @torch.no_grad()
 def materialize_siblings(
     parent: Mapping[str, Tensor],
     mutations: Sequence[Mutation],
+    *,
     outs: Sequence[Params] | None = None,
     include: Include = None,
 ) -> list[Params]:
@@ -127,13 +130,13 @@ def materialize_siblings(
     elements = Counter[torch.device]()
     for name in names:
         elements[parent[name].device] += parent[name].numel()
-    engines = {device: _engine(device, count) for device, count in elements.items()}
-    draws: dict[Engine, list[Draw]] = {engine: [] for engine in engines.values()}
+    ways = {device: fastest(device, count) for device, count in elements.items()}
+    draws: dict[CarryOut, list[Draw]] = {way: [] for way in ways.values()}
     for name, weight in parent.items():
         if name in names:
             buffers = [_buffer(out, name, weight) for out in outs]
-            engine = engines[weight.device]
-            draws[engine] += _draws(name, weight, mutations, buffers, engine)
+            way = ways[weight.device]
+            draws[way] += _draws(name, weight, mutations, buffers, way)
             continue
         for out in outs:
             held = out.get(name)
@@ -141,23 +144,18 @@ def materialize_siblings(
                 out[name] = weight
             else:
                 held.copy_(weight)
-    for engine, left in draws.items():
-        engine(left)
+    for way, left in draws.items():
+        way(left)
     return list(outs)
 
 
-Engine = Callable[[Iterable[Draw]], None]
-"""What carries draws out."""
 COMPILED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+"""Of weights whose children engines can draw, in float32."""
 
 
-def _engine(device: torch.device, elements: int) -> Engine:
-    """The fastest that there is for so many elements on this device; all give the same bits."""
-    if device.type == "cpu" and kernel.available(elements):
-        return kernel.perturb
-    if device.type == "cuda" and cuda_kernel.available(device):
-        return cuda_kernel.perturb
-    return kernel.draw_plainly
+def fastest(device: torch.device, elements: int) -> CarryOut:
+    """The fastest way there is to draw so many elements on this device; all give the same bits."""
+    return engines.perturb(device, elements) or draw_plainly
 
 
 def _same_memory(a: Tensor, b: Tensor) -> bool:
@@ -181,26 +179,22 @@ def _draws(
     weight: Tensor,
     mutations: Sequence[Mutation],
     outs: Sequence[Tensor],
-    engine: Engine,
+    way: CarryOut,
 ) -> list[Draw]:
     """The children of one parameter, to be drawn with those of others; none where the weights need
     a float32 copy, a part of them at a time: then they are drawn at once."""
     seed = mutations[0].seed
-    intervals = [mutation.subnetwork.interval for mutation in mutations]
-    recipes = [
-        Recipe(interval.low % LEVELS, interval.width, mutation.sigma)
-        for interval, mutation in zip(intervals, mutations, strict=True)
-    ]
+    changes = [Change(each.subnetwork.interval, each.sigma) for each in mutations]
     if all(_is_plain(tensor) for tensor in (weight, *outs)):
-        return [Draw(name, weight, outs, seed, recipes)]
-    engine = engine if weight.dtype in COMPILED_DTYPES else kernel.draw_plainly
+        return [Draw(name, weight, outs, seed, changes)]
+    way = way if weight.dtype in COMPILED_DTYPES else draw_plainly
     flat = weight.reshape(-1)  # elements are numbered row-major whatever the memory format
     flat_outs = [out.view(-1) if out.is_contiguous() else torch.empty_like(flat) for out in outs]
     wide, chunk = torch.promote_types(weight.dtype, torch.float32), chunk_size(weight.device)
     for start in range(0, flat.numel(), chunk):
         part = flat[start : start + chunk].to(wide)
         children = [torch.empty_like(part) for _ in mutations]
-        engine([Draw(name, part, children, seed, recipes, start)])
+        way([Draw(name, part, children, seed, changes, start)])
         for child, flat_out in zip(children, flat_outs, strict=True):
             flat_out[start : start + chunk] = child
     for out, flat_out in zip(outs, flat_outs, strict=True):

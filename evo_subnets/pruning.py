@@ -26,7 +26,7 @@ def magnitudes(params: Mapping[str, Tensor], include: Include = None) -> Params:
     return {name: params[name].detach().abs() for name in included(params, include)}
 
 
-def keep_highest(scores: Mapping[str, Tensor], density: float, scope: Scope = "layer") -> Masks:
+def keep_highest(scores: Mapping[str, Tensor], density: float, *, scope: Scope = "layer") -> Masks:
     """Masks that keep the fraction `density` with the highest scores, rounded to whole weights.
 
     scope: "layer" keeps that fraction of every tensor, "global" of all together.
@@ -111,6 +111,7 @@ class IterativelyPruned(Pruned):
         self,
         module: nn.Module,
         masks_at: Callable[[float], Masks],
+        *,
         density: float,
         epochs: int,
     ) -> None:

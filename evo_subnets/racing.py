@@ -40,10 +40,15 @@ class Rules:
     """
 
     bound: Bound = "normal"
+    """On the mean of paired differences."""
     confidence: float = 0.97
+    """Of each comparison ("normal"), or of all of a race together."""
     margin: float = 0.001
+    """What a decision may give away, in units of the fitness."""
     block: int = 250
+    """Samples between two looks."""
     span: float = 1.0
+    """Range of the scores."""
 
     def __post_init__(self) -> None:
         if self.bound not in get_args(Bound):
@@ -56,7 +61,7 @@ class Rules:
                 f"got {self.margin}, {self.block}, {self.span}"
             )
 
-    def half_width(self, variance: Tensor, seen: int, total: int, comparisons: int) -> Tensor:
+    def half_width(self, variance: Tensor, seen: int, *, total: int, comparisons: int) -> Tensor:
         """How far the mean of differences may be from that of all `total` samples, on one side.
 
         variance: of the differences that were seen. comparisons: of the whole race.
@@ -100,6 +105,7 @@ Judge = Callable[[int, Tensor], Tensor | None]
 def run_race(
     judge: Judge,
     racers: int,
+    *,
     samples: int,
     k: int,
     rules: Rules = DEFAULT,
@@ -120,7 +126,7 @@ def run_race(
         strata = torch.zeros(samples, dtype=torch.int64)
     if strata.shape != (samples,):
         raise ValueError(f"strata must be ({samples},), one for each sample, got {strata.shape}")
-    field = _Field(strata, racers, rules, seed)
+    field = _Field(strata, racers, rules=rules, seed=seed)
     running, accepted, seen = list(range(racers)), list[int](), [0] * racers
     estimates = [math.nan] * racers
     while running:
@@ -133,7 +139,7 @@ def run_race(
                 running.remove(i)
                 estimates[i] = math.nan
             else:
-                field.add(i, block, scores)
+                field.add(i, block, scores=scores)
         field.advance(block)
         if running:
             means, surely = field.compare(running)
@@ -164,7 +170,7 @@ def _decided(means: Tensor, surely: Tensor, places: int) -> tuple[list[int], lis
 class _Field:
     """The scores so far, by stratum, and what they say."""
 
-    def __init__(self, strata: Tensor, racers: int, rules: Rules, seed: int) -> None:
+    def __init__(self, strata: Tensor, racers: int, *, rules: Rules, seed: int) -> None:
         generator = torch.Generator().manual_seed(derive_seed(seed, "race"))
         order = torch.randperm(len(strata), generator=generator)
         groups = [order[strata[order] == group] for group in torch.unique(strata)]
@@ -193,7 +199,7 @@ class _Field:
             for group, seen, count in zip(self.groups, self.seen, counts, strict=True)
         ]
 
-    def add(self, racer: int, block: list[Tensor], scores: Tensor) -> None:
+    def add(self, racer: int, block: list[Tensor], *, scores: Tensor) -> None:
         parts = torch.split(scores, [len(part) for part in block])
         for table, seen, part in zip(self.scores, self.seen, parts, strict=True):
             table[racer, seen : seen + len(part)] = part
@@ -208,7 +214,9 @@ class _Field:
             share = len(group) / self.total
             means = means + share * self._table(h, running).mean(1)
             variance = self._variances(h, running)
-            width = self.rules.half_width(variance, seen, len(group), self.comparisons)
+            width = self.rules.half_width(
+                variance, seen, total=len(group), comparisons=self.comparisons
+            )
             squares, widths = squares + (share * width) ** 2, widths + share * width
         half = squares.sqrt() if self.rules.bound == "normal" else widths
         surely = means[:, None] - means[None, :] + half <= self.rules.margin
@@ -245,6 +253,7 @@ class Race:
 def race(
     module: nn.Module,
     mutations: Sequence[Mutation],
+    *,
     score: Score,
     samples: int,
     k: int,
@@ -272,7 +281,7 @@ def race(
             raise ValueError(f"expected {len(chosen_samples)} scores, got {tuple(latest.shape)}")
         return latest.mean().item()
 
-    evaluator = Evaluator(module, fitness, include)
+    evaluator = Evaluator(module, fitness, include=include)
 
     def judge(number: int, numbers: Tensor) -> Tensor | None:
         nonlocal chosen_samples
@@ -295,6 +304,9 @@ def race(
         if on_child is not None:
             on_child(child(number, estimate))
 
-    outcome = run_race(judge, len(mutations), samples, k, rules, strata, seed, leave)
+    outcome = run_race(
+        judge, len(mutations), samples=samples, k=k, rules=rules, strata=strata, seed=seed,
+        on_leave=leave,
+    )  # fmt: skip
     children = tuple(map(child, range(len(mutations)), outcome.estimates))
     return Race(children, tuple(children[i] for i in outcome.chosen), outcome.seen)

@@ -2,14 +2,16 @@
 
 A draw is a function of (seed, parameter name, element, stream) and of nothing else: Philox 4x32-10
 (Salmon et al. 2011) with the seed as its key and (block, stream, name's hash) as its counter. This
-file defines the bits with plain torch operations, on any device; `engines/philox.c` gives the same
-bits on CPUs, faster.
+file defines the bits with plain torch operations, on any device; `engines/` gives the same bits,
+faster.
 
 Elements are numbered in the parameter's memory order (row-major). Tiles of 64 elements take 16
 blocks of four words: element 16 w + j of a tile is word w of its block j.
 """
 
 import hashlib
+import math
+from dataclasses import dataclass
 from typing import Final
 
 import torch
@@ -30,6 +32,24 @@ CPU_CHUNK, CHUNK = 2**16, 2**22
 """See `chunk_size`: what fits a CPU's cache, and what keeps other devices busy."""
 
 _MASK = 0xFFFFFFFF
+
+
+@dataclass(frozen=True)
+class Interval:
+    """low <= u < high, in whole numbers of 1 / LEVELS; with low > high it wraps around 1."""
+
+    low: int
+    width: int
+
+    @classmethod
+    def of(cls, low: float, high: float) -> "Interval":
+        """The interval of two real bounds in [0, 1]."""
+        first, last = math.ceil(low * LEVELS), math.ceil(high * LEVELS)
+        return cls(first, last - first if low <= high else last - first + LEVELS)
+
+    def contains(self, levels: Tensor) -> Tensor:
+        """BoolTensor: which of `uniform_levels` lie in the interval."""
+        return ((levels - self.low) & (LEVELS - 1)) < self.width
 
 
 def training_stream(step: int) -> int:

@@ -1,13 +1,12 @@
 """φ: which weights of the parent are in a subnetwork (Whitaker 2023, section 3.2.1)."""
 
-import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from evo_subnets.streams import LEVELS, check_seed, chunk_size, uniform_levels
+from evo_subnets.streams import Interval, check_seed, chunk_size, uniform_levels
 
 Params = dict[str, Tensor]
 """θ: a network's parameters by name, as `torch.func.functional_call` takes them."""
@@ -47,24 +46,6 @@ def included(params: Mapping[str, Tensor], include: Include = None) -> list[str]
             f"name some of {list(params)}"
         )
     return names
-
-
-@dataclass(frozen=True)
-class Interval:
-    """low <= u < high, in whole numbers of 1 / LEVELS; with low > high it wraps around 1."""
-
-    low: int
-    width: int
-
-    @classmethod
-    def of(cls, low: float, high: float) -> "Interval":
-        """The interval of two real bounds in [0, 1]."""
-        first, last = math.ceil(low * LEVELS), math.ceil(high * LEVELS)
-        return cls(first, last - first if low <= high else last - first + LEVELS)
-
-    def contains(self, levels: Tensor) -> Tensor:
-        """BoolTensor: which of `uniform_levels` lie in the interval."""
-        return ((levels - self.low) & (LEVELS - 1)) < self.width
 
 
 @dataclass(frozen=True)

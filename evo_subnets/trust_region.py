@@ -3,14 +3,16 @@
 import copy
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from evo_subnets.mutation import check_density, materialize, quads
-from evo_subnets.subnetworks import Include, included, parameters
+from evo_subnets.mutation import check_density, materialize
+from evo_subnets.search import Search
+from evo_subnets.subnetworks import included, parameters
 
 Measure = Literal["kl", "mse"]
 
@@ -18,9 +20,10 @@ TOLERANCE = 0.1
 """The root search ends within this fraction of the target."""
 MAX_TRIALS = 8
 """Divergence evaluations that the root search may spend on one density."""
+DEFAULT = Search()
 
 
-def divergence(parent_logits: Tensor, child_logits: Tensor, measure: Measure = "kl") -> float:
+def divergence(parent_logits: Tensor, child_logits: Tensor, *, measure: Measure = "kl") -> float:
     """How far the child's outputs are from the parent's, averaged over samples; not negative.
 
     Both are (samples, classes). "kl" is KL(parent || child) of their softmax in nats (Whitaker
@@ -53,48 +56,63 @@ class Trial:
 
 @dataclass(frozen=True)
 class TrustRegion:
-    """The mutation strength that reaches the target, and every trial on the way."""
+    """The search whose mutations are as strong as asked, and every trial on the way."""
 
-    sigma: float
-    density: float
+    search: Search
+    """The one that was given, with its sigma and density found."""
     divergence: float
     table: tuple[Trial, ...]
+
+    @property
+    def sigma(self) -> float:
+        """Of the search."""
+        assert self.search.sigma is not None
+        return self.search.sigma
+
+    @property
+    def density(self) -> float:
+        """Of the search."""
+        return self.search.density
 
 
 def search_trust_region(
     module: nn.Module,
     inputs: Tensor,
+    *,
+    search: Search = DEFAULT,
     target: float = 0.02,
-    densities: Sequence[float] = (0.5,),
+    densities: Sequence[float] | None = None,
     sigmas: Sequence[float] | None = None,
-    children: int = 4,
-    seed: int = 0,
+    children: int | None = None,
     measure: Measure = "kl",
-    include: Include = None,
     batch_size: int = 256,
     on_trial: Callable[[Trial], None] | None = None,
 ) -> TrustRegion:
-    """The sigma and density whose children diverge from the parent by `target` on `inputs`.
+    """The search's sigma and density whose children diverge from the parent by `target`.
 
-    The divergence of a pair is the mean over `children` quads' members: the same noise for every
-    sigma, so that it is a smooth function of sigma. With `sigmas` every pair of the grid is tried
-    (the paper's search) and the pair closest to the target is returned. Without, a root search per
-    density (see `find_root`) finds sigma to within a tenth of the target, and the first density
-    that gets there is returned. `module` is left alone; it runs in eval mode, on `batch_size`
-    inputs at a time.
+    The divergence of a pair is the mean over the first `children` of the search's own population
+    (four, or all where there are fewer): the same noise for every sigma, so that it is a smooth
+    function of sigma. With `sigmas` every pair of the grid is tried (the paper's search) and the
+    pair closest to the target is returned. Without, a root search per density (see `find_root`)
+    finds sigma to within a tenth of the target, and the first density that gets there is returned;
+    it begins at the search's sigma, if there is one. `densities`: None is the search's own.
+    `module` is left alone; it runs in eval mode, on `batch_size` inputs at a time.
     """
+    densities = (search.density,) if densities is None else densities
+    children = min(4, search.population_size) if children is None else children
     empty = not len(inputs) or not densities or (sigmas is not None and not sigmas)
-    if not 0 < target < math.inf or children < 1 or empty:
+    if not 0 < target < math.inf or not 1 <= children <= search.population_size or empty:
         raise ValueError(
-            "a trust region needs target > 0, children >= 1, inputs, densities and sigmas (or "
-            f"None), got target={target}, children={children}, {len(inputs)} inputs, "
-            f"densities={densities}, sigmas={sigmas}"
+            f"a trust region needs target > 0, children in 1..{search.population_size} "
+            "(population_size), inputs, densities and sigmas (or None), got "
+            f"target={target}, children={children}, {len(inputs)} inputs, densities={densities}, "
+            f"sigmas={sigmas}"
         )
     for density in densities:
         check_density(density)
     work = copy.deepcopy(module).eval()
     parent, child = parameters(module), parameters(work)
-    names = included(parent, include)
+    names = included(parent, search.include)
     table: list[Trial] = []
 
     @torch.no_grad()
@@ -104,11 +122,10 @@ def search_trust_region(
     parent_outputs = outputs()
 
     def measured(sigma: float, density: float) -> float:
-        population = quads(-(-children // 4) * 4, sigma, density, seed)[:children]
         total = 0.0
-        for mutation in population:
-            materialize(parent, mutation, child, names)
-            total += divergence(parent_outputs, outputs(), measure)
+        for mutation in search.measured(sigma, density)[:children]:
+            materialize(parent, mutation, out=child, include=names)
+            total += divergence(parent_outputs, outputs(), measure=measure)
         trial = Trial(sigma, density, total / children)
         table.append(trial)
         if on_trial is not None:
@@ -121,10 +138,10 @@ def search_trust_region(
                 measured(sigma, density)
         best = min(table, key=lambda trial: _distance(trial.divergence, target))
     else:
-        start = _weight_scale([parent[name] for name in names]) * 0.1
+        start = search.sigma or _weight_scale([parent[name] for name in names]) * 0.1
         for density in densities:
             first = len(table)
-            find_root(lambda sigma, density=density: measured(sigma, density), target, start)  # type: ignore[misc]
+            find_root(partial(measured, density=density), target, sigma=start)
             best = min(table[first:], key=lambda trial: _distance(trial.divergence, target))
             if abs(best.divergence - target) <= TOLERANCE * target:
                 break
@@ -134,10 +151,11 @@ def search_trust_region(
         raise ValueError(
             "no trial gave a finite divergence: are the parent's outputs on these inputs finite?"
         )
-    return TrustRegion(best.sigma, best.density, best.divergence, tuple(table))
+    found = replace(search, sigma=best.sigma, density=best.density)
+    return TrustRegion(found, best.divergence, tuple(table))
 
 
-def find_root(measured: Callable[[float], float], target: float, sigma: float) -> float:
+def find_root(measured: Callable[[float], float], target: float, *, sigma: float) -> float:
     """A sigma with `measured(sigma)` within TOLERANCE of `target`, from `sigma` on.
 
     Divergence grows like a power of sigma, the square as long as sigma is small, so a secant on

@@ -1,97 +1,35 @@
-"""The one training loop, for parents and children, and its learning-rate schedules."""
+"""The one training loop, for parents and children."""
 
-import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
-from evo_subnets.data import Augmentation, Images, batches
-from evo_subnets.engines.side_by_side import forward_passes, has_convolutions
-from evo_subnets.ensemble import Ensemble
 from evo_subnets.files.checkpoints import Checkpoint
+from evo_subnets.files.parents import load_parent, save_parent
+from evo_subnets.options import refuse_idle
+from evo_subnets.runs import Run
+from evo_subnets.schedules import OneCycle, Schedule, StepLinear
 from evo_subnets.streams import derive_seed
-
-
-class Schedule(Protocol):
-    """The learning rate as a function of the progress: 0 before the first batch, 1 at the end."""
-
-    def __call__(self, progress: float) -> float: ...
-
-
-@dataclass(frozen=True)
-class Constant:
-    """The same rate throughout."""
-
-    rate: float = 0.001
-
-    def __call__(self, progress: float) -> float:
-        return self.rate
-
-
-@dataclass(frozen=True)
-class StepLinear:
-    """`high` for half of the budget, linear to `low` at 90 %, then `low` (Whitaker 2023, 5.3)."""
-
-    high: float = 0.1
-    low: float = 0.001
-
-    def __call__(self, progress: float) -> float:
-        fraction = min(max((progress - 0.5) / 0.4, 0.0), 1.0)
-        return self.high + (self.low - self.high) * fraction
-
-
-@dataclass(frozen=True)
-class OneCycle:
-    """Up from `initial` to `maximum`, then down to `minimum`, by cosines (eq. 5.4 and 5.5)."""
-
-    initial: float = 0.001
-    maximum: float = 0.1
-    minimum: float = 1e-7
-    warm_up: float = 0.1
-    """Fraction of the budget that goes up."""
-
-    def __call__(self, progress: float) -> float:
-        return self.between(self.initial, self.maximum, self.minimum, progress)
-
-    def between(self, first: float, middle: float, last: float, progress: float) -> float:
-        """The same two half cosines between other values."""
-        if progress < self.warm_up:
-            return _half_cosine(first, middle, progress / self.warm_up)
-        return _half_cosine(middle, last, (progress - self.warm_up) / (1 - self.warm_up))
-
-
-@dataclass(frozen=True)
-class Cosine:
-    """A half cosine from `maximum` to `minimum` (Loshchilov and Hutter 2017, without restarts)."""
-
-    maximum: float = 0.1
-    minimum: float = 0.0
-
-    def __call__(self, progress: float) -> float:
-        return _half_cosine(self.maximum, self.minimum, progress)
-
-
-def _half_cosine(first: float, last: float, fraction: float) -> float:
-    return last + (first - last) * (1 + math.cos(math.pi * fraction)) / 2
+from evo_subnets.task import Data, Task, ask, check_finite, device_of, moved, samples_in
 
 
 @dataclass(frozen=True)
 class Tuning:
     """A training budget and what is done with it. The defaults are Whitaker 2023, section 5.3.3."""
 
-    epochs: int
-    """Passes over the training images, or over the bag where bagging leaves some out."""
-    schedule: Schedule = StepLinear()
+    epochs: int = 1
+    """Passes over the training data, or over the bag where bagging leaves some out."""
+    schedule: Schedule = StepLinear()  # noqa: RUF009  # frozen
     """Learning rate, set anew for every batch."""
     optimizer: Literal["sgd", "adam"] = "sgd"
     """SGD with Nesterov momentum, or Adam (which takes neither momentum nor weight decay)."""
-    batch_size: int = 128
+    batch_size: int | None = None
+    """Samples a training step; None: 128, or what a loader has."""
     momentum: float = 0.9
     """Of SGD."""
     cycled_momentum: float | None = None
@@ -99,15 +37,15 @@ class Tuning:
     weight_decay: float = 5e-4
     """Of SGD."""
     bagging: float = 1.0
-    """Fraction of the training images, drawn without replacement, that the network sees."""
+    """Fraction of the training data, drawn without replacement, that the network sees."""
     bf16: bool = False
     """Forward passes in bfloat16 autocast; losses and weights stay float32. For GPUs: on a CPU
     without bfloat16 units it is many times slower."""
 
     def __post_init__(self) -> None:
-        if self.epochs < 1 or self.batch_size < 1:
+        if self.epochs < 1 or (self.batch_size is not None and self.batch_size < 1):
             raise ValueError(
-                "a budget needs at least one epoch and one image a batch, "
+                "a budget needs at least one epoch and one sample a batch, "
                 f"got epochs={self.epochs}, batch_size={self.batch_size}"
             )
         if self.optimizer not in ("sgd", "adam"):
@@ -116,6 +54,8 @@ class Tuning:
             raise ValueError(f"bagging must be in (0, 1], got {self.bagging}")
         if self.cycled_momentum is not None and not isinstance(self.schedule, OneCycle):
             raise ValueError("cycled_momentum goes with a OneCycle schedule")
+        if self.optimizer == "adam":
+            refuse_idle(self, ("momentum", "weight_decay", "cycled_momentum"), because="Adam")
 
     def make_optimizer(self, module: nn.Module) -> torch.optim.Optimizer:
         """The optimizer of a module's trainable parameters."""
@@ -156,33 +96,34 @@ class Binding(Protocol):
 
 def tune(
     module: nn.Module,
-    images: Images,
-    augmentation: Augmentation,
+    task: Task,
+    *,
     tuning: Tuning,
     seed: int = 0,
     binding: Binding | None = None,
     on_epoch: Callable[[int, float], None] | None = None,
     checkpoint: str | Path | None = None,
 ) -> None:
-    """Trains `module` in place by cross entropy, and leaves it in eval mode.
+    """Trains `module` in place on the task's training data, and leaves it in eval mode.
 
-    The order of the images, their augmentation and dropout depend on `seed` alone. `on_epoch` gets
-    the number of each finished epoch, from 1 on, and its mean loss. A loss that is not finite
-    raises a ValueError at the end of the epoch.
+    The order of the samples, their augmentation and dropout depend on `seed` alone (and on what a
+    loader draws from generators of its own). `on_epoch` gets the number of each finished epoch,
+    from 1 on, and its mean loss. A loss that is not finite raises a ValueError at the end of the
+    epoch.
 
     `checkpoint` is a file that is written between epochs: the same call goes on from there, with
     the same bits in the end, and has nothing left to do where the run was over. `on_epoch` then
     gets the epochs of before as well.
     """
     generator = torch.Generator().manual_seed(derive_seed(seed, "images"))
+    data: Data = task.train
     if tuning.bagging < 1:
-        images = images[bag(len(images), tuning.bagging, seed).to(images.labels.device)]
-    device = images.pixels.device
+        data = data.bag(tuning.bagging, seed)
+    device = device_of(module)
     optimizer = tuning.make_optimizer(module)
-    steps = -(-len(images) // tuning.batch_size)
-    kept = checkpoint and Checkpoint(
-        checkpoint, {"tuning": repr(tuning), "seed": seed, "images": len(images)}
-    )
+    steps = data.steps(tuning.batch_size)
+    about = {"tuning": repr(tuning), "seed": seed, "steps": steps}
+    kept = None if checkpoint is None else Checkpoint(checkpoint, about)
     drawing = [generator, *([binding.generator] if binding and binding.generator else [])]
     losses: list[float] = []
     module.train()
@@ -193,43 +134,64 @@ def tune(
             for epoch, mean in enumerate(losses):
                 on_epoch(epoch + 1, mean)
         for epoch in range(len(losses), tuning.epochs):
-            total = torch.zeros((), device=device)
-            loader = batches(images, tuning.batch_size, augmentation, generator)
-            for step, (inputs, labels) in enumerate(loader):
+            total, samples = torch.zeros((), device=device), 0
+            for step, batch in enumerate(data.training(tuning.batch_size, generator)):
+                inputs, targets = moved(batch, device)
                 passed = epoch + step / steps
                 tuning.set_rates(optimizer, passed / tuning.epochs)
                 if binding is not None:
                     binding.before_pass(passed, optimizer)
                 with torch.autocast(device.type, torch.bfloat16, enabled=tuning.bf16):
-                    logits = module(inputs)
-                loss = F.cross_entropy(logits.float(), labels)
+                    outputs = ask(module, inputs)
+                loss = task.loss(outputs, targets)
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()  # type: ignore[no-untyped-call]
                 if binding is not None:
                     binding.before_step()
                 optimizer.step()
-                total += loss.detach() * len(labels)  # no host synchronisation inside an epoch
-            mean = total.item() / len(images)
-            if not math.isfinite(mean):
-                raise ValueError(
-                    f"training diverged: the loss is {mean} in epoch {epoch + 1}; "
-                    "lower the learning rate"
-                )
-            losses.append(mean)
+                count = samples_in(targets)
+                total += loss.detach() * count  # no host synchronisation inside an epoch
+                samples += count
+            losses.append(total.item() / samples)
+            check_finite(losses[-1], epoch + 1)
             if kept:
                 last = epoch + 1 == tuning.epochs
                 kept.save(module, optimizer, drawing, device, losses, last)
             if on_epoch is not None:
-                on_epoch(epoch + 1, mean)
+                on_epoch(epoch + 1, losses[-1])
     if binding is not None:
         binding.before_pass(float(tuning.epochs), optimizer)
     module.eval()
 
 
-def bag(count: int, fraction: float, seed: int) -> Tensor:
-    """(round(fraction * count),) indices, ascending: a sample without replacement."""
-    generator = torch.Generator().manual_seed(derive_seed(seed, "bag"))
-    return torch.randperm(count, generator=generator)[: max(1, round(fraction * count))].sort()[0]
+def tune_once(
+    module: nn.Module,
+    task: Task,
+    *,
+    path: Path,
+    about: Mapping[str, Any],
+    tuning: Tuning,
+    seed: int,
+    run: Run,
+) -> None:
+    """Gives `module` the weights that lie at `path`, or trains it and writes them there.
+
+    `about` is what the file says of itself; a file of which it says something else is refused.
+    """
+    if path.exists():
+        load_parent(path, module, about=about, must=about)
+        return
+    with run.bar("parent", tuning.epochs) as advance:
+
+        def on_epoch(epoch: int, loss: float) -> None:
+            run.scalar("loss/parent", loss, epoch)
+            advance(1, f"loss {loss:.3f}")
+
+        tune(
+            module, task, tuning=tuning, seed=seed, on_epoch=on_epoch,
+            checkpoint=run.checkpoint(path.stem),
+        )  # fmt: skip
+    save_parent(path, module, about=about)
 
 
 @contextmanager
@@ -239,65 +201,3 @@ def own_randomness(seed: int, device: torch.device) -> Iterator[None]:
     with torch.random.fork_rng(devices):
         torch.manual_seed(seed)
         yield
-
-
-CPU_BATCH, BATCH = 100, 500
-"""Pictures in a forward pass without gradients. A CPU's cache holds small batches: 500 pictures at
-a time take LeNet-L 1.4 times as long (`benchmarks/population.py`). Linear layers are the faster for
-large ones: an MLP of 1024 takes 1.5 times as long with 100."""
-
-
-@torch.no_grad()
-def predict(
-    module: nn.Module, images: Images, augmentation: Augmentation, batch_size: int | None = None
-) -> Tensor:
-    """(samples, outputs) float32 outputs of `module` in eval mode, without augmentation.
-
-    `batch_size=None`: what is fast for the module on the pictures' device.
-    """
-    return predict_inputs(module, inputs_for(module, images, augmentation, batch_size))
-
-
-@torch.no_grad()
-def predict_inputs(module: nn.Module, inputs: Iterable[Tensor]) -> Tensor:
-    """`predict` for pictures that are in batches and normalised already."""
-    was_training = module.training
-    module.eval()
-    outputs = forward_passes(module, inputs)
-    module.train(was_training)
-    return torch.cat(outputs).float()
-
-
-def inputs_for(
-    module: nn.Module, images: Images, augmentation: Augmentation, batch_size: int | None = None
-) -> Iterator[Tensor]:
-    """The pictures normalised, in batches and a layout in which `module` is fast."""
-    convolutions = has_convolutions(module)
-    small = convolutions and images.pixels.device.type == "cpu"
-    size = batch_size or (CPU_BATCH if small else BATCH)
-    for inputs, _ in batches(images, size, augmentation):
-        yield inputs if convolutions else inputs.contiguous()  # as flattening needs it
-
-
-@torch.no_grad()
-def predict_members(
-    ensemble: Ensemble, images: Images, augmentation: Augmentation, batch_size: int | None = None
-) -> Tensor:
-    """(members, samples, outputs) of an ensemble: every metric can be computed from them."""
-    inputs = inputs_for(ensemble, images, augmentation, batch_size)
-    return torch.cat([ensemble.member_logits(some).float() for some in inputs], dim=1)
-
-
-@torch.no_grad()
-def reestimate_norms(
-    module: nn.Module, images: Images, augmentation: Augmentation, batch_size: int = BATCH
-) -> None:
-    """Sets BatchNorm's running statistics to the means over `images`, for the weights as they are.
-
-    For weights that training has not seen: after noise, pruning or averaging (Izmailov et al.
-    2018). A network without BatchNorm is left alone.
-    """
-    loader = (inputs for inputs, _ in batches(images, batch_size, augmentation))
-    device = images.pixels.device
-    with own_randomness(0, device):  # dropout draws while the statistics are taken
-        torch.optim.swa_utils.update_bn(loader, module, device=device)

@@ -20,7 +20,7 @@ from configs.command_line import choose_device, run
 from configs.sweep import SweepArgs
 from envs.procgen import TRAIN_LEVELS
 from evo_subnets import Child, Ensemble, files, quads, search_trust_region, select
-from evo_subnets.engines.memory import keep_freed_memory
+from evo_subnets.engines import keep_freed_memory
 from evo_subnets.runs.former import Journal, Tracker
 from evo_subnets.runs.report import table
 from evo_subnets.runs.tracking import bar

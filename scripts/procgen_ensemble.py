@@ -26,7 +26,7 @@ from configs.command_line import choose_device, run
 from configs.procgen import ProcgenArgs
 from envs.procgen import TEST_LEVELS, TRAIN_LEVELS, normalized_return
 from evo_subnets import Child, Evolution, files, search_trust_region
-from evo_subnets.engines.memory import keep_freed_memory
+from evo_subnets.engines import keep_freed_memory
 from evo_subnets.runs.former import Journal, Tracker
 from evo_subnets.runs.report import table
 from evo_subnets.runs.tracking import bar

@@ -133,7 +133,7 @@ def pictures(count: int = 96, seed: int = 0) -> Images:
     for index, label in enumerate(labels.tolist()):
         row, column = divmod(label, 2)
         pixels[index, 0, row * 4 : row * 4 + 4, column * 4 : column * 4 + 4] += 120
-    return Images(pixels.to(torch.uint8), labels)
+    return Images(pixels.to(torch.uint8), labels, PLAIN)
 
 
 def small_classifier(seed: int = 0, norm: bool = True, dropout: float = 0.0) -> nn.Module:

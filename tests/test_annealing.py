@@ -40,13 +40,16 @@ def test_a_uniform_start_agrees_with_its_mask_and_opposes_its_partner():
     module = network()
     for low, high, opposed in ((0.0, 0.5, True), (0.5, 1.0, False), (0.0, 0.1, True)):
         masks = masks_of(module, low, high)
-        start = random_probabilities(masks, 4, opposed)
+        start = random_probabilities(masks, 4, opposed=opposed)
         sparsity = 1 - (high - low)
         for name, mask in masks.items():  # section 6.2.1: above the sparsity they anneal to 1
             assert ((start[name] > sparsity) == mask).double().mean() > 0.999
             assert start[name].min() >= 0
             assert start[name].max() <= 1
-    pair = [random_probabilities(masks_of(module, 0, 0.5), 4, o)["6.weight"] for o in (True, False)]
+    pair = [
+        random_probabilities(masks_of(module, 0, 0.5), 4, opposed=o)["6.weight"]
+        for o in (True, False)
+    ]
     torch.testing.assert_close(pair[0] + pair[1], torch.ones_like(pair[0]))  # eq. 6.1
 
 
@@ -70,7 +73,9 @@ def test_mixtures_have_the_means_that_are_asked_for():
 
 def annealed(module, start, epochs=1.0, seed=0):
     masks = masks_of(module, 0.0, 0.3)
-    return Annealed(module, masks, start(masks), epochs, "linear", seed), masks
+    return Annealed(
+        module, masks, probabilities=start(masks), epochs=epochs, decay="linear", seed=seed
+    ), masks
 
 
 def half(masks):

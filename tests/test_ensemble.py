@@ -9,7 +9,7 @@ import torch
 from networks import all_same_bits, copied, lenet, mlp, noise, normalised, same_bits, tied
 from torch import nn
 
-from evo_subnets import Ensemble, Mutation, independent, materialize, parameters, quads
+from evo_subnets import Ensemble, Mutation, materialize, parameters, quads, singles
 from evo_subnets.files import StorageError, save_tensors
 
 COMBINES = ("mean", "logits", "vote")
@@ -48,7 +48,7 @@ def test_probabilities_are_those_of_a_plain_reference(combine, weights):
     for member in members:
         with torch.no_grad():
             member[2].weight.mul_(5)
-    ensemble = Ensemble(members, combine, weights)
+    ensemble = Ensemble(members, combine, weights=weights)
     with torch.no_grad():
         logits = [member(X).double().tolist() for member in members]
     for sample, found in enumerate(output(ensemble).exp().tolist()):
@@ -58,7 +58,7 @@ def test_probabilities_are_those_of_a_plain_reference(combine, weights):
 
 @pytest.mark.parametrize("combine", COMBINES)
 def test_log_probabilities_are_normalised(combine):
-    found = output(Ensemble([mlp(seed) for seed in range(3)], combine, [1, 2, 3]))
+    found = output(Ensemble([mlp(seed) for seed in range(3)], combine, weights=[1, 2, 3]))
     assert found.shape == (30, 3)
     assert torch.allclose(found.exp().sum(dim=1), torch.ones(30))
     assert not found.isnan().any()
@@ -87,7 +87,7 @@ def test_copies_of_one_model_are_that_model(combine):
     module = mlp()
     expected = output(module).log_softmax(dim=-1)
     for weights in (None, [1, 2, 3, 4, 5]):
-        found = output(Ensemble([module] * 5, combine, weights))
+        found = output(Ensemble([module] * 5, combine, weights=weights))
         assert torch.allclose(found, expected, rtol=0, atol=1e-6)
 
 
@@ -130,7 +130,9 @@ def test_no_members_or_an_unknown_combination_are_refused():
 def test_members_are_in_eval_mode_and_the_module_stays_in_train_mode():
     module = normalised().train()
     state = copied(module.state_dict())
-    ensemble = Ensemble.from_mutations(module, quads(4, 0.1, 0.5, 0), include_parent=True)
+    ensemble = Ensemble.from_mutations(
+        module, quads(4, 0.1, density=0.5, seed=0), include_parent=True
+    )
     assert not any(part.training for part in ensemble.modules())
     assert all(part.training for part in module.modules())
     assert same_bits(output(ensemble), output(ensemble))  # Dropout rests
@@ -140,7 +142,7 @@ def test_members_are_in_eval_mode_and_the_module_stays_in_train_mode():
 
 
 def test_members_are_the_children_each_with_its_own_memory():
-    module, mutations = lenet(), independent(3, 0.1, 0.5, 0)
+    module, mutations = lenet(), singles(3, 0.1, density=0.5, seed=0)
     ensemble = Ensemble.from_mutations(module, mutations)
     places = set()
     for member, mutation in zip(ensemble.members, mutations, strict=True):
@@ -152,7 +154,9 @@ def test_members_are_the_children_each_with_its_own_memory():
 
 def test_include_parent_puts_it_first():
     module = mlp()
-    ensemble = Ensemble.from_mutations(module, quads(4, 0.1, 0.5, 0), include_parent=True)
+    ensemble = Ensemble.from_mutations(
+        module, quads(4, 0.1, density=0.5, seed=0), include_parent=True
+    )
     assert len(ensemble.members) == 5
     assert all_same_bits(parameters(ensemble.members[0]), parameters(module))
     assert ensemble.members[0] is not module
@@ -162,7 +166,7 @@ def test_include_parent_puts_it_first():
 
 def test_an_ensemble_keeps_its_parent_when_the_module_trains_on(tmp_path):
     module = mlp()
-    ensemble = Ensemble.from_mutations(module, quads(4, 0.1, 0.5, 0))
+    ensemble = Ensemble.from_mutations(module, quads(4, 0.1, density=0.5, seed=0))
     found = output(ensemble)
     with torch.no_grad():
         for parameter in module.parameters():
@@ -175,7 +179,7 @@ def test_an_ensemble_keeps_its_parent_when_the_module_trains_on(tmp_path):
 
 def test_tied_weights_stay_tied(tmp_path):
     module = tied()
-    ensemble = Ensemble.from_mutations(module, quads(4, 0.1, 0.5, 0))
+    ensemble = Ensemble.from_mutations(module, quads(4, 0.1, density=0.5, seed=0))
     for member in ensemble.members:
         assert member.second.weight is member.first.weight
         assert not torch.equal(member.first.weight, module.first.weight)
@@ -187,7 +191,7 @@ def test_tied_weights_stay_tied(tmp_path):
 def varied(make=normalised, **arguments):
     """An ensemble that uses everything that a file has to keep."""
     arguments = {"include_parent": True, "include": ["0.weight", "4.bias"], **arguments}
-    mutations = [*quads(4, 0.1, 1 / 3, 7), Mutation(2**63 - 1, -1e-7, 0.9, 0.1)]
+    mutations = [*quads(4, 0.1, density=1 / 3, seed=7), Mutation(2**63 - 1, -1e-7, 0.9, 0.1)]
     return Ensemble.from_mutations(make(), mutations, **arguments)
 
 
@@ -198,7 +202,7 @@ def test_a_loaded_ensemble_is_the_saved_one_bit_for_bit(combine, weights, restor
     path = tmp_path / "e.safetensors"
     ensemble = varied(combine=combine, weights=weights)
     ensemble.save(path)
-    loaded = Ensemble.load(path, normalised(5 if restore else 0), restore)
+    loaded = Ensemble.load(path, normalised(5 if restore else 0), restore=restore)
     assert same_bits(loaded.weights, ensemble.weights)
     assert all_same_bits(copied(loaded.state_dict()), copied(ensemble.state_dict()))
     assert same_bits(output(loaded), output(ensemble))
@@ -212,7 +216,7 @@ def test_a_loaded_ensemble_is_the_saved_one_bit_for_bit(combine, weights, restor
 def test_equal_weights_survive_a_file(count, tmp_path):
     """Normalising what is normalised already must not move them by a bit."""
     path, module = tmp_path / "e.safetensors", tied()
-    mutations = independent(count, 0.1, 0.5, 0)
+    mutations = singles(count, 0.1, density=0.5, seed=0)
     ensemble = Ensemble.from_mutations(module, mutations)
     ensemble.save(path, parent_weights=False)
     loaded = Ensemble.load(path, module)
@@ -222,7 +226,7 @@ def test_equal_weights_survive_a_file(count, tmp_path):
 def test_a_file_without_weights_is_small_and_needs_the_parent(tmp_path):
     path = tmp_path / "e.safetensors"
     module = lenet()
-    ensemble = Ensemble.from_mutations(module, quads(4, 0.1, 0.5, 0))
+    ensemble = Ensemble.from_mutations(module, quads(4, 0.1, density=0.5, seed=0))
     ensemble.save(path, parent_weights=False)
     assert path.stat().st_size < 2000
     x = noise(3, 1, 28, 28)
@@ -256,7 +260,7 @@ def test_restoring_leaves_the_given_module_alone(tmp_path):
 
 def test_members_that_are_no_mutations_are_saved_whole(tmp_path):
     first, second = mlp(), mlp(seed=1)
-    ensemble = Ensemble([first, second], "vote", [1, 3])
+    ensemble = Ensemble([first, second], "vote", weights=[1, 3])
     ensemble.save(tmp_path / "e.safetensors")
     loaded = Ensemble.load(tmp_path / "e.safetensors", mlp(seed=2))
     assert torch.equal(loaded.members[1][0].weight, second[0].weight)

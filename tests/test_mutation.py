@@ -11,11 +11,11 @@ from networks import all_same_bits, copied, lenet, mlp, noise, same_bits
 from evo_subnets import (
     Mutation,
     Subnetwork,
-    independent,
     materialize,
     materialize_siblings,
     parameters,
     quads,
+    singles,
     streams,
 )
 
@@ -26,12 +26,10 @@ bounds = st.floats(0, 1)
 mutations = st.builds(Mutation, seeds, sigmas, bounds, bounds)
 
 
-@pytest.fixture(params=["compiled", "eager"])
+@pytest.fixture(params=["on", "off"])
 def engine(request, monkeypatch):
     """Both ways to build a child; the first is plain torch where nothing was compiled."""
-    monkeypatch.delenv("EVO_SUBNETS_EAGER", raising=False)
-    if request.param == "eager":
-        monkeypatch.setenv("EVO_SUBNETS_EAGER", "1")
+    monkeypatch.setenv("EVO_SUBNETS_ENGINES", request.param)
 
 
 def layers():
@@ -90,7 +88,7 @@ def test_channels_last_parents_have_the_children_of_contiguous_ones(engine):
     last = weight.to(memory_format=torch.channels_last)
     assert same_bits(materialize({"w": last}, mutation)["w"], plain)
     out = {"w": torch.empty_like(weight)}
-    assert same_bits(materialize({"w": last}, mutation, out)["w"], plain)
+    assert same_bits(materialize({"w": last}, mutation, out=out)["w"], plain)
     transposed = weight.transpose(0, 1).contiguous().transpose(0, 1)
     assert same_bits(materialize({"w": transposed}, mutation)["w"], plain)
 
@@ -111,7 +109,7 @@ def test_an_empty_subnetwork_is_the_parent(engine):
 @given(seed=seeds, density=st.floats(0.01, 1), sigma=st.floats(1e-3, 1))
 def test_a_quad_averages_to_the_parent(seed, density, sigma):
     parent = layers()
-    population = quads(4, sigma, density, seed)
+    population = quads(4, sigma, density=density, seed=seed)
     children = [materialize(parent, mutation) for mutation in population]
     for name in ("a.weight", "b.weight", "c.weight"):
         mean = sum(child[name].double() for child in children) / 4
@@ -180,9 +178,9 @@ def test_the_parent_is_untouched_after_many_children(engine):
     before = copied(parent)
     versions = {name: tensor._version for name, tensor in parent.items()}
     out, aliased = {}, dict(parent)
-    for mutation in quads(40, 0.5, 0.4, 1):
-        materialize(parent, mutation, out)
-        materialize(parent, mutation, aliased)
+    for mutation in quads(40, 0.5, density=0.4, seed=1):
+        materialize(parent, mutation, out=out)
+        materialize(parent, mutation, out=aliased)
         materialize_siblings(parent, [mutation, mutation.mirrored()])
     assert all_same_bits(parent, before)
     assert {name: tensor._version for name, tensor in parent.items()} == versions
@@ -193,7 +191,7 @@ def test_a_work_buffer_is_reused_and_leaves_no_trace_of_its_last_child(engine):
     first, second = Mutation(1, 0.1, 0.0, 0.5), Mutation(2, 0.1, 0.5, 1.0)
     out = materialize(parent, first)
     places = {name: tensor.data_ptr() for name, tensor in out.items()}
-    again = materialize(parent, second, out)
+    again = materialize(parent, second, out=out)
     assert again is out
     assert {name: tensor.data_ptr() for name, tensor in out.items()} == places
     assert all_same_bits(out, materialize(parent, second))
@@ -202,14 +200,14 @@ def test_a_work_buffer_is_reused_and_leaves_no_trace_of_its_last_child(engine):
 def test_mutated_parameters_never_share_the_parents_memory(engine):
     parent = layers()
     for out in (None, {}, dict(parent), {name: t.view(t.shape) for name, t in parent.items()}):
-        child = materialize(parent, Mutation(1, 0.1, 0.0, 0.5), out)
+        child = materialize(parent, Mutation(1, 0.1, 0.0, 0.5), out=out)
         for name in ("a.weight", "b.weight", "c.weight"):
             held, own = child[name].untyped_storage(), parent[name].untyped_storage()
             assert held.data_ptr() != own.data_ptr()
 
 
 def test_siblings_never_share_memory(engine):
-    first, second = materialize_siblings(layers(), quads(4, 0.1, 0.5, 0)[:2])
+    first, second = materialize_siblings(layers(), quads(4, 0.1, density=0.5, seed=0)[:2])
     for name in ("a.weight", "b.weight", "c.weight"):
         assert first[name].data_ptr() != second[name].data_ptr()
 
@@ -221,7 +219,7 @@ def test_parameters_that_are_not_mutated_are_the_parents_own_or_copied(engine):
     assert child["a.bias"] is parent["a.bias"]
     assert child["steps"] is parent["steps"]
     own = {"a.bias": torch.zeros(20), "steps": torch.tensor(0)}
-    child = materialize(parent, mutation, dict(own))
+    child = materialize(parent, mutation, out=dict(own))
     for name, tensor in own.items():
         assert child[name] is tensor
         assert same_bits(tensor, parent[name])
@@ -233,7 +231,7 @@ def test_work_buffers_stay_out_of_autograd(engine):
     parent = dict(module.named_parameters())
     out = copied(parent)
     for _ in range(2):
-        materialize(parent, Mutation(1, 0.1, 0.0, 0.5), out)
+        materialize(parent, Mutation(1, 0.1, 0.0, 0.5), out=out)
     assert not any(tensor.requires_grad for tensor in out.values())
 
 
@@ -268,7 +266,7 @@ def test_siblings_are_the_children_built_one_by_one(density, engine):
     for mutation, sibling in zip(family, together, strict=True):
         assert all_same_bits(sibling, materialize(parent, mutation))
     outs = [copied(parent) for _ in family]
-    assert materialize_siblings(parent, family, outs)[3] is outs[3]
+    assert materialize_siblings(parent, family, outs=outs)[3] is outs[3]
     assert all(all_same_bits(a, b) for a, b in zip(outs, together, strict=True))
 
 
@@ -280,10 +278,10 @@ def test_siblings_of_several_seeds_or_wrong_buffers_are_refused():
     with pytest.raises(ValueError, match="siblings share one seed, got 0 seeds"):
         materialize_siblings(parent, [])
     with pytest.raises(ValueError, match="expected 2 work buffers, got 1"):
-        materialize_siblings(parent, [one, one], [{}])
+        materialize_siblings(parent, [one, one], outs=[{}])
     for wrong in (torch.empty(20, 31), torch.empty(20, 30, dtype=torch.float64)):
         with pytest.raises(ValueError, match=r"the work buffer of a\.weight is .* another buffer"):
-            materialize(parent, one, {"a.weight": wrong})
+            materialize(parent, one, out={"a.weight": wrong})
 
 
 def test_child_works_in_the_model():
@@ -318,7 +316,7 @@ def test_mutation_names_its_subnetwork():
 
 
 def test_quads_are_four_siblings_of_one_seed():
-    population = quads(12, 0.1, 0.3, 5)
+    population = quads(12, 0.1, density=0.3, seed=5)
     assert len(population) == 12
     assert len({mutation.seed for mutation in population}) == 3
     for i in range(0, 12, 4):
@@ -330,7 +328,7 @@ def test_quads_are_four_siblings_of_one_seed():
 
 
 def test_at_density_one_a_four_is_two_mirrored_pairs():
-    population = quads(8, 0.1, 1.0, 5)
+    population = quads(8, 0.1, density=1.0, seed=5)
     assert len(set(population)) == 8
     assert all(mutation.density == 1 for mutation in population)
     for i in (0, 4):
@@ -346,31 +344,31 @@ def test_quads_come_in_fours(population_size):
     with pytest.raises(
         ValueError, match=f"quads come in fours: .* multiple of 4, got {population_size}$"
     ):
-        quads(population_size, 0.1, 0.5, 0)
+        quads(population_size, 0.1, density=0.5, seed=0)
 
 
 @pytest.mark.parametrize("density", [0.0, -0.5, 1.5, math.nan])
 def test_density_must_be_in_zero_one(density):
-    for population in (quads, independent):
+    for population in (quads, singles):
         with pytest.raises(ValueError, match=r"density must be in \(0, 1\]"):
-            population(4, 0.1, density, 0)
+            population(4, 0.1, density=density, seed=0)
 
 
-def test_independent_children_share_nothing():
-    population = independent(10, 0.1, 0.3, 5)
+def test_singles_share_nothing():
+    population = singles(10, 0.1, density=0.3, seed=5)
     assert len({mutation.seed for mutation in population}) == 10
     assert {(m.sigma, m.low, m.high) for m in population} == {(0.1, 0.0, 0.3)}
-    assert independent(3, 0.1, 0.3, 5) == population[:3]
+    assert singles(3, 0.1, density=0.3, seed=5) == population[:3]
     with pytest.raises(ValueError, match="population_size must be at least 1, got 0"):
-        independent(0, 0.1, 0.3, 5)
+        singles(0, 0.1, density=0.3, seed=5)
 
 
 @pytest.mark.parametrize("density", [0.5, 1.0])
 def test_populations_of_different_seeds_share_no_child(density):
     seen = set()
     for seed in range(40):
-        population = quads(16, 0.1, density, seed)
-        assert population == quads(16, 0.1, density, seed)
+        population = quads(16, 0.1, density=density, seed=seed)
+        assert population == quads(16, 0.1, density=density, seed=seed)
         children = {mutation.seed for mutation in population}
         assert not children & seen
         seen |= children

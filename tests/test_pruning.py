@@ -35,7 +35,7 @@ def test_the_highest_are_kept_in_every_layer(first, second, density):
 
 def test_the_highest_are_kept_in_the_whole_network():
     scores = {"small": torch.full((3, 2), 0.1), "large": torch.arange(1.0, 7.0).view(2, 3)}
-    masks = keep_highest(scores, 0.5, "global")
+    masks = keep_highest(scores, 0.5, scope="global")
     assert not masks["small"].any()
     assert masks["large"].all()
     assert masks["large"].shape == (2, 3)
@@ -49,7 +49,7 @@ def test_equal_scores_do_not_keep_more():
 @pytest.mark.parametrize(("density", "scope"), [(0.0, "layer"), (1.1, "layer"), (0.5, "network")])
 def test_bad_densities_and_scopes_are_refused(density, scope):
     with pytest.raises(ValueError, match=r"density must be|scope must be"):
-        keep_highest({"w": torch.ones(4)}, density, scope)
+        keep_highest({"w": torch.ones(4)}, density, scope=scope)
 
 
 def steps_of(module, binding, optimizer, epochs=2):
@@ -92,7 +92,7 @@ def test_iterative_pruning_takes_equal_shares_and_ends_at_the_target():
         seen.append(density)
         return keep_highest(magnitudes(params), density)
 
-    binding = IterativelyPruned(module, masks_at, 0.2, 4)
+    binding = IterativelyPruned(module, masks_at, density=0.2, epochs=4)
     optimizer = Tuning(1).make_optimizer(module)
     weight = module[6].weight
     zeros = []
@@ -156,4 +156,4 @@ def test_sparsities_that_no_partition_gives_are_refused(options, words):
 
 def test_odd_halves_are_refused():
     with pytest.raises(ValueError, match="multiple of 2, got 5"):
-        Pruning("halves").check_members(5)
+        Pruning("halves").check_size(5)

@@ -1,5 +1,6 @@
 """Divergence against references, and both searches for sigma."""
 
+import dataclasses
 import math
 
 import pytest
@@ -7,7 +8,15 @@ import torch
 from networks import all_same_bits, built, copied, impala, lenet, mlp, noise, normalised
 from torch import nn
 
-from evo_subnets import divergence, materialize, parameters, quads, search_trust_region
+from evo_subnets import (
+    Search,
+    divergence,
+    materialize,
+    parameters,
+    quads,
+    search_trust_region,
+    singles,
+)
 from evo_subnets.trust_region import MAX_TRIALS, find_root
 
 # enough is drawn here to ask for a compiler, and a machine may have none
@@ -41,15 +50,15 @@ def test_mse_is_that_of_a_plain_reference():
         sum((a - b) ** 2 for a, b in zip(x, y, strict=True))
         for x, y in zip(parent.tolist(), child.tolist(), strict=True)
     ]
-    assert divergence(parent, child, "mse") == pytest.approx(sum(rows) / 6, rel=1e-9)
+    assert divergence(parent, child, measure="mse") == pytest.approx(sum(rows) / 6, rel=1e-9)
 
 
 @pytest.mark.parametrize("measure", ["kl", "mse"])
 def test_equal_outputs_do_not_diverge(measure):
     for scale in (0.0, 1.0, 300.0):
         logits = noise(50, 7) * scale
-        assert divergence(logits, logits.clone(), measure) == 0
-        assert divergence(logits.bfloat16(), logits.bfloat16(), measure) == 0
+        assert divergence(logits, logits.clone(), measure=measure) == 0
+        assert divergence(logits.bfloat16(), logits.bfloat16(), measure=measure) == 0
 
 
 @pytest.mark.parametrize("measure", ["kl", "mse"])
@@ -57,8 +66,8 @@ def test_outputs_that_are_nan_have_a_divergence_that_is_nan(measure):
     logits = noise(5, 3)
     broken = logits.clone()
     broken[2, 1] = math.nan
-    assert math.isnan(divergence(logits, broken, measure))
-    assert math.isnan(divergence(broken, logits, measure))
+    assert math.isnan(divergence(logits, broken, measure=measure))
+    assert math.isnan(divergence(broken, logits, measure=measure))
 
 
 def test_divergence_of_wrong_arguments_is_refused():
@@ -67,7 +76,7 @@ def test_divergence_of_wrong_arguments_is_refused():
     with pytest.raises(ValueError, match=r"two \(samples, classes\) tensors, got \(5,\)"):
         divergence(noise(5), noise(5))
     with pytest.raises(ValueError, match="measure must be 'kl' or 'mse', got 'js'"):
-        divergence(noise(5, 3), noise(5, 3), "js")
+        divergence(noise(5, 3), noise(5, 3), measure="js")
 
 
 NETWORKS = {"lenet": (lenet, (1, 28, 28)), "impala": (impala, (3, 16, 16))}
@@ -75,14 +84,14 @@ NETWORKS = {"lenet": (lenet, (1, 28, 28)), "impala": (impala, (3, 16, 16))}
 
 def measured(module, inputs, sigma, density, children, seed, measure="kl"):
     """The mean divergence of the first children of the quads, one by one."""
-    population = quads(-(-children // 4) * 4, sigma, density, seed)[:children]
+    population = quads(-(-children // 4) * 4, sigma, density=density, seed=seed)[:children]
     with torch.no_grad():
         outputs = module(inputs)
         total = 0.0
         for mutation in population:
             child = materialize(parameters(module), mutation)
             moved = torch.func.functional_call(module, child, (inputs,))
-            total += divergence(outputs, moved, measure)
+            total += divergence(outputs, moved, measure=measure)
     return total / children
 
 
@@ -91,7 +100,7 @@ def measured(module, inputs, sigma, density, children, seed, measure="kl"):
 def test_root_search_comes_within_a_tenth_in_eight_trials(network, target):
     make, shape = NETWORKS[network]
     module, inputs = make().eval(), noise(32, *shape)
-    region = search_trust_region(module, inputs, target, seed=3)
+    region = search_trust_region(module, inputs, target=target, search=Search(seed=3))
     assert abs(region.divergence - target) <= 0.1 * target
     assert 1 <= len(region.table) <= MAX_TRIALS == 8
     assert region.density == 0.5
@@ -104,25 +113,56 @@ def test_root_search_of_mse_and_of_any_number_of_children():
     module, inputs = mlp(), noise(40, 5)
     for children in (1, 4, 6):
         region = search_trust_region(
-            module, inputs, 0.05, (0.3,), children=children, measure="mse", batch_size=16
+            module,
+            inputs,
+            target=0.05,
+            densities=(0.3,),
+            children=children,
+            measure="mse",
+            batch_size=16,
         )
         assert abs(region.divergence - 0.05) <= 0.005
         again = measured(module, inputs, region.sigma, 0.3, children, 0, "mse")
         assert again == pytest.approx(region.divergence, rel=1e-4)
 
 
+def test_it_measures_the_population_that_will_be_used():
+    """The search's own sampler, seed and parameters, and its own size where that is small."""
+    module, inputs = mlp(), noise(40, 5)
+    search = Search(3, 2, density=0.2, seed=7, sampler=singles, include=["0.weight"])
+    region = search_trust_region(module, inputs, search=search)
+    assert region.search == dataclasses.replace(search, sigma=region.sigma)
+    total = 0.0
+    with torch.no_grad():
+        for mutation in region.search.mutations():
+            child = materialize(parameters(module), mutation, include=["0.weight"])
+            moved = torch.func.functional_call(module, child, (inputs,))
+            total += divergence(module(inputs), moved)
+    assert total / 3 == pytest.approx(region.divergence, rel=1e-4)
+    quad = search_trust_region(module, inputs, search=Search(4, 2, density=0.2, seed=7))
+    assert quad.sigma < region.sigma, "half of a quad perturbs four fifths of the weights"
+
+
+def test_the_root_search_begins_at_the_searchs_sigma():
+    module, inputs = mlp(), noise(40, 5)
+    found = search_trust_region(module, inputs).search
+    again = search_trust_region(module, inputs, search=found)
+    assert len(again.table) == 1
+    assert again.search == found
+
+
 def test_the_search_is_the_same_for_a_seed_and_reports_its_trials():
     trials = []
-    one = search_trust_region(mlp(), noise(40, 5), seed=1, on_trial=trials.append)
-    assert one == search_trust_region(mlp(), noise(40, 5), seed=1)
-    assert one != search_trust_region(mlp(), noise(40, 5), seed=2)
+    one = search_trust_region(mlp(), noise(40, 5), search=Search(seed=1), on_trial=trials.append)
+    assert one == search_trust_region(mlp(), noise(40, 5), search=Search(seed=1))
+    assert one != search_trust_region(mlp(), noise(40, 5), search=Search(seed=2))
     assert tuple(trials) == one.table
 
 
 def test_grid_returns_the_closest_of_all_pairs():
     module, inputs = mlp(), noise(40, 5)
     sigmas, densities = (0.003, 0.03, 0.1, 0.3), (0.2, 1.0)
-    region = search_trust_region(module, inputs, 0.02, densities, sigmas)
+    region = search_trust_region(module, inputs, target=0.02, densities=densities, sigmas=sigmas)
     assert [(t.density, t.sigma) for t in region.table] == [
         (density, sigma) for density in densities for sigma in sigmas
     ]
@@ -138,12 +178,12 @@ def test_grid_returns_the_closest_of_all_pairs():
 
 
 def test_grid_passes_over_outputs_that_are_not_finite():
-    region = search_trust_region(mlp(), noise(40, 5), 0.02, sigmas=(1e38, 0.0, 0.01))
+    region = search_trust_region(mlp(), noise(40, 5), target=0.02, sigmas=(1e38, 0.0, 0.01))
     assert region.sigma == 0.01
 
 
 def test_the_first_density_that_reaches_the_target_is_taken():
-    region = search_trust_region(mlp(), noise(40, 5), 0.02, (0.4, 0.8))
+    region = search_trust_region(mlp(), noise(40, 5), target=0.02, densities=(0.4, 0.8))
     assert region.density == 0.4
     assert {trial.density for trial in region.table} == {0.4}
 
@@ -160,7 +200,9 @@ def test_a_density_that_cannot_reach_the_target_gives_way_to_the_next():
             return x
 
     trials = []
-    region = search_trust_region(Dead(), noise(8, 3), 0.02, (0.4, 0.8), on_trial=trials.append)
+    region = search_trust_region(
+        Dead(), noise(8, 3), target=0.02, densities=(0.4, 0.8), on_trial=trials.append
+    )
     assert {trial.density for trial in trials} == {0.4, 0.8}
     assert len(trials) <= 2 * MAX_TRIALS
     assert region.divergence == 0
@@ -179,10 +221,10 @@ def test_the_module_is_left_alone():
 
 def test_include_restricts_what_is_mutated():
     module, inputs = mlp(), noise(40, 5)
-    region = search_trust_region(module, inputs, include=["2.bias"])
+    region = search_trust_region(module, inputs, search=Search(include=["2.bias"]))
     assert abs(region.divergence - 0.02) <= 0.002
     with pytest.raises(ValueError, match=r"no parameters \['nope'\]"):
-        search_trust_region(module, inputs, include=["nope"])
+        search_trust_region(module, inputs, search=Search(include=["nope"]))
 
 
 def test_parents_of_any_scale_are_searched():
@@ -191,7 +233,7 @@ def test_parents_of_any_scale_are_searched():
         module = built(lambda: nn.Linear(6, 4))
         with torch.no_grad():
             module.weight.mul_(scale)
-        region = search_trust_region(module, noise(40, 6) / scale, 0.02)
+        region = search_trust_region(module, noise(40, 6) / scale, target=0.02)
         assert abs(region.divergence - 0.02) <= 0.002
 
 
@@ -203,6 +245,7 @@ def test_parents_of_any_scale_are_searched():
         {"target": math.nan},
         {"target": math.inf},
         {"children": 0},
+        {"children": 17},
         {"densities": ()},
         {"sigmas": ()},
         {"inputs": torch.zeros(0, 5)},
@@ -241,7 +284,7 @@ def test_find_root_of_synthetic_curves(curve, target, start):
         tried.append(sigma)
         return CURVES[curve](sigma)
 
-    sigma = find_root(measure, target, start)
+    sigma = find_root(measure, target, sigma=start)
     assert abs(CURVES[curve](sigma) - target) <= 0.1 * target
     assert len(tried) <= MAX_TRIALS
     assert tried[-1] == sigma
@@ -251,6 +294,6 @@ def test_find_root_of_synthetic_curves(curve, target, start):
 @pytest.mark.parametrize("value", [0.0, 1e-9, 5.0, math.nan, math.inf])
 def test_find_root_ends_where_there_is_no_root(value):
     tried = []
-    sigma = find_root(lambda sigma: (tried.append(sigma), value)[1], 0.02, 0.1)
+    sigma = find_root(lambda sigma: (tried.append(sigma), value)[1], 0.02, sigma=0.1)
     assert len(tried) == MAX_TRIALS
     assert all(0 < s < math.inf for s in [*tried, sigma])

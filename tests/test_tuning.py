@@ -2,6 +2,7 @@
 
 import copy
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,20 +14,13 @@ from torch import nn
 from evo_subnets.annealing import Annealed, temperature_probabilities
 from evo_subnets.data import Augmentation, batches
 from evo_subnets.files import StorageError
+from evo_subnets.prediction import predict, reestimate_norms
 from evo_subnets.pruning import IterativelyPruned, Pruned, keep_highest, magnitudes
+from evo_subnets.schedules import Constant, Cosine, OneCycle, StepLinear
 from evo_subnets.streams import derive_seed
 from evo_subnets.subnetworks import Subnetwork, parameters
-from evo_subnets.tuning import (
-    Constant,
-    Cosine,
-    OneCycle,
-    StepLinear,
-    Tuning,
-    bag,
-    predict,
-    reestimate_norms,
-    tune,
-)
+from evo_subnets.task import Task
+from evo_subnets.tuning import Tuning, tune
 
 
 @pytest.mark.parametrize(
@@ -67,7 +61,7 @@ def test_tune_is_the_plain_loop(optimizer):
     images, module = pictures(), network(norm=optimizer == "sgd")
     tuning = Tuning(3, StepLinear(0.05, 0.01), optimizer, batch_size=40)
     reference = copy.deepcopy(module).train()
-    tune(module, images, PLAIN, tuning, seed=5)
+    tune(module, Task(images), tuning=tuning, seed=5)
 
     if optimizer == "adam":
         steps = torch.optim.Adam(reference.parameters())
@@ -78,7 +72,7 @@ def test_tune_is_the_plain_loop(optimizer):
     generator = torch.Generator().manual_seed(derive_seed(5, "images"))
     for number in range(9):
         if number % 3 == 0:
-            loader = iter(list(batches(images, 40, PLAIN, generator)))
+            loader = iter(list(batches(images, 40, generator=generator)))
         for group in steps.param_groups:
             group["lr"] = StepLinear(0.05, 0.01)(number / 9)
         inputs, labels = next(loader)
@@ -96,7 +90,8 @@ def test_tune_is_the_plain_loop(optimizer):
 def test_the_seed_decides_order_augmentation_and_dropout():
     def tuned(seed):
         module = network(dropout=0.5)
-        tune(module, pictures(), Augmentation((0.5,), (0.25,)), Tuning(1, batch_size=32), seed)
+        images = replace(pictures(), augmentation=Augmentation((0.5,), (0.25,)))
+        tune(module, Task(images), tuning=Tuning(1, batch_size=32), seed=seed)
         return module[0].weight
 
     assert torch.equal(tuned(1), tuned(1))
@@ -107,48 +102,50 @@ def test_tuning_learns():
     module = network(1)
     losses = []
     tune(
-        module, pictures(), PLAIN, Tuning(6, OneCycle(), batch_size=16),
+        module, Task(pictures()), tuning=Tuning(6, OneCycle(), batch_size=16),
         on_epoch=lambda epoch, loss: losses.append((epoch, loss)),
     )  # fmt: skip
     fresh = pictures(seed=9)
-    assert (predict(module, fresh, PLAIN).argmax(1) == fresh.labels).float().mean() > 0.95
+    assert (predict(module, fresh).argmax(1) == fresh.labels).float().mean() > 0.95
     assert [epoch for epoch, _ in losses] == [1, 2, 3, 4, 5, 6]
     assert losses[-1][1] < losses[0][1] / 2
 
 
 def test_bagging_trains_on_the_bag_alone():
     images = pictures(100)
-    chosen = bag(100, 0.9, seed=3)
+    chosen = images.bag(0.9, 3)
     assert len(chosen) == 90
-    assert len(set(chosen.tolist())) == 90
+    assert len({one.numpy().tobytes() for one in chosen.pixels}) == 90
     module, plain = network(), network()
-    tune(module, images, PLAIN, Tuning(1, bagging=0.9), seed=3)
-    tune(plain, images[chosen], PLAIN, Tuning(1), seed=3)
+    tune(module, Task(images), tuning=Tuning(1, bagging=0.9), seed=3)
+    tune(plain, Task(chosen), tuning=Tuning(1), seed=3)
     assert torch.equal(module[0].weight, plain[0].weight)
-    assert not torch.equal(bag(100, 0.9, seed=4), chosen)
+    assert not torch.equal(images.bag(0.9, 4).pixels, chosen.pixels)
 
 
 def test_bf16_trains_float32_weights():
     module = network()
-    tune(module, pictures(), PLAIN, Tuning(2, OneCycle(), bf16=True, batch_size=16))
+    tune(module, Task(pictures()), tuning=Tuning(2, OneCycle(), bf16=True, batch_size=16))
     assert module[0].weight.dtype == torch.float32
-    assert predict(module, pictures(), PLAIN).isfinite().all()
+    assert predict(module, pictures()).isfinite().all()
 
 
 def test_a_diverging_run_says_so():
     with pytest.raises(ValueError, match=r"training diverged.*lower the learning rate"):
-        tune(network(norm=False), pictures(), PLAIN, Tuning(3, Constant(1e6), batch_size=8))
+        tune(network(norm=False), Task(pictures()), tuning=Tuning(3, Constant(1e6), batch_size=8))
 
 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
         ({"epochs": 0}, "at least one epoch"),
-        ({"epochs": 1, "batch_size": 0}, "at least one epoch and one image"),
+        ({"epochs": 1, "batch_size": 0}, "at least one epoch and one sample"),
         ({"epochs": 1, "bagging": 0.0}, "bagging"),
         ({"epochs": 1, "bagging": 1.5}, "bagging"),
         ({"epochs": 1, "optimizer": "lion"}, "'sgd' or 'adam'"),
         ({"epochs": 1, "cycled_momentum": 0.85}, "OneCycle"),
+        ({"optimizer": "adam", "momentum": 0.5}, "momentum has no effect with Adam"),
+        ({"optimizer": "adam", "weight_decay": 0.0}, "weight_decay has no effect with Adam"),
     ],
 )
 def test_bad_options_are_refused(options, words):
@@ -158,15 +155,15 @@ def test_bad_options_are_refused(options, words):
 
 def test_predict_leaves_the_mode_alone_and_cuts_batches():
     module = network(dropout=0.5).train()
-    outputs = predict(module, pictures(50), PLAIN, batch_size=7)
+    outputs = predict(module, pictures(50), batch_size=7)
     assert module.training
     assert outputs.shape == (50, 4)
-    torch.testing.assert_close(outputs, predict(module.eval(), pictures(50), PLAIN))
+    torch.testing.assert_close(outputs, predict(module.eval(), pictures(50)))
 
 
 def test_norms_are_the_means_over_the_pictures():
     module, images = network(dropout=0.5).eval(), pictures(64)
-    reestimate_norms(module, images, PLAIN, batch_size=16)
+    reestimate_norms(module, images, batch_size=16)
     outputs = module[0](PLAIN.normalize(images.pixels))
     torch.testing.assert_close(
         module[1].running_mean, outputs.mean((0, 2, 3)), atol=1e-5, rtol=1e-4
@@ -192,9 +189,9 @@ BINDINGS = {
     "pruned": lambda module, masks: Pruned(module, masks),
     "iterative": lambda module, masks: IterativelyPruned(
         module, lambda density: keep_highest(magnitudes(parameters(module), list(masks)), density,
-                                             "layer"), 0.3, 3),
+                                             scope="layer"), density=0.3, epochs=3),
     "annealed": lambda module, masks: Annealed(
-        module, masks, temperature_probabilities(masks, 0.5), 3, seed=4),
+        module, masks, probabilities=temperature_probabilities(masks, 0.5), epochs=3, seed=4),
 }  # fmt: skip
 
 
@@ -205,7 +202,8 @@ def test_a_run_that_was_stopped_ends_with_the_same_bits(
     binding, optimizer, done, tmp_path, monkeypatch
 ):
     monkeypatch.setattr("evo_subnets.files.checkpoints.SECONDS", 0.0)
-    images, augmentation = pictures(), Augmentation((0.5,), (0.25,), padding=2, flip=True)
+    augmentation = Augmentation((0.5,), (0.25,), padding=2, flip=True)
+    task = Task(replace(pictures(), augmentation=augmentation))
     tuning = Tuning(4, OneCycle(), optimizer, batch_size=16, bagging=0.9)
     start = nn.Sequential(network(norm=True), nn.Dropout(0.3))
 
@@ -214,7 +212,9 @@ def test_a_run_that_was_stopped_ends_with_the_same_bits(
         names = [name for name, weight in module.named_parameters() if weight.ndim > 1]
         masks = Subnetwork(3, 0.0, 0.4).mask(parameters(module), names)
         bound = BINDINGS[binding](module, masks)
-        tune(module, images, augmentation, tuning, 7, bound, on_epoch, path)
+        tune(
+            module, task, tuning=tuning, seed=7, binding=bound, on_epoch=on_epoch, checkpoint=path
+        )  # fmt: skip
         return module.state_dict()
 
     whole = run(None)
@@ -232,12 +232,12 @@ def test_a_run_that_was_stopped_ends_with_the_same_bits(
 
 def test_a_checkpoint_of_another_run_is_refused(tmp_path):
     path = tmp_path / "run.safetensors"
-    images = pictures()
-    tune(network(norm=False), images, PLAIN, Tuning(1, batch_size=16), 1, checkpoint=path)
+    task = Task(pictures())
+    tune(network(norm=False), task, tuning=Tuning(1, batch_size=16), seed=1, checkpoint=path)
     with pytest.raises(ValueError, match="seed 1, this one has 2"):
-        tune(network(norm=False), images, PLAIN, Tuning(1, batch_size=16), 2, checkpoint=path)
+        tune(network(norm=False), task, tuning=Tuning(1, batch_size=16), seed=2, checkpoint=path)
     with pytest.raises(ValueError, match=r"tuning .*epochs=1.*epochs=2"):
-        tune(network(norm=False), images, PLAIN, Tuning(2, batch_size=16), 1, checkpoint=path)
+        tune(network(norm=False), task, tuning=Tuning(2, batch_size=16), seed=1, checkpoint=path)
     path.write_bytes(path.read_bytes()[:-5])
     with pytest.raises(StorageError, match="truncated"):
-        tune(network(norm=False), images, PLAIN, Tuning(1, batch_size=16), 1, checkpoint=path)
+        tune(network(norm=False), task, tuning=Tuning(1, batch_size=16), seed=1, checkpoint=path)

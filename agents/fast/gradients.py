@@ -12,7 +12,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import RolloutBufferSamples
 from torch import Tensor, nn
 
-from evo_subnets.engines.fast_convolutions import FastConvolutions
+from evo_subnets import engines
 
 PART = 64
 """Observations whose gradient a thread takes at once. Two threads with parts of 32, 64 and 128 were
@@ -23,6 +23,10 @@ ValueLoss = Literal["larger", "clipped"]
 """The squared error of a value whose change is clipped: the larger of the clipped and the unclipped
 one (the reference), or the clipped one (stable-baselines3), which does not pull back a value that
 ran away."""
+
+WHOLE = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, nn.Dropout, nn.Dropout1d,
+         nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)  # fmt: skip
+"""Layers that look at the whole minibatch, or draw random numbers."""
 
 STATISTICS = ("policy", "value", "entropy", "clip_fraction", "approx_kl")
 Gradients = list[Tensor | None]
@@ -51,12 +55,11 @@ GradientsOf = Callable[[RolloutBufferSamples, LossSettings], tuple[Gradients, Te
 @contextmanager
 def workers(policy: ActorCriticPolicy) -> Iterator[GradientsOf]:
     """A function that computes a minibatch's gradients with torch's number of threads."""
-    whole = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
     in_parts = policy.device.type == "cpu" and not any(
-        isinstance(module, whole) for module in policy.modules()
+        isinstance(module, WHOLE) for module in policy.modules()
     )
     threads = torch.get_num_threads() if in_parts else 1
-    policies = [_with_own_distribution(policy) for _ in range(threads)]
+    policies = [_for_a_thread(policy) for _ in range(threads)]
     if threads > 1:
         torch.set_num_threads(1)  # each thread computes alone
     try:
@@ -82,10 +85,19 @@ def workers(policy: ActorCriticPolicy) -> Iterator[GradientsOf]:
             torch.set_num_threads(threads)
 
 
-def _with_own_distribution(policy: ActorCriticPolicy) -> ActorCriticPolicy:
-    """The same policy for one thread: a forward pass writes into its distribution object."""
+def _for_a_thread(policy: ActorCriticPolicy) -> ActorCriticPolicy:
+    """The same policy for one thread, with faster convolutions where there are such.
+
+    A forward pass writes into its distribution object.
+    """
+    distribution = copy.copy(policy.action_dist)
+    if policy.device.type == "cpu":
+        instead = [(policy.optimizer, policy.optimizer), (policy.action_dist, distribution)]
+        faster = engines.with_fast_convolutions(policy, instead)
+        if isinstance(faster, ActorCriticPolicy):
+            return faster
     own = copy.copy(policy)
-    own.action_dist = copy.copy(policy.action_dist)
+    own.action_dist = distribution
     return own
 
 
@@ -110,8 +122,7 @@ def gradient(
     require them.
     """
     actions = rows.actions.long().flatten() if settings.discrete else rows.actions
-    with FastConvolutions():
-        values, log_probability, entropy = policy.evaluate_actions(rows.observations, actions)
+    values, log_probability, entropy = policy.evaluate_actions(rows.observations, actions)
     log_ratio = log_probability - rows.old_log_prob
     ratio, clip = log_ratio.exp(), settings.clip_range
     surrogate = rows.advantages * ratio

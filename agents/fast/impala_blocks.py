@@ -1,15 +1,14 @@
 """`impala.c`: what an Impala block is made of, `Stem` and `Residual`, as differentiable functions.
 
 Compiled once by the machine's C compiler and kept on disk; without one, torch's own convolutions
-serve, with the same results to float rounding. `EVO_SUBNETS_EAGER` (set to anything) leaves the
-compiled library out, for comparisons.
+serve, with the same results to float rounding.
 """
 
 import ctypes
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
 import torch
@@ -17,11 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from evo_subnets.engines import compiler
-from evo_subnets.engines.threads import share_out
-
-if TYPE_CHECKING:
-    from agents.impala import ImpalaCNN
+from evo_subnets import engines
 
 SOURCES = tuple(Path(__file__).with_name(name) for name in ("impala.c", "tiles.c", "impala.h"))
 LANES = 16
@@ -61,9 +56,17 @@ class Network(ctypes.Structure):
     )
 
 
-def fits(network: "ImpalaCNN", observations: Tensor) -> bool:
-    """Whether the compiled blocks can compute the features of this network, whose layers are as it
-    was built with, and nobody looks at how: no autocast, tracing or transforms."""
+class Impala(Protocol):
+    """An `ImpalaCNN`, with the layers that it was built with."""
+
+    widths: tuple[int, ...]
+    blocks: nn.Sequential
+    hidden: nn.Linear
+
+
+def fits(network: Impala, observations: Tensor) -> bool:
+    """Whether the compiled blocks can compute the features of this network: not under autocast and
+    not while a compiler or a tracer looks on."""
     weights = [network.hidden.weight]
     weights += [each for layers in _layers(network) for layer in layers for each in layer]
     return (
@@ -74,16 +77,12 @@ def fits(network: "ImpalaCNN", observations: Tensor) -> bool:
         and observations.shape[1] == weights[1].shape[1]
         and all(each.dtype == torch.float32 and each.is_cpu for each in (observations, *weights))
         and all(width % LANES == 0 for width in network.widths)
-        and not torch.compiler.is_compiling()
-        and not torch.is_autocast_enabled("cpu")
-        and torch._C._get_tracing_state() is None
-        and not torch._C._len_torch_dispatch_stack()
-        and torch._C._functorch.peek_interpreter_stack() is None
+        and not engines.watched()
         and library() is not None
     )
 
 
-def features(network: "ImpalaCNN", observations: Tensor) -> Tensor:
+def features(network: Impala, observations: Tensor) -> Tensor:
     """What `network(observations)` returns; see `fits`.
 
     Without gradients the observations are shared out to torch's number of threads. With them all is
@@ -99,7 +98,7 @@ def features(network: "ImpalaCNN", observations: Tensor) -> Tensor:
     return F.relu(network.hidden(x))
 
 
-def _blocks(network: "ImpalaCNN", pictures: Tensor) -> Tensor:
+def _blocks(network: Impala, pictures: Tensor) -> Tensor:
     """(batch, height, width, channels) to the same of the last block."""
     stem: Callable[..., Tensor] = Stem.apply
     residual: Callable[..., Tensor] = Residual.apply
@@ -110,7 +109,7 @@ def _blocks(network: "ImpalaCNN", pictures: Tensor) -> Tensor:
     return pictures
 
 
-def _layers(network: "ImpalaCNN") -> Iterator[tuple[Any, Any, Any]]:
+def _layers(network: Impala) -> Iterator[tuple[Any, Any, Any]]:
     """Of each block the weights and biases of its convolution and of its two residual blocks."""
     for block in network.blocks.children():
         layers: list[Any] = list(block.children())
@@ -122,7 +121,7 @@ def _layers(network: "ImpalaCNN") -> Iterator[tuple[Any, Any, Any]]:
         )
 
 
-def _without_gradients(network: "ImpalaCNN", pictures: Tensor, threads: int) -> Tensor:
+def _without_gradients(network: Impala, pictures: Tensor, threads: int) -> Tensor:
     """`_blocks` in one call of the library a thread, without what gradients would need."""
     tensors: list[Tensor] = []  # kept while pointers to them are in use
     blocks = (Block * len(network.widths))()
@@ -143,19 +142,16 @@ def _without_gradients(network: "ImpalaCNN", pictures: Tensor, threads: int) -> 
         some, to = (each.tensor_split(threads)[index] for each in (pictures, out))
         _call("impala_blocks", len(some), described, packed, _scratch(scratch_size), some, to)
 
-    if threads == 1:
-        share(0)
-    else:
-        share_out(share, range(threads), threads)
+    engines.share_out(share, range(threads), threads=threads)
     return out
 
 
-_packed_weights: WeakKeyDictionary[nn.Module, tuple[Tensor, Tensor]] = WeakKeyDictionary()
+_packed_weights: WeakKeyDictionary[Impala, tuple[Tensor, Tensor]] = WeakKeyDictionary()
 _lock = threading.Lock()
 _own = threading.local()
 
 
-def _packed(network: nn.Module, described: Network) -> tuple[Tensor, int]:
+def _packed(network: Impala, described: Network) -> tuple[Tensor, int]:
     """The network's packed weights, and the floats that a thread needs besides.
 
     They are packed anew when the weights are others, bit by bit, than those of the last time.
@@ -256,4 +252,4 @@ def _as_c(argument: Any) -> Any:
 def library() -> ctypes.CDLL | None:
     """The compiled library, None where it cannot be had or is left out."""
     without = "no compiled Impala blocks: torch's convolutions serve, more slowly"
-    return compiler.fast_library(SOURCES, without)
+    return engines.library(SOURCES, without)

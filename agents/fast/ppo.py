@@ -3,8 +3,7 @@
 `docs/ppo.md` says what is done and what each part brings.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any, get_args
 
 import gymnasium
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 
 from agents.fast.gradients import STATISTICS, GradientsOf, LossSettings, ValueLoss, workers
 from agents.fast.rollouts import DeviceRolloutBuffer
-from agents.impala import ImpalaCNN
+from agents.impala import compiled_blocks
 
 
 class FastPPO(PPO):
@@ -114,17 +113,3 @@ class FastPPO(PPO):
         record("train/clip_range", settings.clip_range)
         if settings.value_clip_range is not None:
             record("train/clip_range_vf", settings.value_clip_range)
-
-
-@contextmanager
-def compiled_blocks(policy: nn.Module) -> Iterator[None]:
-    """Lets the policy's Impala networks use their compiled blocks meanwhile."""
-    networks = [module for module in policy.modules() if isinstance(module, ImpalaCNN)]
-    before = [network.compiled for network in networks]
-    try:
-        for network in networks:
-            network.compiled = True
-        yield
-    finally:
-        for network, value in zip(networks, before, strict=True):
-            network.compiled = value

@@ -14,6 +14,7 @@ from queue import SimpleQueue
 import torch
 from torch import nn
 
+from agents.impala import compiled_blocks, use_compiled_blocks
 from agents.play.blocks import Block, step_together
 from agents.play.course import Course, Episodes
 from agents.policies import Actor, EnsemblePolicy
@@ -44,10 +45,11 @@ def play(
     alone, and so do the uniform numbers that choose its actions, which makes the returns of two
     policies pairs. `on_episode` gets the return of each finished episode.
     """
-    only = play_population(
-        [lambda: policy], course, episodes, deterministic, policy.device, on_episode
-    )
-    ((_, outcome),) = only
+    with compiled_blocks(policy.model):
+        only = play_population(
+            [lambda: policy], course, episodes, deterministic, policy.device, on_episode
+        )
+        ((_, outcome),) = only
     if isinstance(outcome, Exception):
         raise outcome
     return outcome
@@ -64,8 +66,9 @@ def play_population(
 ) -> Generator[tuple[int, Episodes | Exception]]:
     """(index of a policy, what `play` returns for it, bit for bit), as they finish.
 
-    `policies` make their policies, on `device`, when these begin to play; nothing keeps them
-    longer, so memory does not grow with the population. One that fails gives its exception and the
+    `policies` make their policies, on `device`, when these begin to play, and their Impala networks
+    use compiled blocks from then on; nothing keeps them longer, so memory does not grow with the
+    population. One that fails gives its exception and the
     others play on; any other error stops all. Close an iterator that is not used up.
 
     Each thread has one simulator with `blocks` blocks of environments that step together; a block
@@ -230,6 +233,7 @@ class _Match:
                 continue
             try:
                 policy = self.policies[index]()
+                use_compiled_blocks(policy.model)
             except Exception as error:
                 self._fail(index, error)
                 continue

@@ -9,19 +9,24 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from evo_subnets.engines import philox_cpu as kernel
+from evo_subnets.streams import derive_seed
+
+BATCH_SIZE = 128
+"""Pictures of a batch where none is asked for."""
 
 
 @dataclass(frozen=True, eq=False)
 class Images:
     """Labelled pictures: (n, channels, height, width) uint8 pixels and (n,) int64 labels.
 
-    In memory the channels lie side by side (torch.channels_last): a training step of LeNet or
-    ResNet-20 takes a tenth to a fifth less time so on two CPU cores.
+    They are a task's data as they are: `augmentation` makes inputs of them (None: pixels in [0, 1],
+    nothing else). In memory the channels lie side by side (torch.channels_last): a training step of
+    LeNet or ResNet-20 takes a tenth to a fifth less time so on two CPU cores.
     """
 
     pixels: Tensor
     labels: Tensor
+    augmentation: "Augmentation | None" = None
 
     def __post_init__(self) -> None:
         pixels, labels = self.pixels, self.labels
@@ -41,6 +46,15 @@ class Images:
             )
         if len(labels) and labels.min() < 0:
             raise ValueError(f"labels must be at least 0, got {int(labels.min())}")
+        channels = pixels.shape[1]
+        if self.augmentation is not None and len(self.augmentation.mean) != channels:
+            raise ValueError(
+                f"the augmentation is for {len(self.augmentation.mean)} channels, the pictures "
+                f"have {channels}"
+            )
+        if self.augmentation is None:
+            plain = Augmentation((0.0,) * channels, (1.0,) * channels, 0, False)
+            object.__setattr__(self, "augmentation", plain)
         side_by_side = pixels.contiguous(memory_format=torch.channels_last)
         object.__setattr__(self, "pixels", side_by_side)
 
@@ -49,11 +63,37 @@ class Images:
 
     def __getitem__(self, index: Tensor | slice) -> "Images":
         """The pictures that a slice, an int64 or a bool tensor chooses."""
-        return Images(self.pixels[index], self.labels[index])
+        return Images(self.pixels[index], self.labels[index], self.augmentation)
 
     def to(self, device: torch.device | str) -> "Images":
         """The same pictures on a device."""
-        return Images(self.pixels.to(device), self.labels.to(device))
+        return Images(self.pixels.to(device), self.labels.to(device), self.augmentation)
+
+    @property
+    def input_bytes(self) -> int:
+        """Of all inputs as networks take them, in float32."""
+        return 4 * self.pixels.numel()
+
+    def steps(self, batch_size: int | None) -> int:
+        """Batches of a pass."""
+        return -(-len(self) // (batch_size or BATCH_SIZE))
+
+    def training(
+        self, batch_size: int | None, generator: torch.Generator
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """A pass in a new order, augmented."""
+        return batches(self, batch_size or BATCH_SIZE, generator=generator)
+
+    def in_order(self, batch_size: int | None) -> Iterator[tuple[Tensor, Tensor]]:
+        """A pass in the pictures' order, only normalised."""
+        return batches(self, batch_size or BATCH_SIZE)
+
+    def bag(self, fraction: float, seed: int) -> "Images":
+        """round(fraction n) of the pictures, drawn without replacement, in their order."""
+        generator = torch.Generator().manual_seed(derive_seed(seed, "bag"))
+        count = max(1, round(fraction * len(self)))
+        chosen = torch.randperm(len(self), generator=generator)[:count].sort().values
+        return self[chosen.to(self.labels.device)]
 
 
 @dataclass(frozen=True)
@@ -112,10 +152,6 @@ class Augmentation:
         count, height, width, channels = pixels.shape
         # a whole row at once: loops over three channels are slow
         scale, shift = self._scale_and_shift.repeat(1, width).to(pixels.device)
-        if pixels.device.type == "cpu" and kernel.available(pixels.numel()):
-            pixels = pixels.contiguous()
-            crops = kernel.crops(pixels, top, left, mirrored, scale, shift, padding)
-            return crops.permute(0, 3, 1, 2)
         rows = pixels
         if padding or mirrored.any():
             rows = _cut(pixels, top, left, mirrored, padding)
@@ -158,7 +194,7 @@ def _cut(pixels: Tensor, top: Tensor, left: Tensor, mirrored: Tensor, padding: i
 def batches(
     images: Images,
     size: int,
-    augmentation: Augmentation,
+    *,
     generator: torch.Generator | None = None,
     drop_last: bool = False,
 ) -> Iterator[tuple[Tensor, Tensor]]:
@@ -174,16 +210,17 @@ def batches(
             f"no batch is left: drop_last with size={size} and {len(images)} pictures; "
             "make batches smaller"
         )
-    return _batches(images, size, augmentation, generator, drop_last)
+    return _batches(images, size, generator, drop_last)
 
 
 def _batches(
     images: Images,
     size: int,
-    augmentation: Augmentation,
     generator: torch.Generator | None,
     drop_last: bool,
 ) -> Iterator[tuple[Tensor, Tensor]]:
+    augmentation = images.augmentation
+    assert augmentation is not None
     end = len(images) // size * size if drop_last else len(images)
     if generator is None:
         for start in range(0, end, size):

@@ -9,6 +9,7 @@ random draws unseeded, so nobody can make the same images again.
 
 import hashlib
 from collections.abc import Callable
+from inspect import signature
 from pathlib import Path
 from typing import Any, Final
 
@@ -91,7 +92,7 @@ SEVERITIES: Final = (1, 2, 3, 4, 5)
 _CHUNK = 256  # images at a time: what is needed besides stays below 100 MB at 32x32
 
 
-def corrupt(images: Tensor, name: str, severity: int, seed: int = 0) -> Tensor:
+def corrupt(images: Tensor, name: str, *, severity: int, seed: int = 0) -> Tensor:
     """Corrupted copies: uint8 (n, channels, height, width) on the CPU, of the images' shape.
 
     Images are uint8, with 1 or 3 channels (grey, RGB), square, 8 pixels or more a side; the
@@ -124,12 +125,13 @@ def corrupt(images: Tensor, name: str, severity: int, seed: int = 0) -> Tensor:
             content = hashlib.blake2b(image.tobytes(), digest_size=16).hexdigest()
             key = derive_seed(seed, name, SEVERITIES[level], content)
             generators.append(np.random.Generator(np.random.PCG64(key)))
-        corrupted = function(chunk / 255.0, generators, *constants[level])
+        named = dict(zip(list(signature(function).parameters)[2:], constants[level], strict=False))
+        corrupted = function(chunk / 255.0, generators, **named)
         result[start : start + _CHUNK] = torch.from_numpy(grey_levels(corrupted))
     return result
 
 
-def cifar_c(folder: Path, name: str, severity: int) -> tuple[Tensor, Tensor]:
+def cifar_c(folder: Path, name: str, *, severity: int) -> tuple[Tensor, Tensor]:
     """Images, uint8 (n / 5, 3, 32, 32), and labels, int64 (n / 5,), of one corruption and severity.
 
     `folder` is CIFAR-10-C or CIFAR-100-C as published: `name`.npy is uint8 (n, 32, 32, 3) in five

@@ -2,6 +2,7 @@
 
 import importlib
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -30,7 +31,6 @@ class Dataset:
     validation: Images
     test: Images
     classes: tuple[str, ...]
-    augmentation: Augmentation
 
     def __post_init__(self) -> None:
         shape = self.train.pixels.shape[1:]
@@ -48,21 +48,30 @@ class Dataset:
                     f"{self.name}: labels must be below the number of classes, "
                     f"{len(self.classes)}, got {int(images.labels.max())} in {part}"
                 )
-        if len(self.augmentation.mean) != shape[0]:
-            raise ValueError(
-                f"{self.name}: the augmentation is for {len(self.augmentation.mean)} channels, "
-                f"the pictures have {shape[0]}"
-            )
+
+    @property
+    def augmentation(self) -> Augmentation:
+        """Of the training pictures."""
+        assert self.train.augmentation is not None
+        return self.train.augmentation
+
+    def augmented(self, augmentation: Augmentation) -> "Dataset":
+        """The same pictures with another augmentation."""
+        return self._each(lambda images: replace(images, augmentation=augmentation))
 
     def to(self, device: torch.device | str) -> "Dataset":
         """The same data set with all its pictures on a device."""
-        parts = {part: getattr(self, part).to(device) for part in ("train", "validation", "test")}
-        return replace(self, **parts)
+        return self._each(lambda images: images.to(device))
+
+    def _each(self, change: Callable[[Images], Images]) -> "Dataset":
+        train, validation, test = map(change, (self.train, self.validation, self.test))
+        return replace(self, train=train, validation=validation, test=test)
 
 
 def load(
     name: str,
     root: Path | None = None,
+    *,
     validation: Literal["train", "test"] = "train",
     validation_fraction: float = 0.1,
     seed: int = 0,
@@ -78,9 +87,9 @@ def load(
     for test. `root` keeps downloads and decoded folders: $EVO_SUBNETS_DATA, or
     ~/.cache/evo_subnets/data.
 
-    `augmentation` has the mean and standard deviation of the whole training set, whatever the split
-    and the limit, so that a trained parent meets the same inputs under all of them. Pictures of
-    digits (mnist, svhn, digits) are never flipped; MNIST and Fashion-MNIST are padded with zeros
+    Their augmentation has the mean and standard deviation of the whole training set, whatever the
+    split and the limit, so that a trained parent meets the same inputs under all of them. Pictures
+    of digits (mnist, svhn, digits) are never flipped; MNIST and Fashion-MNIST are padded with zeros
     and digits enlarged, to 32x32.
 
     `imagefolder:PATH` is PATH/train/CLASS/*.png and PATH/test/CLASS/*.png (or jpg, jpeg, bmp,
@@ -107,12 +116,12 @@ def load(
     elif name == "digits":
         whole = _digits()
     elif name.startswith(FOLDER) and name != FOLDER:
-        whole = image_folder(Path(name.removeprefix(FOLDER)).expanduser(), root, image_size)
+        whole = image_folder(Path(name.removeprefix(FOLDER)).expanduser(), root, size=image_size)
     else:
         raise ValueError(f"there is no data set {name!r}; there are {', '.join(NAMES)}")
 
-    train = stratified_order(whole.train.labels, seed, "train")
-    test = stratified_order(whole.test.labels, seed, "test")
+    train = stratified_order(whole.train.labels, seed, purpose="train")
+    test = stratified_order(whole.test.labels, seed, purpose="test")
     if validation == "train":
         source = whole.train
         held_out, train = cut(train, round(validation_fraction * len(train)))
@@ -121,14 +130,14 @@ def load(
         held_out, test = cut(test, len(test) // 2)
     few = None if limit is None else max(limit // 5, 1)
     mean, std = _statistics(whole.train.pixels)
-    return Dataset(
+    found = Dataset(
         name=name,
         train=whole.train[train[:limit].sort().values],
         validation=source[held_out[:few].sort().values],
         test=whole.test[test[:few].sort().values],
         classes=whole.classes,
-        augmentation=Augmentation(mean, std, flip=name not in DIGITS),
     )
+    return found.augmented(Augmentation(mean, std, flip=name not in DIGITS))
 
 
 def _statistics(pixels: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:

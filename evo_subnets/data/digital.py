@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 
-def brightness(images: Images, generators: Generators, added: float) -> Images:
+def brightness(images: Images, generators: Generators, *, added: float) -> Images:
     """`added` to V of HSV, the greatest of the channels; hue and saturation stay."""
     value: Images = images.max(axis=1, keepdims=True)
     brighter: Images = np.clip(value + added, 0, 1)
@@ -30,13 +30,13 @@ def brightness(images: Images, generators: Generators, added: float) -> Images:
     return ratio * brighter
 
 
-def contrast(images: Images, generators: Generators, factor: float) -> Images:
+def contrast(images: Images, generators: Generators, *, factor: float) -> Images:
     """Each channel's distance from its mean over the image, times `factor`."""
     means: Images = images.mean(axis=(2, 3), keepdims=True)
     return (images - means) * factor + means
 
 
-def saturate(images: Images, generators: Generators, factor: float, added: float) -> Images:
+def saturate(images: Images, generators: Generators, *, factor: float, added: float) -> Images:
     """S of HSV times `factor` plus `added`, at most 1; hue and V stay.
 
     Grey pixels of colour images have hue 0, so that `added` turns them red, as in the original.
@@ -55,7 +55,7 @@ def saturate(images: Images, generators: Generators, factor: float, added: float
 
 
 def elastic_transform(
-    images: Images, generators: Generators, amplitude: float, sigma: float, corner: float
+    images: Images, generators: Generators, *, amplitude: float, sigma: float, corner: float
 ) -> Images:
     """A random affine map and then a smooth random displacement, both with linear interpolation.
 
@@ -78,7 +78,7 @@ def elastic_transform(
     source = source.reshape(-1, side, side, 2)
     images = _sampled(images, source[..., 1], source[..., 0], "mirror")
     shifts = drawn(generators, lambda generator: generator.uniform(-1, 1, (2, side, side)))
-    shifts = gaussian_filter(shifts, sigma * side, "reflect", 3) * (amplitude * side)
+    shifts = gaussian_filter(shifts, sigma * side, mode="reflect", cut=3) * (amplitude * side)
     return _sampled(images, y + shifts[:, 1], x + shifts[:, 0], "reflect")
 
 
@@ -91,7 +91,7 @@ def _sampled(images: Images, rows: Images, columns: Images, mode: str) -> Images
     return result
 
 
-def pixelate(images: Images, generators: Generators, factor: float) -> Images:
+def pixelate(images: Images, generators: Generators, *, factor: float) -> Images:
     """Images shrunk to `factor` of their side and back, each pixel a mean over a box."""
     from PIL.Image import Resampling
 
@@ -104,7 +104,7 @@ def pixelate(images: Images, generators: Generators, factor: float) -> Images:
     return _pictured(images, resized)
 
 
-def jpeg_compression(images: Images, generators: Generators, quality: int) -> Images:
+def jpeg_compression(images: Images, generators: Generators, *, quality: int) -> Images:
     """Images written as JPEG of `quality` and read again, by Pillow."""
     from PIL import Image as files
 

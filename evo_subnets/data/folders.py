@@ -25,7 +25,7 @@ CHUNK = 64
 """Pictures that a thread decodes at a time: one by one, the queue costs as much as the pictures."""
 
 
-def image_folder(folder: Path, root: Path, size: int | None) -> Whole:
+def image_folder(folder: Path, root: Path, *, size: int | None) -> Whole:
     """The pictures below `folder`, decoded once and kept in `root`."""
     parts = [folder / part for part in ("train", "test")]
     split = [part for part in parts if part.is_dir() and _folders(part)]

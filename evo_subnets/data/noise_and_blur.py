@@ -35,20 +35,22 @@ def ndimage() -> Any:
     return importlib.import_module("scipy.ndimage")
 
 
-def gaussian_filter(images: Images, sigma: float, mode: str = "nearest", cut: float = 4) -> Images:
+def gaussian_filter(
+    images: Images, sigma: float, *, mode: str = "nearest", cut: float = 4
+) -> Images:
     """The last two axes smoothed; `sigma` in pixels, the kernel ends after `cut` of them."""
     sigmas = (0,) * (images.ndim - 2) + (sigma, sigma)
     result: Images = ndimage().gaussian_filter(images, sigmas, mode=mode, truncate=cut)
     return result
 
 
-def gaussian_noise(images: Images, generators: Generators, scale: float) -> Images:
+def gaussian_noise(images: Images, generators: Generators, *, scale: float) -> Images:
     """Independent normal noise of standard deviation `scale` on every value."""
     shape = images.shape[1:]
     return images + drawn(generators, lambda generator: generator.normal(0, scale, shape))
 
 
-def shot_noise(images: Images, generators: Generators, photons: float) -> Images:
+def shot_noise(images: Images, generators: Generators, *, photons: float) -> Images:
     """Poisson noise: white is `photons` photons on average."""
     counts: Images = np.stack(
         [
@@ -59,23 +61,25 @@ def shot_noise(images: Images, generators: Generators, photons: float) -> Images
     return counts / photons
 
 
-def impulse_noise(images: Images, generators: Generators, amount: float) -> Images:
+def impulse_noise(images: Images, generators: Generators, *, amount: float) -> Images:
     """Salt and pepper: a fraction `amount` of the values, channel by channel, turns 0 or 1."""
     u = drawn(generators, lambda generator: generator.random(images.shape[1:]))
     return np.where(u < amount, np.where(u < amount / 2, 0.0, 1.0), images)
 
 
-def speckle_noise(images: Images, generators: Generators, scale: float) -> Images:
+def speckle_noise(images: Images, generators: Generators, *, scale: float) -> Images:
     """Normal noise of standard deviation `scale` times the value itself."""
-    return images + images * gaussian_noise(np.zeros_like(images), generators, scale)
+    return images + images * gaussian_noise(np.zeros_like(images), generators, scale=scale)
 
 
-def gaussian_blur(images: Images, generators: Generators, sigma: float) -> Images:
+def gaussian_blur(images: Images, generators: Generators, *, sigma: float) -> Images:
     """A Gaussian filter of `sigma` pixels that repeats the border."""
     return gaussian_filter(images, sigma)
 
 
-def defocus_blur(images: Images, generators: Generators, radius: float, softness: float) -> Images:
+def defocus_blur(
+    images: Images, generators: Generators, *, radius: float, softness: float
+) -> Images:
     """Convolution with a disk of `radius` pixels, itself smoothed over 3x3 with sigma `softness`.
 
     The original's 17x17 kernel is cut to where it is not zero; OpenCV's float32 Fourier transform
@@ -90,7 +94,7 @@ def defocus_blur(images: Images, generators: Generators, radius: float, softness
     return result
 
 
-def glass_blur(images: Images, generators: Generators, sigma: float, iterations: int) -> Images:
+def glass_blur(images: Images, generators: Generators, *, sigma: float, iterations: int) -> Images:
     """Pixels moved by up to one to the right and down, between two Gaussian filters of `sigma`.
 
     The original means to exchange a pixel with a random neighbour above or to the left, or both,
@@ -115,6 +119,7 @@ def glass_blur(images: Images, generators: Generators, sigma: float, iterations:
 def motion_blur(
     images: Images,
     generators: Generators,
+    *,
     radius: int,
     sigma: float,
     angles: tuple[float, float] = (-45, 45),
@@ -156,7 +161,7 @@ def zoom_matrix(side: int, factor: float) -> Images:
     return matrix
 
 
-def zoom_blur(images: Images, generators: Generators, stop: float) -> Images:
+def zoom_blur(images: Images, generators: Generators, *, stop: float) -> Images:
     """The mean of the image and its enlargements by 1, 1.01, .. up to `stop`.
 
     The original adds in float32, which may differ in the last grey level. It means to end before

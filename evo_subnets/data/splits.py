@@ -17,7 +17,7 @@ class Whole(NamedTuple):
     classes: tuple[str, ...]
 
 
-def stratified_order(labels: Tensor, seed: int, purpose: str) -> Tensor:
+def stratified_order(labels: Tensor, seed: int, *, purpose: str) -> Tensor:
     """(n,) a random order in which every stretch has the classes in proportion.
 
     So every split and every limit is a slice of one order. The i-th of a class's m pictures stands
@@ -41,6 +41,6 @@ def cut(order: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 def with_test(images: Images) -> tuple[Images, Images]:
     """A training set and a test set, of a fifth; no seed trains on another seed's test set."""
-    order = stratified_order(images.labels, 0, "all")
+    order = stratified_order(images.labels, 0, purpose="all")
     test, train = cut(order, round(len(images) / 5))
     return images[train.sort().values], images[test.sort().values]

@@ -27,6 +27,7 @@ _MUD = np.array([63, 42, 20]) / 255
 def snow(
     images: Images,
     generators: Generators,
+    *,
     mean: float,
     scale: float,
     zoom: float,
@@ -47,22 +48,22 @@ def snow(
     layer = matrix @ layer @ matrix.T
     layer[layer < threshold] = 0
     layer = grey_levels(layer)[:, None] / 255.0
-    layer = motion_blur(layer, generators, radius, sigma, (-135, -45))
+    layer = motion_blur(layer, generators, radius=radius, sigma=sigma, angles=(-135, -45))
     white = np.maximum(images, _luminance(images) * 1.5 + 0.5)
     return kept * images + (1 - kept) * white + layer + layer[:, :, ::-1, ::-1]
 
 
-def fog(images: Images, generators: Generators, strength: float, decay: float) -> Images:
+def fog(images: Images, generators: Generators, *, strength: float, decay: float) -> Images:
     """Images under `strength` times a plasma fractal, rescaled to their own brightest value."""
     side = images.shape[2]
     mapped = 1 << (side - 1).bit_length()
     noise = drawn(generators, lambda generator: generator.uniform(-1, 1, mapped**2 - 1))
     brightest: Images = images.max(axis=(1, 2, 3), keepdims=True)
-    haze = plasma(noise, mapped, decay)[:, None, :side, :side]
+    haze = plasma(noise, mapped, decay=decay)[:, None, :side, :side]
     return (images + strength * haze) * brightest / (brightest + strength)
 
 
-def plasma(noise: Images, side: int, decay: float) -> Images:
+def plasma(noise: Images, side: int, *, decay: float) -> Images:
     """(n, side, side) heights in 0..1 that wrap around, by the diamond-square algorithm.
 
     `side` is a power of two and `noise` (n, side**2 - 1) uniform in -1..1. Each round halves the
@@ -98,6 +99,7 @@ def plasma(noise: Images, side: int, decay: float) -> Images:
 def spatter(
     images: Images,
     generators: Generators,
+    *,
     mean: float,
     scale: float,
     sigma: float,
@@ -126,13 +128,13 @@ def spatter(
         muddy: Images = images * (1 - cover) + colour * cover
         return muddy
     drops = grey_levels(layer).astype(np.int64)
-    shade = (drops * _relief(edges(drops, 50, 150)))[:, None]
+    shade = (drops * _relief(edges(drops, 50, high=150)))[:, None]
     highest = np.maximum(shade.max(axis=(1, 2, 3), keepdims=True), 1)
     wet: Images = images + last * shade / highest * colour
     return wet
 
 
-def edges(levels: Levels, low: int, high: int) -> NDArray[np.bool_]:
+def edges(levels: Levels, low: int, *, high: int) -> NDArray[np.bool_]:
     """(n, side, side) edge pixels of grey levels, by Canny 1986 as in OpenCV.
 
     Sobel gradients, |dx| + |dy|, kept where greatest along their direction (to 45 degrees), and

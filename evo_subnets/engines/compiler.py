@@ -13,15 +13,16 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
-FAST = ["-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math"]
-"""Flags for what need not have torch's bits."""
+FAST = [f"-I{Path(__file__).parent}", "-O3", "-march=native", "-fno-math-errno",
+        "-fno-trapping-math"]  # fmt: skip
+"""Flags for what need not have torch's bits, and may include the C files here."""
+EXACT = ["-O3", "-march=native", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
+"""Flags for what must have them: every operation is rounded by itself."""
 
 
 @cache
 def fast_library(sources: tuple[Path, ...], without: str) -> ctypes.CDLL | None:
-    """A `library` with the flags FAST; None, too, where EVO_SUBNETS_EAGER is set at first."""
-    if os.environ.get("EVO_SUBNETS_EAGER"):
-        return None
+    """A `library` with the flags FAST, loaded once."""
     return library(sources, FAST, without)
 
 
@@ -70,6 +71,15 @@ def build(sources: Sequence[Path], flags: Sequence[str], path: Path) -> None:
         command += ["-lm"]
         subprocess.run(command, check=True, capture_output=True, text=True)
         built.replace(path)
+
+
+def keep(path: Path, content: bytes) -> None:
+    """Writes a file of the cache, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        written = Path(folder) / path.name
+        written.write_bytes(content)
+        written.replace(path)
 
 
 def _compiler() -> str:

@@ -1,6 +1,6 @@
 /* The draws of streams.py and the children of mutation.py on an NVIDIA GPU, a thread to a block.
  *
- * streams.py is the definition; this file must give the same bits, as kernel.c does on CPUs. So it
+ * streams.py is the definition; this file must give the same bits, as philox.c does on CPUs. So it
  * uses integer arithmetic and the operations + - * / sqrt of IEEE alone, each rounded once, in the
  * same order as there, and is compiled without contraction (--fmad=false; division and square root
  * are exact unless asked otherwise). A thread has word w of its block for the elements

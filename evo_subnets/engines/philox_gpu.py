@@ -7,7 +7,6 @@ NVRTC, plain torch draws, which gives the same bits and is slow.
 
 import ctypes
 import hashlib
-import os
 import warnings
 from collections.abc import Callable, Iterable
 from functools import cache
@@ -16,10 +15,10 @@ from typing import Any
 
 import torch
 
+from evo_subnets.draws import Change, Draw, draw_plainly
 from evo_subnets.engines import compiler
-from evo_subnets.engines.philox_cpu import Draw, Key, Recipe, draw_plainly
-from evo_subnets.files import write_atomically
-from evo_subnets.streams import LANES, LEVELS, TILE, name_hash
+from evo_subnets.engines.philox import Key, Recipe
+from evo_subnets.streams import LANES, LEVELS, TILE, Interval
 
 SOURCE = Path(__file__).with_name("philox.cu")
 FLAGS = ["--fmad=false", "--std=c++17"]
@@ -45,10 +44,8 @@ Launch = Callable[[Arguments, int], None]
 """Runs the kernel in so many blocks of THREADS threads."""
 
 
-def available(device: torch.device) -> bool:
-    """Whether the compiled kernel draws on this device."""
-    if os.environ.get("EVO_SUBNETS_EAGER"):
-        return False
+def available(device: torch.device, elements: int) -> bool:
+    """Whether the compiled kernel draws on this device, few elements or many."""
     return launcher(device) is not None
 
 
@@ -68,10 +65,10 @@ def perturb_by(launch: Launch, draw: Draw) -> None:
         arguments = Arguments(
             draw.parent.data_ptr(),
             (ctypes.c_void_p * SIBLINGS)(*(out.data_ptr() for out in outs)),
-            (Recipe * SIBLINGS)(*draw.recipes[first : first + SIBLINGS]),
+            (Recipe * SIBLINGS)(*map(Recipe.of, draw.changes[first : first + SIBLINGS])),
             draw.start,
             draw.parent.numel(),
-            Key(draw.seed, name_hash(draw.name)),
+            Key.of(draw),
             len(outs),
         )
         if threads:
@@ -102,10 +99,13 @@ def check_bits(launch: Launch, device: torch.device) -> None:
     """A RuntimeError where the kernel's bits are not those of plain torch."""
     count = 40 * TILE + 7
     parent = torch.linspace(-1, 1, count, device=device)
-    recipes = [Recipe(0, LEVELS // 2, 0.1), Recipe(LEVELS - 5, LEVELS // 3, -3.0)]
-    found, expected = ([torch.zeros_like(parent) for _ in recipes] for _ in range(2))
-    perturb_by(launch, Draw("trial", parent, found, 2**62 + 1, recipes, 2**33))
-    draw_plainly([Draw("trial", parent, expected, 2**62 + 1, recipes, 2**33)])
+    changes = [
+        Change(Interval(0, LEVELS // 2), 0.1),
+        Change(Interval(LEVELS - 5, LEVELS // 3), -3.0),
+    ]
+    found, expected = ([torch.zeros_like(parent) for _ in changes] for _ in range(2))
+    perturb_by(launch, Draw("trial", parent, found, 2**62 + 1, changes, 2**33))
+    draw_plainly([Draw("trial", parent, expected, 2**62 + 1, changes, 2**33)])
     for one, other in zip(found, expected, strict=True):
         if not torch.equal(one, other):
             raise RuntimeError("the compiled kernel gave other bits than plain torch in its trial")
@@ -155,7 +155,7 @@ def cubin(capability: tuple[int, int]) -> bytes:
     digest = hashlib.sha256(SOURCE.read_bytes() + known).hexdigest()[:16]
     path = compiler.cache_folder() / f"kernel-sm{major}{minor}-{digest}.cubin"
     if not path.exists():
-        write_atomically(path, _compiled(nvrtc, options))
+        compiler.keep(path, _compiled(nvrtc, options))
     return path.read_bytes()
 
 

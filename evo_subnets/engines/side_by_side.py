@@ -5,16 +5,17 @@ shared out and waited for at every layer. Pictures go through in slices that sta
 in the channels-last layout, which is made once for all members.
 """
 
-import copy
 import os
 from collections.abc import Iterable, Sequence
 from queue import SimpleQueue
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
-from evo_subnets.engines.fast_convolutions import FastConvolutions
+from evo_subnets.engines import has_convolutions, watched
 from evo_subnets.engines.threads import share_out
+from evo_subnets.engines.twins import twin, with_fast_convolutions
 
 Inputs = tuple[Tensor, ...]
 
@@ -26,58 +27,50 @@ LEAST_WORK = 2_000_000
 """Weights times rows of all members with convolutions, to be worth handing to threads."""
 LEAST_WEIGHTS = 16_000_000
 """Weights of all members without convolutions: they do not stay in the cache."""
+TWINS_FROM = 16
+"""Rows from which members get faster convolutions: a twin takes 0.1 to 1.2 ms to make."""
 FEW_ROWS = 4
 """Without convolutions, the most rows: reading the weights is all the work."""
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _PROCESS = os.getpid()
+_pays: WeakKeyDictionary[nn.Module, range] = WeakKeyDictionary()
 
 
-def has_convolutions(module: nn.Module) -> bool:
-    """Whether any layer is a convolution: small batches stay in the cache then."""
-    return any(isinstance(layer, CONVOLUTIONS) for layer in module.modules())
+def ask_members(members: nn.ModuleList, inputs: Inputs) -> Tensor | None:
+    """(members, batch, ...): each member's output; None where they are to be asked in turn."""
+    if not may_go(members, inputs):
+        return None
+    if members not in _pays:
+        _pays[members] = rows_that_pay(members)
+    if len(inputs[0]) not in _pays[members]:
+        return None
+    try:
+        return _members(members, inputs)
+    except RuntimeError:  # `view` of a channels-last picture, perhaps
+        return None
 
 
-def rows_that_pay(members: Sequence[nn.Module]) -> range:
+def rows_that_pay(members: nn.ModuleList) -> range:
     """For how many rows of input the members are faster side by side."""
-    weights = sum(weight.numel() for member in members for weight in member.parameters())
-    if any(map(has_convolutions, members)):
+    weights = sum(weight.numel() for weight in members.parameters())
+    if has_convolutions(members):
         return range(-(-LEAST_WORK // max(1, weights)), 2**62)
     return range(1, FEW_ROWS + 1) if weights >= LEAST_WEIGHTS else range(0)
 
 
-def may_go(members: Sequence[nn.Module], inputs: Inputs) -> bool:
-    """Whether the members can go side by side and give what they give in turn.
-
-    On a CPU with more than one torch thread, without gradients, autocast, tracing, hooks and modes
-    of torch, in eval mode, with a share of the members for each thread, and not in a forked
-    process, which has none of its parent's threads.
-    """
+def may_go(members: nn.ModuleList, inputs: Inputs) -> bool:
+    """Whether there are threads for the members, tensors that can be cut in slices, and nothing
+    that other threads would not see: gradients, autocast, tracing, layers that train."""
     threads = torch.get_num_threads()
     if len(members) % threads and len(members) < 4 * threads:
         return False
-    return _threads_help() and _ordinary(inputs) and resting(members)
+    if torch.is_grad_enabled() or watched() or not _threads_help():
+        return False
+    return _ordinary(inputs) and not _trains(members)
 
 
 def _threads_help() -> bool:
-    if os.getpid() != _PROCESS or torch.get_num_threads() == 1:
-        return False
-    return nothing_watches()
-
-
-def nothing_watches(device: str = "cpu") -> bool:
-    """Whether no gradients, autocast, compiler, tracing or mode of torch is on.
-
-    Torch keeps most of these for each thread, so that another thread would not see them.
-    """
-    return not (
-        torch.is_grad_enabled()
-        or torch.compiler.is_compiling()
-        or torch.is_autocast_enabled(device)
-        or torch._C._get_tracing_state() is not None
-        or torch._C._len_torch_function_stack()
-        or torch._C._len_torch_dispatch_stack()
-        or torch._C._functorch.peek_interpreter_stack() is not None
-    )
+    """Not in a forked process either, which has none of its parent's threads."""
+    return os.getpid() == _PROCESS and torch.get_num_threads() > 1
 
 
 def _ordinary(inputs: Inputs) -> bool:
@@ -93,73 +86,72 @@ def _ordinary(inputs: Inputs) -> bool:
     return len(lengths) == 1 and 0 not in lengths
 
 
-def resting(members: Sequence[nn.Module]) -> bool:
-    """Whether all modules are in eval mode and without hooks, which may care for the order."""
-    left: list[nn.Module | None] = list(members)
-    while left:  # a fifth of the time of Module.modules()
-        module = left.pop()
-        if module is None:
-            continue
-        if module.training or module._forward_hooks or module._forward_pre_hooks:
-            return False
-        left.extend(module._modules.values())
-    return True
+def _trains(module: nn.Module) -> bool:
+    return module.training or any(map(_trains, module.children()))
 
 
-def side_by_side(members: Sequence[nn.Module], inputs: Inputs) -> Tensor:
-    """(members, batch, ...): each member's output. Rows of the inputs must not mix in a member."""
+def _members(members: nn.ModuleList, inputs: Inputs) -> Tensor:
     parts = [torch.split(_channels_last(tensor), SLICE) for tensor in inputs]
     slices = list(zip(*parts, strict=True))
     outputs: list[Tensor | None] = [None] * len(members)
     inference = torch.is_inference_mode_enabled()
 
     def answer(index: int) -> None:
-        with torch.inference_mode() if inference else torch.no_grad(), FastConvolutions():
-            outputs[index] = torch.cat([members[index](*piece) for piece in slices])
+        member = members[index]
+        if len(inputs[0]) >= TWINS_FROM:
+            member = with_fast_convolutions(member) or member
+        with torch.inference_mode() if inference else torch.no_grad():
+            outputs[index] = torch.cat([member(*piece) for piece in slices])
 
     share_out(answer, range(len(members)), torch.get_num_threads())
     return torch.stack([output for output in outputs if output is not None])
 
 
 @torch.no_grad()
-def forward_passes(module: nn.Module, batches: Iterable[Tensor]) -> list[Tensor]:
-    """The module's output for each batch, without gradients.
+def ask_batches(
+    members: Sequence[nn.Module], batches: Iterable[Tensor], promised: bool
+) -> list[Tensor] | None:
+    """(members, batch, ...) of each batch; None where members are to be asked in turn.
 
-    A network with convolutions, in eval mode and on a CPU, has a thread to a batch, and
-    `FastConvolutions`. Its forward pass must not draw random numbers: threads would share them.
+    So they are without convolutions, and where one cannot be copied. With one torch thread their
+    convolutions alone are others.
     """
-    if not has_convolutions(module) or any(
-        each.device.type != "cpu" for each in module.parameters()
-    ):
-        return [module(inputs) for inputs in batches]
-    if not (_threads_help() and resting([module])):
-        with FastConvolutions():
-            return [module(inputs) for inputs in batches]
-    threads = torch.get_num_threads()
-    twins: SimpleQueue[nn.Module] = SimpleQueue()
+    together = nn.ModuleList(members)
+    elsewhere = any(each.device.type != "cpu" for each in together.parameters())
+    if elsewhere or not has_convolutions(together) or watched() or any(map(_trains, members)):
+        return None
+    if not (promised or all(map(_is_known, members))):
+        return None
+    threads = torch.get_num_threads() if _threads_help() else 1
+    twins: SimpleQueue[nn.ModuleList] = SimpleQueue()
     for _ in range(threads):
-        twins.put(_twin(module))
+        made = twin(together)
+        if not isinstance(made, nn.ModuleList):
+            return None
+        twins.put(made)
     outputs: dict[int, Tensor] = {}
 
     @torch.no_grad()
     def answer(numbered: tuple[int, Tensor]) -> None:
         number, inputs = numbered
-        twin = twins.get()
-        with FastConvolutions():
-            outputs[number] = twin(inputs)
-        twins.put(twin)
+        free = twins.get()
+        outputs[number] = torch.stack([member(inputs) for member in free])
+        twins.put(free)
 
-    share_out(answer, enumerate(batches), threads)
+    if threads == 1:
+        for numbered in enumerate(batches):
+            answer(numbered)
+    else:
+        share_out(answer, enumerate(batches), threads)
     return [outputs[number] for number in sorted(outputs)]
 
 
-def _twin(module: nn.Module) -> nn.Module:
-    """A module with the same tensors, whose attributes another thread does not see."""
-    twin = copy.copy(module)
-    twin._modules = {
-        name: None if child is None else _twin(child) for name, child in module._modules.items()
-    }
-    return twin
+KNOWN = ("torch.nn.modules.", "evo_subnets.models.")
+"""Whose layers draw no random numbers in eval mode, and keep nothing."""
+
+
+def _is_known(module: nn.Module) -> bool:
+    return all(type(layer).__module__.startswith(KNOWN) for layer in module.modules())
 
 
 def _channels_last(tensor: Tensor) -> Tensor:

@@ -4,8 +4,7 @@ Winograd's minimal filtering (Lavin and Gray 2016, arXiv 1509.09308, section 4):
 4 x 4 is taken from t x t inputs, t = 4 + r - 1 for an r x r kernel, by t * t products for each pair
 of channels instead of 16 * r * r; gradients likewise. The same convolution to float rounding, which
 grows somewhat: to 1e-5 of their spread, 1e-4 for the gradients of 5 x 5 kernels; what is not finite
-spoils its tile. Products are torch's; `winograd.c` is compiled on first need. `EVO_SUBNETS_EAGER`
-(set to anything) leaves it out, for comparisons.
+spoils its tile. Products are torch's; `winograd.c` is compiled on first need.
 """
 
 import ctypes

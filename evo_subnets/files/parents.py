@@ -11,15 +11,15 @@ from evo_subnets import files
 KIND = "evo_subnets.parent"
 
 
-def save_parent(path: str | Path, network: nn.Module, about: Mapping[str, Any]) -> None:
+def save_parent(path: str | Path, network: nn.Module, *, about: Mapping[str, Any]) -> None:
     """Writes weights and buffers, and JSON that says what they are."""
     files.save_tensors(path, network.state_dict(), KIND, about)
 
 
 def load_parent(
-    path: str | Path, network: nn.Module, about: Mapping[str, Any], must: Collection[str]
-) -> None:
-    """Gives `network` the weights of a file, and leaves it in eval mode.
+    path: str | Path, network: nn.Module, *, about: Mapping[str, Any], must: Collection[str]
+) -> dict[str, Any]:
+    """Gives `network` the weights of a file, in eval mode; what the file says of itself comes back.
 
     What the file says of itself under the names `must` has to be what `about` says, else a
     ValueError names the difference.
@@ -33,3 +33,4 @@ def load_parent(
             )
     files.load_state(path, network, tensors)
     network.eval()
+    return found

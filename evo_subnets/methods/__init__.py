@@ -1,18 +1,30 @@
-"""One file for each published method; each gives an ensemble and what it cost."""
+"""One file for each published method; `METHODS` lists them for whoever runs any of them."""
 
-from evo_subnets.methods.independent import bagging, independent
-from evo_subnets.methods.noisy import noisy
-from evo_subnets.methods.sparse import Pruning, sparse
-from evo_subnets.methods.stochastic import Annealing, stochastic
-from evo_subnets.methods.trained import Trained
+from evo_subnets.methods.independent import Bagging, Independent
+from evo_subnets.methods.noisy import Noisy
+from evo_subnets.methods.result import Build, Method, Result, with_seed
+from evo_subnets.methods.sparse import Pruning, Sparse
+from evo_subnets.methods.stochastic import Annealing, Stochastic
+
+METHODS: dict[str, type[Method]] = {
+    "noisy": Noisy,
+    "sparse": Sparse,
+    "stochastic": Stochastic,
+    "independent": Independent,
+    "bagging": Bagging,
+}
 
 __all__ = [
+    "METHODS",
     "Annealing",
+    "Bagging",
+    "Build",
+    "Independent",
+    "Method",
+    "Noisy",
     "Pruning",
-    "Trained",
-    "bagging",
-    "independent",
-    "noisy",
-    "sparse",
-    "stochastic",
+    "Result",
+    "Sparse",
+    "Stochastic",
+    "with_seed",
 ]

@@ -1,160 +1,181 @@
-"""Noisy subnetwork ensembles of a classifier (Whitaker 2023, chapter 4, algorithm 1)."""
+"""Noisy subnetwork ensembles (Whitaker 2023, chapter 4, algorithm 1)."""
 
 import copy
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from functools import cached_property, partial
-from typing import Any
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, ClassVar, Literal
 
+import torch
 from torch import Tensor, nn
 
-from evo_subnets import metrics
-from evo_subnets.data import Augmentation, Images
-from evo_subnets.engines.side_by_side import has_convolutions
 from evo_subnets.ensemble import Ensemble
-from evo_subnets.evolution import Child, Evolution, evaluate
-from evo_subnets.racing import Rules, race
-from evo_subnets.trust_region import TrustRegion, search_trust_region
-from evo_subnets.tuning import (
-    inputs_for,
-    predict,
-    predict_inputs,
-    reestimate_norms,
-)
+from evo_subnets.evolution import evolve, show_fitness
+from evo_subnets.methods.result import HERE, NOTHING_KEPT, Result, begin
+from evo_subnets.metrics import count_parameters
+from evo_subnets.options import refuse_idle
+from evo_subnets.prediction import Validation, inputs_for, predict, reestimate_norms
+from evo_subnets.racing import DEFAULT, Rules, Score, race
+from evo_subnets.runs import Run
+from evo_subnets.search import Search
+from evo_subnets.task import Data, Task, accuracy
+from evo_subnets.trust_region import search_trust_region
+from evo_subnets.workers import Here, Workers
 
 INPUTS = 1000
-"""Validation images that the trust region is measured on, as in section 4.3.3."""
-KEPT_BYTES = 2**28
-"""Normalised validation images that are kept from child to child, at most."""
-
-
-@dataclass(frozen=True)
-class Accuracy:
-    """A fitness: the accuracy of a classifier on validation images.
-
-    `norm_images`: its BatchNorm statistics are re-estimated on them before. Images are normalised
-    once for all children, but for so many that they do not fit into `KEPT_BYTES`.
-    """
-
-    images: Images
-    augmentation: Augmentation
-    norm_images: Images | None = None
-
-    def __call__(self, model: nn.Module) -> float:
-        if self.norm_images is not None:
-            reestimate_norms(model, self.norm_images, self.augmentation)
-        outputs = predict_inputs(model, self._inputs(model))
-        return metrics.accuracy(outputs.log_softmax(dim=1), self.images.labels)
-
-    def _inputs(self, model: nn.Module) -> Iterable[Tensor]:
-        layout = has_convolutions(model)
-        if layout in self._kept:
-            return self._kept[layout]
-        inputs = inputs_for(model, self.images, self.augmentation)
-        if 4 * self.images.pixels.numel() > KEPT_BYTES:
-            return inputs
-        self._kept[layout] = list(inputs)
-        return self._kept[layout]
-
-    @cached_property
-    def _kept(self) -> dict[bool, list[Tensor]]:
-        return {}
-
-    def __reduce__(self) -> tuple[Any, ...]:  # what is kept does not travel
-        return Accuracy, (self.images, self.augmentation, self.norm_images)
-
-
-def halves_by_doubt(parent: nn.Module, images: Images, augmentation: Augmentation) -> Tensor:
-    """(images,) 1 for the half of which the parent is surer, else 0: strata of a race.
-
-    Sure is who gives the two likeliest classes far different probabilities; there children seldom
-    differ.
-    """
-    probabilities = predict(parent, images, augmentation).softmax(dim=1)
-    first, second = probabilities.topk(2, dim=1).values.unbind(dim=1)
-    return ((first - second).argsort(stable=True).argsort() >= len(images) // 2).long().cpu()
+"""Validation samples that the trust region is measured on, as in section 4.3.3."""
+TARGET_KL = 0.02
+"""Nats, where none is asked for."""
 
 
 @dataclass(frozen=True)
 class Noisy:
-    """The elites as an ensemble, all children, and how strong their mutations are."""
+    """The best of a population of a parent's mutations, judged on validation data; no training."""
 
-    ensemble: Ensemble
-    children: tuple[Child, ...]
-    elites: tuple[Child, ...]
-    sigma: float
-    region: TrustRegion | None
-    """None where sigma was given."""
-    seen: tuple[int, ...] | None = None
-    """Of a race: the images that each child was judged on."""
+    starts_from: ClassVar[Literal["parent", "builder"]] = "parent"
+    selects: ClassVar[bool] = True
+
+    search: Search = Search()  # noqa: RUF009  # frozen
+    """The population. Without a sigma it comes from the trust region."""
+    target_kl: float | None = None
+    """KL divergence of the children that the trust region aims at, in nats; None: 0.02."""
+    reestimate_norms: bool = False
+    """Re-estimate the BatchNorm statistics of every child on the training data. Without, they are
+    the parent's, as in the paper."""
+    racing: bool = False
+    """Judge children in blocks of validation samples and drop those that are hardly among the best:
+    several times fewer evaluations, in this process alone; one that was killed races anew."""
+    rules: Rules = DEFAULT
+    """Of the race."""
+
+    def __post_init__(self) -> None:
+        if self.search.sigma is not None:
+            refuse_idle(self, ("target_kl",), because="a sigma that is given")
+        if not self.racing:
+            refuse_idle(self, ("rules",), because="no race (racing)")
+        if self.target_kl is not None and not 0 < self.target_kl < float("inf"):
+            raise ValueError(f"target_kl must be positive, got {self.target_kl}")
+        if self.racing and self.reestimate_norms:
+            raise ValueError(
+                "a race judges children in blocks, and would re-estimate their BatchNorm "
+                "statistics for every block: leave out racing or reestimate_norms"
+            )
+
+    @property
+    def ensemble_size(self) -> int:
+        """Children that are kept."""
+        return self.search.ensemble_size
+
+    @property
+    def seed(self) -> int:
+        """Of the population."""
+        return self.search.seed
+
+    def __call__(
+        self, parent: nn.Module, task: Task, *, run: Run = NOTHING_KEPT, workers: Workers = HERE
+    ) -> Result:
+        """The elites of a generation of `parent`'s mutations."""
+        if self.racing and not isinstance(workers, Here):
+            raise ValueError("a race is run in this process: leave out racing or workers")
+        begin(run, self, start=parent)
+        search, divergence = self.search, None
+        if search.sigma is None:
+            found = run.once("trust region", partial(self._region, parent, task))
+            search = replace(search, sigma=found["sigma"])
+            divergence = found["divergence"]
+        judge = self._raced if self.racing else self._evolved
+        return replace(judge(parent, task, search, run, workers), divergence=divergence)
+
+    def _region(self, parent: nn.Module, task: Task) -> dict[str, float]:
+        inputs = first_inputs(parent, task.selection)
+        target = TARGET_KL if self.target_kl is None else self.target_kl
+        region = search_trust_region(parent, inputs, search=self.search, target=target)
+        return {"sigma": region.sigma, "divergence": region.divergence}
+
+    def _evolved(
+        self, parent: nn.Module, task: Task, search: Search, run: Run, workers: Workers
+    ) -> Result:
+        norms = task.train if self.reestimate_norms else None
+        fitness = Validation(task.selection, task.metric, norms)
+        found = evolve(parent, fitness, search=search, run=run, workers=workers)
+        result = replace(
+            _result(parent, found.ensemble, search),
+            children=tuple(found.children),
+            elites=tuple(found.elites),
+        )
+        if norms is None:
+            return result
+        # recipes alone would not bring the statistics back
+        members = [copy.deepcopy(member) for member in result.ensemble.members]
+        again = copy.deepcopy(parent)
+        for network in (*members, again):
+            reestimate_norms(network, norms)
+        return replace(result, ensemble=Ensemble(members), reference=again)
+
+    def _raced(
+        self, parent: nn.Module, task: Task, search: Search, run: Run, workers: Workers
+    ) -> Result:
+        data: Any = task.selection
+        if not hasattr(data, "labels"):
+            raise ValueError("a race chooses among samples in memory (data.Images): leave it out")
+        if task.metric is not accuracy:
+            raise ValueError("a race scores samples by being right: leave out racing or metric")
+        with run.bar("children", search.population_size) as advance:
+            found = race(
+                parent,
+                search.mutations(),
+                score=right(data),
+                samples=len(data),
+                k=search.ensemble_size,
+                rules=self.rules,
+                strata=halves_by_doubt(parent, data),
+                seed=search.seed,
+                include=search.include,
+                on_child=lambda child: advance(1, f"accuracy {100 * child.fitness:.2f}"),
+            )
+        show_fitness(run, found.children)
+        mutations = [child.mutation for child in found.chosen]
+        ensemble = Ensemble.from_mutations(parent, mutations, include=search.include)
+        return replace(
+            _result(parent, ensemble, search),
+            children=found.children,
+            elites=found.chosen,
+            seen=found.seen,
+        )
 
 
-def noisy(
-    parent: nn.Module,
-    validation: Images,
-    augmentation: Augmentation,
-    population_size: int = 16,
-    ensemble_size: int = 8,
-    density: float = 0.5,
-    sigma: float | None = None,
-    target: float = 0.02,
-    seed: int = 0,
-    norm_images: Images | None = None,
-    on_child: Callable[[Child], None] | None = None,
-    evaluation: Callable[..., list[Child]] = evaluate,
-    racing: Rules | None = None,
-) -> Noisy:
-    """The best of a population of mutations of `parent`, judged by validation accuracy.
+def _result(parent: nn.Module, ensemble: Ensemble, search: Search) -> Result:
+    count = len(ensemble.members)  # fewer than asked for where many failed
+    kept = count * count_parameters(parent)
+    return Result(ensemble, 0.0, 0.0, float(count), kept, search=search)
 
-    `sigma=None` takes the sigma whose children diverge from the parent by `target` (see
-    `search_trust_region`). `augmentation` normalises; nothing is cropped or flipped here. With
-    `norm_images` every child's BatchNorm statistics are re-estimated on them; without, they are
-    the parent's, as in the paper. `evaluation` is `evolution.evaluate`, perhaps with more arguments
-    (`functools.partial`): workers, or the children of a run that was stopped.
 
-    `racing`: rules by which children that are hardly among the best are dropped before they have
-    seen all images (see `racing.race`), in this process and without `evaluation`. The fitness of
-    those is an estimate.
+def first_inputs(module: nn.Module, data: Data) -> Tensor:
+    """The inputs of the first `INPUTS` samples."""
+    found: list[Tensor] = []
+    for inputs in inputs_for(module, data):
+        found.append(inputs)
+        if sum(map(len, found)) >= INPUTS:
+            break
+    return torch.cat(found)[:INPUTS]
+
+
+def halves_by_doubt(parent: nn.Module, data: Any) -> Tensor:
+    """(samples,) 1 for the half of which the parent is surer, else 0: strata of a race.
+
+    Sure is who gives the two likeliest classes far different probabilities; there children seldom
+    differ.
     """
-    if racing is not None and norm_images is not None:
-        raise ValueError(
-            "a race judges children in blocks, and would re-estimate their BatchNorm statistics "
-            "for every block: leave out racing or norm_images"
-        )
-    region = None
-    if sigma is None:
-        inputs = augmentation.normalize(validation.pixels[:INPUTS])
-        region = search_trust_region(parent, inputs, target, (density,), seed=seed)
-        sigma = region.sigma
-
-    evolution = Evolution(parent, population_size, ensemble_size, sigma, density, seed)
-    if racing is not None:
-        found = race(
-            parent,
-            evolution.ask(),
-            partial(correct, validation, augmentation),
-            len(validation),
-            ensemble_size,
-            racing,
-            halves_by_doubt(parent, validation, augmentation),
-            seed,
-            on_child=on_child,
-        )
-        ensemble = Ensemble.from_mutations(parent, [child.mutation for child in found.chosen])
-        return Noisy(ensemble, found.children, found.chosen, sigma, region, found.seen)
-    fitness = Accuracy(validation, augmentation, norm_images)
-    evolution.tell(evaluation(parent, evolution.ask(), fitness, on_child=on_child))
-    ensemble = evolution.ensemble
-    if norm_images is not None:
-        members = [copy.deepcopy(member) for member in ensemble.members]
-        for member in members:
-            reestimate_norms(member, norm_images, augmentation)
-        ensemble = Ensemble(members)  # recipes alone would not bring the statistics back
-    return Noisy(ensemble, tuple(evolution.children), tuple(evolution.elites), sigma, region)
+    probabilities = predict(parent, data).softmax(dim=1)
+    first, second = probabilities.topk(2, dim=1).values.unbind(dim=1)
+    return ((first - second).argsort(stable=True).argsort() >= len(first) // 2).long().cpu()
 
 
-def correct(images: Images, augmentation: Augmentation, model: nn.Module, chosen: Tensor) -> Tensor:
-    """(chosen,) 1.0 where the model is right on the images of these numbers: what a race scores."""
-    some = images[chosen.to(images.pixels.device)]
-    outputs = predict(model, some, augmentation)
-    return (outputs.argmax(dim=1) == some.labels).float()
+def right(data: Any) -> Score:
+    """What a race scores: 1.0 where a model is right on the samples of these numbers, else 0."""
+
+    def scored(model: nn.Module, chosen: Tensor) -> Tensor:
+        some = data[chosen.to(data.labels.device)]
+        labels: Tensor = some.labels
+        return (predict(model, some).argmax(dim=1) == labels).float()
+
+    return scored

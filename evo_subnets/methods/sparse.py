@@ -1,25 +1,18 @@
 """Sparse subnetwork ensembles: prune and tune (Whitaker 2023, chapter 5; Whitaker 2022)."""
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from evo_subnets.data import Augmentation, Images
 from evo_subnets.ensemble import Ensemble
-from evo_subnets.evolution import Mapper
-from evo_subnets.methods.trained import (
-    OnEpoch,
-    Trained,
-    checkpoint_of,
-    epochs_of,
-    trained_members,
-)
+from evo_subnets.methods.result import HERE, NOTHING_KEPT, Result, begin, train_members
 from evo_subnets.metrics import count_parameters, inference_flops
+from evo_subnets.options import refuse_idle
 from evo_subnets.pruning import (
     Masks,
     Pruned,
@@ -29,11 +22,14 @@ from evo_subnets.pruning import (
     keep_highest,
     magnitudes,
 )
-from evo_subnets.streams import derive_seed, uniform
+from evo_subnets.runs import Run
+from evo_subnets.schedules import Constant
+from evo_subnets.streams import check_seed, derive_seed, uniform
 from evo_subnets.structure.neurons import find_neurons, kept_neurons, neuron_masks, neuron_norms
 from evo_subnets.subnetworks import Params, Subnetwork, included, parameters, parts
+from evo_subnets.task import Task
 from evo_subnets.tuning import Tuning, tune
-from evo_subnets.workers import Here
+from evo_subnets.workers import Workers
 
 
 @dataclass(frozen=True)
@@ -71,23 +67,27 @@ class Pruning:
                 "k parts have a sparsity of 1 - 1/k (1/2, 2/3, 3/4, 4/5, 5/6, ...), "
                 f"got {self.sparsity}"
             )
+        if self.sampling != "random":
+            refuse_idle(self, ("scope",), because=f"sampling {self.sampling!r}")
+        if self.structure == "neurons":
+            refuse_idle(self, ("classifier",), because="structure 'neurons'")
 
     @property
     def parts(self) -> int:
         """How many children share out one copy of the parent; 1 where they do not."""
         return 1 if self.sampling == "random" else round(1 / (1 - self.sparsity))
 
-    def check_members(self, members: int) -> None:
+    def check_size(self, ensemble_size: int) -> None:
         """Refuses a number of members that leaves a part without the others."""
-        if members < 1 or members % self.parts:
+        if ensemble_size < 1 or ensemble_size % self.parts:
             raise ValueError(
-                f"{self.sampling} come in sets of {self.parts}: members must be a multiple of "
-                f"{self.parts}, got {members}"
+                f"{self.sampling} come in sets of {self.parts}: ensemble_size must be a multiple "
+                f"of {self.parts}, got {ensemble_size}"
             )
 
     def subnetworks(self, members: int, seed: int) -> list[Subnetwork]:
         """The recipe of each member's subnetwork."""
-        self.check_members(members)
+        self.check_size(members)
         if self.sampling == "random":
             density = 1 - self.sparsity
             return [Subnetwork(derive_seed(seed, "set", i), 0, density) for i in range(members)]
@@ -103,19 +103,19 @@ class Pruning:
         if self.structure == "connections":
             names = prunable(module, self.classifier)
             if self.by == "magnitude":
-                return keep_highest(magnitudes(params, names), density, self.scope)
+                return keep_highest(magnitudes(params, names), density, scope=self.scope)
             if self.scope == "global" and self.sampling == "random":
-                return keep_highest(_ranks(params, names, subnetwork.seed), density, "global")
+                return keep_highest(_ranks(params, names, subnetwork.seed), density, scope="global")
             return subnetwork.mask(params, names)
         neurons = find_neurons(module)
         if self.by == "magnitude":
-            kept = keep_highest(neuron_norms(neurons, params), density, self.scope)
+            kept = keep_highest(neuron_norms(neurons, params), density, scope=self.scope)
         elif self.scope == "global" and self.sampling == "random":
             ones = {layer: torch.ones(count) for layer, count in neurons.counts.items()}
-            kept = keep_highest(_ranks(ones, list(ones), subnetwork.seed), density, "global")
+            kept = keep_highest(_ranks(ones, list(ones), subnetwork.seed), density, scope="global")
         else:
             kept = kept_neurons(neurons, subnetwork)
-        return neuron_masks(neurons, kept, params)
+        return neuron_masks(neurons, kept, params=params)
 
 
 def prunable(module: nn.Module, with_classifier: bool) -> list[str]:
@@ -136,44 +136,58 @@ def _ranks(params: Params, names: list[str], seed: int) -> dict[str, Tensor]:
     }
 
 
-def sparse(
-    parent: nn.Module,
-    images: Images,
-    augmentation: Augmentation,
-    tuning: Tuning,
-    pruning: Pruning = Pruning(),
-    members: int = 8,
-    seed: int = 0,
-    on_epoch: OnEpoch | None = None,
-    folder: Path | None = None,
-    mapper: Mapper = Here().map,
-) -> Trained:
-    """Children that are pruned copies of `parent`, each tuned alone (algorithm 2).
+@dataclass(frozen=True)
+class Sparse:
+    """Children that are pruned copies of a parent, each tuned alone (algorithm 2).
 
-    `parent` stays as it is and is no member: algorithm 2 averages its outputs as well, but the
-    tables count the children alone. `folder`, `mapper`: see `independent`.
+    The parent is no member: algorithm 2 averages its outputs as well, but the tables count the
+    children alone.
     """
-    subnetworks = pruning.subnetworks(members, seed)
 
-    def train(index: int) -> nn.Module:
-        child = copy.deepcopy(parent)
-        tune(
-            child, images, augmentation, tuning, derive_seed(seed, "tuning", index),
-            Pruned(child, pruning.masks(parent, subnetworks[index])),
-            epochs_of(on_epoch, f"child {index + 1} of {members}"),
-            checkpoint_of(folder, index),
-        )  # fmt: skip
-        return child
+    starts_from: ClassVar[Literal["parent", "builder"]] = "parent"
+    selects: ClassVar[bool] = False
 
-    children = trained_members(train, members, mapper)
-    masks = (pruning.masks(parent, subnetwork) for subnetwork in subnetworks)
-    return finished(children, masks, parent, augmentation.normalize(images.pixels[:1]), tuning)
+    ensemble_size: int = 8
+    """Children."""
+    pruning: Pruning = Pruning()  # frozen
+    """Which weights they keep."""
+    tuning: Tuning = Tuning(1, Constant(0.001), "adam")  # noqa: RUF009
+    """Of each child."""
+    seed: int = 0
+    """Of subnetworks, the order of the samples, dropout."""
+
+    def __post_init__(self) -> None:
+        check_seed(self.seed)
+        self.pruning.check_size(self.ensemble_size)
+
+    def __call__(
+        self, parent: nn.Module, task: Task, *, run: Run = NOTHING_KEPT, workers: Workers = HERE
+    ) -> Result:
+        """The children of `parent`."""
+        begin(run, self, start=parent)
+        subnetworks = self.pruning.subnetworks(self.ensemble_size, self.seed)
+
+        def train(
+            index: int, checkpoint: Path | None, on_epoch: Callable[[int, float], None]
+        ) -> nn.Module:
+            child = copy.deepcopy(parent)
+            tune(
+                child, task, tuning=self.tuning, seed=derive_seed(self.seed, "tuning", index),
+                binding=Pruned(child, self.pruning.masks(parent, subnetworks[index])),
+                on_epoch=on_epoch, checkpoint=checkpoint,
+            )  # fmt: skip
+            return child
+
+        tunings = [self.tuning] * self.ensemble_size
+        children = train_members(train, tunings, what="sparse", run=run, workers=workers)
+        masks = (self.pruning.masks(parent, subnetwork) for subnetwork in subnetworks)
+        return finished(children, masks, parent=parent, task=task, tuning=self.tuning)
 
 
-def sparse_cost(parent: nn.Module, masks: Masks, inputs: Tensor) -> tuple[float, int]:
+def sparse_cost(parent: nn.Module, masks: Masks, *, inputs: Tensor) -> tuple[float, int]:
     """FLOPs of a pass relative to the dense parent, and the number of parameters kept."""
     dense = inference_flops(parent, inputs)
-    flops = inference_flops(parent, inputs, density_of(masks)) / dense
+    flops = inference_flops(parent, inputs, densities=density_of(masks)) / dense
     removed = sum(int((~mask).sum()) for mask in masks.values())
     return flops, count_parameters(parent) - removed
 
@@ -181,16 +195,19 @@ def sparse_cost(parent: nn.Module, masks: Masks, inputs: Tensor) -> tuple[float,
 def finished(
     children: list[nn.Module],
     masks: Iterable[Masks],
+    *,
     parent: nn.Module,
-    inputs: Tensor,
+    task: Task,
     tuning: Tuning,
-) -> Trained:
+) -> Result:
     """The children as an ensemble, with the sum of their costs."""
-    costs = [sparse_cost(parent, one, inputs) for one in masks]
-    epochs = tuning.epochs * tuning.bagging
-    return Trained(
+    inputs = task.example()
+    costs = [sparse_cost(parent, one, inputs=inputs) for one in masks]
+    epochs, passes = tuning.epochs * tuning.bagging, sum(flops for flops, _ in costs)
+    return Result(
         Ensemble(children),
         epochs * len(children),
-        epochs * sum(flops for flops, _ in costs),
+        epochs * passes,
+        passes,
         sum(kept for _, kept in costs),
     )

@@ -27,10 +27,14 @@ from evo_subnets.metrics.predictive import (
     negative_log_likelihood,
     scores,
 )
-from evo_subnets.metrics.report import Report, report
+from evo_subnets.metrics.report import COLUMNS, CORRUPTED, SCORES, Column, Report, report
 from evo_subnets.metrics.robustness import corrupted_scores, count_corrupted_sets
 
 __all__ = [
+    "COLUMNS",
+    "CORRUPTED",
+    "SCORES",
+    "Column",
     "Report",
     "Scores",
     "accuracy",

@@ -87,7 +87,7 @@ def multiply_adds(module: nn.Module, inputs: Tensor) -> dict[str, int]:
 
 
 def inference_flops(
-    module: nn.Module, inputs: Tensor, densities: Mapping[str, float] | None = None
+    module: nn.Module, inputs: Tensor, *, densities: Mapping[str, float] | None = None
 ) -> int:
     """The operations of one sample: two a multiply-add, of which a weight's density is done.
 
@@ -106,6 +106,7 @@ def inference_flops(
 def training_flops(
     module: nn.Module,
     inputs: Tensor,
+    *,
     samples: int,
     epochs: float,
     densities: Mapping[str, float] | None = None,
@@ -120,12 +121,12 @@ def training_flops(
         raise ValueError(
             f"samples and epochs cannot be negative, got samples={samples}, epochs={epochs}"
         )
-    step = FORWARD_AND_BACKWARD * inference_flops(module, inputs, densities)
+    step = FORWARD_AND_BACKWARD * inference_flops(module, inputs, densities=densities)
     return round(step * samples * epochs)
 
 
 def relative_budget(
-    parent_epochs: float, members: int, member_epochs: float, density: float
+    parent_epochs: float, members: int, *, member_epochs: float, density: float
 ) -> float:
     """Training operations relative to one dense network trained for as many epochs in all.
 

@@ -70,7 +70,8 @@ def output_correlation(log_probabilities: Tensor) -> Tensor:
 def oracle_accuracy(log_probabilities: Tensor, labels: Tensor) -> float:
     """The fraction of samples that at least one member gets right."""
     check_log_probabilities(log_probabilities, 3)
-    check_labels(labels, *log_probabilities.shape[1:])
+    _, samples, classes = log_probabilities.shape
+    check_labels(labels, samples, classes=classes)
     return (log_probabilities.argmax(dim=-1) == labels).any(dim=0).double().mean().item()
 
 

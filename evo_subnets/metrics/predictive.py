@@ -50,7 +50,7 @@ def negative_log_likelihood(log_probabilities: Tensor, labels: Tensor) -> float:
     return _surprise(log_probabilities, labels).mean().item()
 
 
-def calibration_error(log_probabilities: Tensor, labels: Tensor, bins: int = BINS) -> float:
+def calibration_error(log_probabilities: Tensor, labels: Tensor, *, bins: int = BINS) -> float:
     """How far confidence is from accuracy, in [0, 1]: the expected calibration error.
 
     Samples are binned by the probability p of their most likely class, bin i being
@@ -66,6 +66,7 @@ def calibration_error(log_probabilities: Tensor, labels: Tensor, bins: int = BIN
 def difference_interval(
     log_probabilities_a: Tensor,
     log_probabilities_b: Tensor,
+    *,
     labels: Tensor,
     score: Score = "accuracy",
     resamples: int = 10_000,
@@ -138,7 +139,7 @@ def check_log_probabilities(log_probabilities: Tensor, dimensions: int) -> None:
         )
 
 
-def check_labels(labels: Tensor, samples: int, classes: int) -> None:
+def check_labels(labels: Tensor, samples: int, *, classes: int) -> None:
     """A ValueError unless these are a class for each sample."""
     whole = not (labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool)
     if not whole or labels.shape != (samples,):
@@ -156,7 +157,8 @@ def check_labels(labels: Tensor, samples: int, classes: int) -> None:
 def check_predictions(log_probabilities: Tensor, labels: Tensor) -> None:
     """A ValueError unless these are (samples, classes) log-probabilities and their labels."""
     check_log_probabilities(log_probabilities, 2)
-    check_labels(labels, *log_probabilities.shape)
+    samples, classes = log_probabilities.shape
+    check_labels(labels, samples, classes=classes)
 
 
 def _correct(log_probabilities: Tensor, labels: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ GENERATED = "generated"
 def corrupted_scores(
     log_probabilities: Callable[[Images], Tensor],
     clean: Images,
+    *,
     source: str = GENERATED,
     seed: int = 0,
     on_set: Callable[[str], None] | None = None,
@@ -32,9 +33,12 @@ def corrupted_scores(
     for name in CORRUPTIONS if generated else cifar_c_names(Path(source)):
         for severity in SEVERITIES:
             if generated:
-                pixels, labels = corrupt(pictures.pixels, name, severity, seed), pictures.labels
+                pixels, labels = (
+                    corrupt(pictures.pixels, name, severity=severity, seed=seed),
+                    pictures.labels,
+                )
             else:
-                pixels, labels = cifar_c(Path(source), name, severity)
+                pixels, labels = cifar_c(Path(source), name, severity=severity)
             images = Images(pixels, labels).to(device)
             found.append(scores(log_probabilities(images), images.labels))
             if on_set is not None:

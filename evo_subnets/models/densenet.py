@@ -15,20 +15,20 @@ class DenseLayer(nn.Module):
     With `bottleneck` a norm, ReLU and 1x1 convolution to 4 `growth` channels come before.
     """
 
-    def __init__(self, inputs: int, growth: int, bottleneck: bool) -> None:
+    def __init__(self, inputs: int, growth: int, *, bottleneck: bool) -> None:
         super().__init__()
         self.bottleneck: nn.Sequential | None = None
         if bottleneck:
-            self.bottleneck = norm_relu_convolution(inputs, 4 * growth, 1)
+            self.bottleneck = norm_relu_convolution(inputs, 4 * growth, kernel=1)
             inputs = 4 * growth
-        self.convolution = norm_relu_convolution(inputs, growth, 3)
+        self.convolution = norm_relu_convolution(inputs, growth, kernel=3)
 
     def forward(self, x: Tensor) -> Tensor:
         narrow = x if self.bottleneck is None else self.bottleneck(x)
         return torch.cat([x, self.convolution(narrow)], dim=1)
 
 
-def norm_relu_convolution(inputs: int, outputs: int, kernel: int) -> nn.Sequential:
+def norm_relu_convolution(inputs: int, outputs: int, *, kernel: int) -> nn.Sequential:
     """The paper's composite function: the image keeps its size."""
     return nn.Sequential(
         nn.BatchNorm2d(inputs),
@@ -51,6 +51,7 @@ class DenseNet(nn.Module):
         self,
         layers: Sequence[int],
         growth: int,
+        *,
         bottleneck: bool,
         compression: float,
         classes: int = 10,
@@ -69,11 +70,11 @@ class DenseNet(nn.Module):
         for block, depth in enumerate(layers):
             if block > 0:
                 kept = int(compression * width)
-                self.blocks.append(norm_relu_convolution(width, kept, 1))
+                self.blocks.append(norm_relu_convolution(width, kept, kernel=1))
                 self.blocks.append(nn.AvgPool2d(2))
                 width = kept
             for _ in range(depth):
-                self.blocks.append(DenseLayer(width, growth, bottleneck))
+                self.blocks.append(DenseLayer(width, growth, bottleneck=bottleneck))
                 width += growth
         self.norm = nn.BatchNorm2d(width)
         self.output = nn.Linear(width, classes)
@@ -91,12 +92,15 @@ def densenet_121(classes: int = 10, channels: int = 3) -> DenseNet:
     Growth 32, bottleneck, compression 0.5. The 7x7 convolution with stride 2 and the pooling after
     it, which are for images of 224 pixels, are one 3x3 convolution.
     """
-    return DenseNet((6, 12, 24, 16), 32, True, 0.5, classes, channels)
+    return DenseNet(
+        (6, 12, 24, 16), 32, bottleneck=True, compression=0.5, classes=classes, channels=channels
+    )
 
 
 def cifar_densenet(
     depth: int,
     growth: int = 12,
+    *,
     bottleneck: bool = False,
     compression: float = 1.0,
     classes: int = 10,
@@ -115,4 +119,11 @@ def cifar_densenet(
             f", as 40 or 100, got {depth}"
         )
     layers = ((depth - 4) // convolutions,) * 3
-    return DenseNet(layers, growth, bottleneck, compression, classes, channels)
+    return DenseNet(
+        layers,
+        growth,
+        bottleneck=bottleneck,
+        compression=compression,
+        classes=classes,
+        channels=channels,
+    )

@@ -21,6 +21,7 @@ class LeNet(nn.Module):
         self,
         k: int,
         classes: int = 10,
+        *,
         channels: int = 3,
         image_size: int | tuple[int, int] = 32,
         dropout: float = 0.0,

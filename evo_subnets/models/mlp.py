@@ -12,7 +12,7 @@ class MLP(nn.Sequential):
     of `classes`. Weights start as PyTorch's layers do.
     """
 
-    def __init__(self, inputs: int, hidden: Sequence[int], classes: int) -> None:
+    def __init__(self, inputs: int, hidden: Sequence[int], *, classes: int) -> None:
         if min(inputs, classes, *hidden) < 1:
             raise ValueError(
                 "the widths of a multilayer perceptron must be at least 1, got "

@@ -14,7 +14,7 @@ class BasicBlock(nn.Module):
     (option A).
     """
 
-    def __init__(self, inputs: int, outputs: int, stride: int, projection: bool) -> None:
+    def __init__(self, inputs: int, outputs: int, *, stride: int, projection: bool) -> None:
         super().__init__()
         self.first = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
         self.first_norm = nn.BatchNorm2d(outputs)
@@ -52,6 +52,7 @@ class ResNet(nn.Module):
         self,
         blocks: Sequence[int],
         widths: Sequence[int],
+        *,
         projection: bool,
         classes: int = 10,
         channels: int = 3,
@@ -64,7 +65,7 @@ class ResNet(nn.Module):
         for stage, (depth, width) in enumerate(zip(blocks, widths, strict=True)):
             for block in range(depth):
                 stride = 2 if stage > 0 and block == 0 else 1
-                self.stages.append(BasicBlock(inputs, width, stride, projection))
+                self.stages.append(BasicBlock(inputs, width, stride=stride, projection=projection))
                 inputs = width
         self.output = nn.Linear(inputs, classes)
         he_normal(self)
@@ -81,10 +82,12 @@ def resnet_18(classes: int = 10, channels: int = 3) -> ResNet:
     Blocks as in table 1 and projections where shapes change; the 7x7 convolution with stride 2 and
     the pooling after it, which are for images of 224 pixels, are one 3x3 convolution.
     """
-    return ResNet((2, 2, 2, 2), (64, 128, 256, 512), True, classes, channels)
+    return ResNet(
+        (2, 2, 2, 2), (64, 128, 256, 512), projection=True, classes=classes, channels=channels
+    )
 
 
-def cifar_resnet(depth: int, classes: int = 10, channels: int = 3) -> ResNet:
+def cifar_resnet(depth: int, classes: int = 10, *, channels: int = 3) -> ResNet:
     """The ResNet of depth 6n + 2 for CIFAR (section 4.2), with shortcuts without parameters.
 
     Depths 20, 32, 44, 56 and 110 have 0.27, 0.46, 0.66, 0.85 and 1.7 million parameters (table 6).
@@ -93,7 +96,9 @@ def cifar_resnet(depth: int, classes: int = 10, channels: int = 3) -> ResNet:
         raise ValueError(
             f"the depth of a ResNet for CIFAR is 6n + 2, as 20, 32, 44, 56 or 110, got {depth}"
         )
-    return ResNet(((depth - 2) // 6,) * 3, (16, 32, 64), False, classes, channels)
+    return ResNet(
+        ((depth - 2) // 6,) * 3, (16, 32, 64), projection=False, classes=classes, channels=channels
+    )
 
 
 def he_normal(module: nn.Module) -> None:

@@ -26,7 +26,7 @@ class VGG(nn.Module):
     where depth is not 11, 13, 16 or 19.
     """
 
-    def __init__(self, depth: int, classes: int = 10, channels: int = 3) -> None:
+    def __init__(self, depth: int, classes: int = 10, *, channels: int = 3) -> None:
         super().__init__()
         if depth not in CONVOLUTIONS:
             raise ValueError(f"VGG's depth must be one of {list(CONVOLUTIONS)}, got {depth}")

@@ -12,7 +12,7 @@ class WideBlock(nn.Module):
     The shortcut is x, or where shapes change a 1x1 convolution of relu(norm(x)).
     """
 
-    def __init__(self, inputs: int, outputs: int, stride: int, dropout: float) -> None:
+    def __init__(self, inputs: int, outputs: int, *, stride: int, dropout: float) -> None:
         super().__init__()
         self.first_norm = nn.BatchNorm2d(inputs)
         self.first = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
@@ -42,7 +42,7 @@ class WideResNet(nn.Module):
     """
 
     def __init__(
-        self, depth: int, width: int, classes: int = 10, channels: int = 3, dropout: float = 0.0
+        self, depth: int, width: int, *, classes: int = 10, channels: int = 3, dropout: float = 0.0
     ) -> None:
         super().__init__()
         if depth < 10 or depth % 6 != 4 or width < 1:
@@ -56,7 +56,7 @@ class WideResNet(nn.Module):
         for stage, outputs in enumerate((16 * width, 32 * width, 64 * width)):
             for block in range((depth - 4) // 6):
                 stride = 2 if stage > 0 and block == 0 else 1
-                self.stages.append(WideBlock(inputs, outputs, stride, dropout))
+                self.stages.append(WideBlock(inputs, outputs, stride=stride, dropout=dropout))
                 inputs = outputs
         self.norm = nn.BatchNorm2d(inputs)
         self.output = nn.Linear(inputs, classes)

@@ -17,7 +17,7 @@ def compacted(module: nn.Module) -> nn.Module:
     networks that `find_neurons` cannot follow.
     """
     neurons = find_neurons(module)
-    return compact(module, neurons, neurons.split(_read(module, neurons)))
+    return compact(module, neurons, kept=neurons.split(_read(module, neurons)))
 
 
 def _read(module: nn.Module, neurons: Neurons) -> Tensor:
@@ -30,7 +30,7 @@ def _read(module: nn.Module, neurons: Neurons) -> Tensor:
     return found[:STAYS]
 
 
-def compact(module: nn.Module, neurons: Neurons, kept: Mapping[str, Tensor]) -> nn.Module:
+def compact(module: nn.Module, neurons: Neurons, *, kept: Mapping[str, Tensor]) -> nn.Module:
     """A smaller dense network with the same outputs: a copy without the neurons that are not kept.
 
     `module` must have them silenced (see `neuron_masks`). Every layer keeps an output at least.

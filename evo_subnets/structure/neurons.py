@@ -77,7 +77,7 @@ def find_neurons(module: nn.Module) -> Neurons:
 
 
 def kept_neurons(
-    neurons: Neurons, subnetwork: Subnetwork, device: torch.device | str = "cpu"
+    neurons: Neurons, subnetwork: Subnetwork, *, device: torch.device | str = "cpu"
 ) -> dict[str, Tensor]:
     """(count,) BoolTensors by layer: the neurons in a subnetwork, of one draw of u a neuron."""
     return {
@@ -104,7 +104,7 @@ def neuron_norms(neurons: Neurons, params: Mapping[str, Tensor]) -> Params:
 
 
 def neuron_masks(
-    neurons: Neurons, kept: Mapping[str, Tensor], params: Mapping[str, Tensor]
+    neurons: Neurons, kept: Mapping[str, Tensor], *, params: Mapping[str, Tensor]
 ) -> Masks:
     """Masks that silence the neurons that are not kept.
 

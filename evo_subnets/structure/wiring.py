@@ -49,7 +49,7 @@ class Step:
         """The first argument."""
         return self.args[0] if self.args else None
 
-    def option(self, position: int, name: str, default: Any) -> Any:
+    def option(self, position: int, name: str, *, default: Any) -> Any:
         """Another argument, or the attribute of a module that stands for it."""
         if self.layer is not None:
             return getattr(self.layer, name)
@@ -163,7 +163,12 @@ def _alike(values: Any) -> bool:
 
 def _concatenated(step: Step) -> Activation | None:
     parts = step.x
-    if not parts or not _alike(parts) or not parts[0].spatial or step.option(1, "dim", 0) != 1:
+    if (
+        not parts
+        or not _alike(parts)
+        or not parts[0].spatial
+        or step.option(1, "dim", default=0) != 1
+    ):
         return None
     return Activation(tuple(n for part in parts for n in part.channels), parts[0].spatial)
 
@@ -178,28 +183,33 @@ def _sum(step: Step) -> Activation | None:
 
 
 def _flattened(step: Step) -> Activation | None:
-    one_each = (step.option(1, "start_dim", 0), step.option(2, "end_dim", -1)) == (1, -1)
+    one_each = (step.option(1, "start_dim", default=0), step.option(2, "end_dim", default=-1)) == (
+        1,
+        -1,
+    )
     return Activation(step.x.channels, 0) if one_each and step.x.spatial else None
 
 
 def _mean(step: Step) -> Activation | None:
-    dims = step.option(1, "dim", ())
+    dims = step.option(1, "dim", default=())
     every = tuple(dims) if isinstance(dims, tuple | list) else (dims,)
     if not every or not all(isinstance(dim, int) for dim in every):
         return None
     behind = {dim % (2 + step.x.spatial) for dim in every}
     if behind & {0, 1}:
         return None
-    left = step.x.spatial if step.option(2, "keepdim", False) else step.x.spatial - len(behind)
+    left = (
+        step.x.spatial if step.option(2, "keepdim", default=False) else step.x.spatial - len(behind)
+    )
     return Activation(step.x.channels, left)
 
 
 def _padded(step: Step) -> Activation | None:
     """Channels of zeros, if their count is computed: one that is written down will not follow."""
-    sides = step.option(1, "pad", None)
+    sides = step.option(1, "pad", default=None)
     if not isinstance(sides, tuple | list):
         return None
-    plain = (step.option(2, "mode", "constant"), step.option(3, "value", None)) in (
+    plain = (step.option(2, "mode", default="constant"), step.option(3, "value", default=None)) in (
         ("constant", None), ("constant", 0),
     )  # fmt: skip
     new = sides[2 * step.x.spatial :] or (0, 0)

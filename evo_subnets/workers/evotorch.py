@@ -19,6 +19,7 @@ from evo_subnets.evolution import (
     lost_child,
 )
 from evo_subnets.mutation import Mutation
+from evo_subnets.search import Search
 from evo_subnets.subnetworks import Include
 from evo_subnets.workers.crew import Crew
 from evo_subnets.workers.here import Here
@@ -70,7 +71,7 @@ class MutationProblem(Crew):
         on_child: Callable[[Child], None] | None = None,
         workers: Here | Ray = Here(),
     ) -> None:
-        evaluator = Evaluator(module, fitness, include)
+        evaluator = Evaluator(module, fitness, include=include)
         options: dict[str, Any] = asdict(workers)  # none where it is this process
         super().__init__(evaluator, **options, lost=lost_child, solution_length=4)
         self.module, self.include, self.on_child = module, include, on_child
@@ -83,7 +84,7 @@ class MutationProblem(Crew):
         return batch
 
     def _evaluate_all(self, batch: SolutionBatch) -> None:
-        self.children = gather(from_rows(batch.values), self.results, self.on_child)
+        self.children = gather(from_rows(batch.values), self.results, on_child=self.on_child)
         fitness = [-math.inf if child.failed else child.fitness for child in self.children]
         batch.set_evals(torch.tensor(fitness, dtype=torch.float64))
 
@@ -106,18 +107,13 @@ class SubnetworkSearch(SearchAlgorithm):  # type: ignore[misc]
     did) of the last.
     """
 
-    def __init__(
-        self,
-        problem: MutationProblem,
-        population_size: int = 16,
-        ensemble_size: int = 8,
-        sigma: float = 0.01,
-        density: float = 0.5,
-        seed: int = 0,
-    ) -> None:
-        self.evolution = Evolution(
-            problem.module, population_size, ensemble_size, sigma, density, seed, problem.include
-        )
+    def __init__(self, problem: MutationProblem, search: Search) -> None:
+        if search.include != problem.include:
+            raise ValueError(
+                f"the problem mutates {problem.include}, the search {search.include}: give both "
+                "the same include"
+            )
+        self.evolution = Evolution(problem.module, search)
         super().__init__(
             problem,
             best_fitness=lambda: self.evolution.elites[0].fitness,

@@ -5,6 +5,7 @@ import random
 import re
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import gymnasium
 import numpy as np
@@ -15,10 +16,14 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from agents.fast import gradients as ppo_gradients
-from agents.fast import impala_blocks as impala_kernel
-from agents.fast.ppo import FastPPO, compiled_blocks
+from agents.fast import impala_blocks
+from agents.fast.ppo import FastPPO
 from agents.fast.rollouts import DeviceRolloutBuffer
-from agents.impala import ImpalaBlock, ImpalaCNN
+from agents.impala import ImpalaBlock, ImpalaCNN, compiled_blocks
+from agents.parents import find_parent
+from agents.play.course import Course
+from agents.play.population import play
+from agents.policies import EnsemblePolicy, impala_actor
 from agents.ppo import PPOSettings, make_ppo, make_training_env
 from envs import TRAIN_LEVELS
 
@@ -33,7 +38,7 @@ TINY = PPOSettings(
     value_loss="clipped",  # stable-baselines3's
 )  # fmt: skip
 needs_compiler = pytest.mark.skipif(
-    impala_kernel.library() is None, reason="there is no C compiler here"
+    impala_blocks.library() is None, reason="there is no C compiler here"
 )
 
 
@@ -56,9 +61,9 @@ def picture_space(channels=6, side=64):
 def compiled_calls(monkeypatch):
     """The functions of the compiled blocks that were called."""
     calls = []
-    original = impala_kernel._call
+    original = impala_blocks._call
     monkeypatch.setattr(
-        impala_kernel, "_call", lambda name, *rest: (calls.append(name), original(name, *rest))[1]
+        impala_blocks, "_call", lambda name, *rest: (calls.append(name), original(name, *rest))[1]
     )
     return calls
 
@@ -99,7 +104,7 @@ def test_the_compiled_blocks_are_torchs_convolutions(channels, side, widths, com
 def test_the_gradient_of_a_pooling_goes_to_the_first_of_equals():
     block = built(lambda: ImpalaBlock(16, 16))
     x = torch.zeros(1, 5, 5, 16).requires_grad_()
-    out = impala_kernel.Stem.apply(x, block[0].weight, block[0].bias)
+    out = impala_blocks.Stem.apply(x, block[0].weight, block[0].bias)
     ours = torch.autograd.grad(out.sum(), x)[0].permute(0, 3, 1, 2)
     y = torch.zeros(1, 16, 5, 5).requires_grad_()
     theirs = torch.autograd.grad(block[1](block[0](y)).sum(), y)[0]
@@ -121,16 +126,16 @@ def test_other_networks_and_inputs_are_left_to_torch():
     network = built(lambda: ImpalaCNN(picture_space(6, 8), 8, (16,)))
     narrow = built(lambda: ImpalaCNN(picture_space(6, 8), 8, (8,)))
     pictures = noise(2, 6, 8, 8)
-    assert not impala_kernel.fits(narrow, pictures)
-    assert not impala_kernel.fits(network, pictures.double())
-    assert not impala_kernel.fits(network, pictures.requires_grad_())
+    assert not impala_blocks.fits(narrow, pictures)
+    assert not impala_blocks.fits(network, pictures.double())
+    assert not impala_blocks.fits(network, pictures.requires_grad_())
     assert not network.compiled
     for wrong in (noise(2, 3, 8, 8), noise(6, 8, 8), noise(0, 6, 8, 8)):
-        assert not impala_kernel.fits(network, wrong)
+        assert not impala_blocks.fits(network, wrong)
     with torch.no_grad(), pytest.raises(RuntimeError, match="channels"):
         network(noise(2, 3, 8, 8))
     elsewhere = built(lambda: ImpalaCNN(picture_space(6, 8), 8, (16,))).to("meta")
-    assert not impala_kernel.fits(elsewhere, noise(2, 6, 8, 8))
+    assert not impala_blocks.fits(elsewhere, noise(2, 6, 8, 8))
 
 
 @needs_compiler
@@ -142,7 +147,7 @@ def test_without_gradients_the_blocks_are_compiled_and_keep_nothing(compiled_cal
     assert not compiled_calls
     before = pictures.clone()
     torch.set_num_threads(threads)
-    with torch.no_grad():
+    with torch.no_grad(), compiled_blocks(network):
         found = network(pictures)
         alone = torch.cat([network(one[None]) for one in pictures])
     torch.set_num_threads(1)
@@ -155,7 +160,7 @@ def test_without_gradients_the_blocks_are_compiled_and_keep_nothing(compiled_cal
 
 
 @needs_compiler
-def test_weights_that_change_are_packed_anew():
+def test_weights_that_change_are_packed_anew(compiled_calls):
     """Also where torch does not know of it."""
     network = built(lambda: ImpalaCNN(picture_space(3, 8), 8, (16,)))
     pictures = noise(2, 3, 8, 8)
@@ -173,12 +178,13 @@ def test_weights_that_change_are_packed_anew():
             with torch.no_grad():
                 network.blocks[0][0].weight += 0.1
         expected = network(pictures).detach()
-        with torch.no_grad():
+        with torch.no_grad(), compiled_blocks(network):
             assert torch.allclose(network(pictures), expected, atol=1e-5), change
+    assert compiled_calls.count("impala_pack") == 4
 
 
 def test_who_looks_inside_sees_torchs_layers(compiled_calls):
-    """Hooks, counters of operations, transforms, and layers that were replaced."""
+    """Hooks, counters of operations, transforms; where `compiled` is chosen, replaced layers."""
     network = built(lambda: ImpalaCNN(picture_space(6, 8), 8, (16,)))
     pictures, seen = noise(2, 6, 8, 8), []
     with torch.no_grad():
@@ -197,7 +203,17 @@ def test_who_looks_inside_sees_torchs_layers(compiled_calls):
         assert seen == [1]
         handle.remove()
         network.blocks[0][1] = nn.AvgPool2d(3, 2, 1)
-        network(pictures)
+        expected = network(pictures)
+        with compiled_blocks(network):
+            assert torch.equal(network(pictures), expected)
+            network.blocks[0][1] = nn.MaxPool2d(3, 2, 1)
+            network.blocks[0][2].second = nn.Sequential(network.blocks[0][2].second, nn.ReLU())
+            expected = network(pictures)
+            network.compiled = False
+            assert torch.equal(network(pictures), expected)
+            network.compiled = True
+            with torch.autocast("cpu", torch.bfloat16):
+                assert network(pictures).dtype == torch.bfloat16
     assert not compiled_calls
 
 
@@ -430,7 +446,7 @@ def test_layers_that_see_the_batch_are_not_given_parts(env, layer, expected):
     layer = nn.BatchNorm1d(width) if isinstance(layer, nn.BatchNorm1d) else layer
     features.hidden = nn.Sequential(watching := Watching(layer), features.hidden)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(impala_kernel, "fits", lambda *_: False)
+        patch.setattr(impala_blocks, "fits", lambda *_: False)
         agent.train()
     assert set(watching.seen) == expected
 
@@ -523,6 +539,19 @@ def test_the_blocks_are_compiled_only_meanwhile():
     with compiled_blocks(network):
         assert network.compiled
     assert not network.compiled
+
+
+@needs_compiler
+@pytest.mark.parametrize("engines", ["on", "off"])
+def test_play_compiles_the_blocks_meanwhile(engines, compiled_calls, monkeypatch):
+    monkeypatch.setenv("EVO_SUBNETS_ENGINES", engines)
+    actor = built(lambda: impala_actor((16, 16), frame_stack=1))
+    course = Course(GAME, TRAIN_LEVELS, seed=3, frame_stack=1, num_envs=2)
+    play(EnsemblePolicy(actor, actor.observation_space), course, 1)
+    assert bool(compiled_calls) == (engines == "on")
+    assert not actor.features.compiled
+    parent, _ = find_parent("auto", "bigfish", Path("unused"), TINY, 0)
+    assert parent.features.compiled
 
 
 # --- benchmarks

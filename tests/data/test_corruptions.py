@@ -67,25 +67,25 @@ def test_shapes_and_types_stay(name, channels, side):
     images = smooth(3, channels, side)
     before = images.clone()
     for severity in SEVERITIES:
-        result = corrupt(images, name, severity)
+        result = corrupt(images, name, severity=severity)
         assert result.shape == images.shape
         assert result.dtype == torch.uint8
     assert torch.equal(images, before)
     if (channels, side) == (3, 32):
         assert not torch.equal(result, images)
-    assert corrupt(images[:0], name, 1).shape == (0, channels, side, side)
+    assert corrupt(images[:0], name, severity=1).shape == (0, channels, side, side)
 
 
 @pytest.mark.parametrize("name", CORRUPTIONS)
 def test_a_seed_says_everything_and_other_images_nothing(name):
     images = smooth(260)  # more than are worked on at a time
-    result = corrupt(images, name, 4, seed=3)
-    assert torch.equal(corrupt(images, name, 4, seed=3), result)
+    result = corrupt(images, name, severity=4, seed=3)
+    assert torch.equal(corrupt(images, name, severity=4, seed=3), result)
     for i in (0, 5, 259):
-        assert torch.equal(corrupt(images[i : i + 1], name, 4, seed=3)[0], result[i])
+        assert torch.equal(corrupt(images[i : i + 1], name, severity=4, seed=3)[0], result[i])
     strided = images[:5].contiguous(memory_format=torch.channels_last)
-    assert torch.equal(corrupt(strided, name, 4, seed=3), result[:5])
-    differs = not torch.equal(corrupt(images[:5], name, 4, seed=4), result[:5])
+    assert torch.equal(corrupt(strided, name, severity=4, seed=3), result[:5])
+    differs = not torch.equal(corrupt(images[:5], name, severity=4, seed=4), result[:5])
     assert differs == (name in RANDOM)
 
 
@@ -105,7 +105,7 @@ RISING = {
 def test_the_change_grows_with_severity(name):
     images = smooth(100)
     changes = [
-        (corrupt(images, name, severity).float() - images.float()).abs().mean().item()
+        (corrupt(images, name, severity=severity).float() - images.float()).abs().mean().item()
         for severity in SEVERITIES
     ]
     assert min(changes) > 0.1
@@ -116,7 +116,7 @@ def test_the_change_grows_with_severity(name):
 
 @pytest.mark.parametrize(("severity", "sigma"), [(1, 0.04), (5, 0.10)])
 def test_gaussian_noise_has_the_constants_deviation(severity, sigma):
-    change = corrupt(flat(40, 128), "gaussian_noise", severity)[:, :, 1:].double() - 128
+    change = corrupt(flat(40, 128), "gaussian_noise", severity=severity)[:, :, 1:].double() - 128
     assert change.std().item() == pytest.approx(255 * sigma, rel=0.01)
     assert change.mean().item() == pytest.approx(-0.5, abs=0.3)  # rounded down
 
@@ -126,14 +126,14 @@ def test_gaussian_noise_has_the_constants_deviation(severity, sigma):
     [("shot_noise", 5, 100 / 255 / 50), ("speckle_noise", 5, (0.2 * 100 / 255) ** 2)],
 )
 def test_noise_that_grows_with_the_value(name, severity, variance):
-    change = corrupt(flat(40, 100), name, severity)[:, :, 1:].double() - 100
+    change = corrupt(flat(40, 100), name, severity=severity)[:, :, 1:].double() - 100
     assert change.std().item() == pytest.approx(255 * math.sqrt(variance), rel=0.015)
-    assert not corrupt(torch.zeros(2, 3, 32, 32, dtype=torch.uint8), name, severity).any()
+    assert not corrupt(torch.zeros(2, 3, 32, 32, dtype=torch.uint8), name, severity=severity).any()
 
 
 @pytest.mark.parametrize(("severity", "amount"), [(1, 0.01), (5, 0.07)])
 def test_impulse_noise_hits_its_fraction_half_black_half_white(severity, amount):
-    result = corrupt(flat(100, 128), "impulse_noise", severity)[:, :, 1:]
+    result = corrupt(flat(100, 128), "impulse_noise", severity=severity)[:, :, 1:]
     assert set(result.unique().tolist()) == {0, 128, 255}
     for extreme in (0, 255):
         fraction = (result == extreme).double().mean().item()
@@ -162,19 +162,19 @@ def with_corners(images):
 def test_brightness_is_that_of_a_plain_reference(severity, added):
     images = with_corners(smooth(2))
     expected = through_hsv(images, lambda h, s, v: (h, s, min(v + added, 1)))
-    assert torch.equal(corrupt(images, "brightness", severity), expected)
+    assert torch.equal(corrupt(images, "brightness", severity=severity), expected)
     grey = smooth(1, channels=1)
     expected = (grey.double() / 255 + added).clamp(max=1).mul(255).add(1e-6).byte()
-    assert torch.equal(corrupt(grey, "brightness", severity), expected)
+    assert torch.equal(corrupt(grey, "brightness", severity=severity), expected)
 
 
 @pytest.mark.parametrize(("severity", "factor", "added"), [(2, 0.1, 0), (3, 1.5, 0), (5, 2.5, 0.2)])
 def test_saturate_is_that_of_a_plain_reference(severity, factor, added):
     images = with_corners(smooth(2))
     expected = through_hsv(images, lambda h, s, v: (h, min(s * factor + added, 1), v))
-    assert torch.equal(corrupt(images, "saturate", severity), expected)
+    assert torch.equal(corrupt(images, "saturate", severity=severity), expected)
     grey = smooth(1, channels=1)
-    assert torch.equal(corrupt(grey, "saturate", severity), grey)
+    assert torch.equal(corrupt(grey, "saturate", severity=severity), grey)
 
 
 @pytest.mark.parametrize(("severity", "factor"), [(1, 0.75), (5, 0.15)])
@@ -187,7 +187,7 @@ def test_contrast_is_that_of_a_plain_reference(severity, factor):
             for y, x in np.ndindex(9, 9):
                 value = (channel[y][x] / 255 - mean) * factor + mean
                 expected[i, c, y, x] = int(value * 255 + 1e-6)
-    assert torch.equal(corrupt(images, "contrast", severity), expected)
+    assert torch.equal(corrupt(images, "contrast", severity=severity), expected)
 
 
 def with_pillow(images, change):
@@ -213,8 +213,8 @@ def test_jpeg_and_pixelate_are_pillows(channels, severity, quality, small):
         return picture.resize((small, small), Image.BOX).resize((32, 32), Image.BOX)
 
     expected = with_pillow(images, jpeg)
-    assert torch.equal(corrupt(images, "jpeg_compression", severity), expected)
-    assert torch.equal(corrupt(images, "pixelate", severity), with_pillow(images, pixels))
+    assert torch.equal(corrupt(images, "jpeg_compression", severity=severity), expected)
+    assert torch.equal(corrupt(images, "pixelate", severity=severity), with_pillow(images, pixels))
 
 
 @pytest.mark.parametrize(("radius", "softness"), [(0.3, 0.4), (1, 0.2), (1.5, 0.1)])
@@ -225,7 +225,7 @@ def test_defocus_is_the_convolution_with_the_whole_kernel(radius, softness):
     soft = np.outer(soft, soft) / sum(soft) ** 2
     kernel = ndimage.convolve(disk / disk.sum(), soft, mode="constant")
     images = real(2)
-    result = defocus_blur(images, generators(2), radius, softness)
+    result = defocus_blur(images, generators(2), radius=radius, softness=softness)
     for image, out in zip(images.reshape(6, 32, 32), result.reshape(6, 32, 32), strict=True):
         np.testing.assert_allclose(out, ndimage.convolve(image, kernel, mode="mirror"))
 
@@ -234,7 +234,7 @@ def test_defocus_is_the_convolution_with_the_whole_kernel(radius, softness):
 def test_blurs_leave_one_colour_alone(name):
     images = torch.tensor([200, 30, 117], dtype=torch.uint8)[:, None, None].expand(1, 3, 32, 32)
     for severity in SEVERITIES:
-        assert torch.equal(corrupt(images, name, severity), images)
+        assert torch.equal(corrupt(images, name, severity=severity), images)
 
 
 def test_gaussian_filter_does_not_mix_images_or_channels():
@@ -255,14 +255,14 @@ def test_glass_takes_colours_as_a_loop_over_pixels_does(iterations):
                 down, right = shifts[:, y - 2, x - 2]
                 image[:, y, x] = image[:, y + down, x + right]
     expected = gaussian_filter(image[None] / 255.0, 0.4)
-    result = glass_blur(real(1, side=side), generators(1), 0.4, iterations)
+    result = glass_blur(real(1, side=side), generators(1), sigma=0.4, iterations=iterations)
     np.testing.assert_array_equal(result, expected)
 
 
 @pytest.mark.parametrize("angles", [(-45, 45), (-135, -45)])
 def test_motion_is_a_weighted_mean_along_a_line(angles):
     images, radius, sigma = real(2, side=16), 3, 1.5
-    result = motion_blur(images, generators(2), radius, sigma, angles)
+    result = motion_blur(images, generators(2), radius=radius, sigma=sigma, angles=angles)
     weights = [math.exp(-(k**2) / (2 * sigma**2)) for k in range(7)]
     for image, out, generator in zip(images, result, generators(2), strict=True):
         angle = math.radians(generator.uniform(*angles))
@@ -287,7 +287,7 @@ def test_zoom_is_scipys(side):
         large = ndimage.zoom(middle, (factor, factor, 1), order=1)
         trim = (len(large) - side) // 2
         layers.append(large[trim : trim + side, trim : trim + side])
-    result = zoom_blur(image.transpose(2, 0, 1)[None], generators(1), 1.16)
+    result = zoom_blur(image.transpose(2, 0, 1)[None], generators(1), stop=1.16)
     np.testing.assert_allclose(result[0].transpose(1, 2, 0), np.mean(layers, axis=0))
 
 
@@ -296,16 +296,39 @@ def test_snow_without_flakes_whitens():
     red, green, blue = images.transpose(1, 0, 2, 3)
     white = (0.299 * red + 0.587 * green + 0.114 * blue) * 1.5 + 0.5
     expected = 0.8 * images + 0.2 * np.maximum(images, white[:, None])
-    result = snow(images, generators(2), 0.3, 0.3, 1.25, 10, 14, 12, 0.8)
+    result = snow(
+        images,
+        generators(2),
+        mean=0.3,
+        scale=0.3,
+        zoom=1.25,
+        threshold=10,
+        radius=14,
+        sigma=12,
+        kept=0.8,
+    )
     np.testing.assert_allclose(result, expected)
-    flakes = snow(images, generators(2), 0.3, 0.3, 1.25, 0.65, 14, 12, 0.8) - expected
+    flakes = (
+        snow(
+            images,
+            generators(2),
+            mean=0.3,
+            scale=0.3,
+            zoom=1.25,
+            threshold=0.65,
+            radius=14,
+            sigma=12,
+            kept=0.8,
+        )
+        - expected
+    )
     np.testing.assert_allclose(flakes, flakes[:, :, ::-1, ::-1], atol=1e-12)
     assert flakes.min() >= -1e-12
     assert flakes.max() > 0.1
 
 
 def test_fog_of_one_grey_reaches_from_clear_to_its_brightest():
-    result = fog(np.full((3, 3, 32, 32), 0.6), generators(3), 0.5, 3)
+    result = fog(np.full((3, 3, 32, 32), 0.6), generators(3), strength=0.5, decay=3)
     np.testing.assert_allclose(result.max(axis=(1, 2, 3)), 0.6)
     np.testing.assert_allclose(result.min(axis=(1, 2, 3)), 0.6 * 0.6 / 1.1)
     np.testing.assert_allclose(result[:, 0], result[:, 2])
@@ -314,7 +337,7 @@ def test_fog_of_one_grey_reaches_from_clear_to_its_brightest():
 def test_plasma_is_that_of_a_plain_reference():
     side, decay = 16, 1.75
     noise_of = np.random.Generator(np.random.PCG64(0)).uniform(-1, 1, (2, side**2 - 1))
-    for bumps, result in zip(noise_of, plasma(noise_of, side, decay), strict=True):
+    for bumps, result in zip(noise_of, plasma(noise_of, side, decay=decay), strict=True):
         heights, rest, step, reach = {(0, 0): 0.0}, iter(bumps), side, 100.0
 
         def mean(*places, heights=heights):
@@ -338,18 +361,34 @@ def test_plasma_is_that_of_a_plain_reference():
 
 def test_water_adds_its_colour_and_mud_covers():
     images = np.full((5, 3, 32, 32), 0.3)
-    water = spatter(images, generators(5), 0.65, 0.3, 1, 0.69, 0.5, False) - images
+    water = (
+        spatter(
+            images,
+            generators(5),
+            mean=0.65,
+            scale=0.3,
+            sigma=1,
+            threshold=0.69,
+            last=0.5,
+            mud=False,
+        )
+        - images
+    )
     np.testing.assert_allclose(water[:, 1], water[:, 2])
     np.testing.assert_allclose(water[:, 0] * 238, water[:, 1] * 175)
     np.testing.assert_allclose(water.max(axis=(1, 2, 3)), 0.5 * 238 / 255)
     assert water.min() == 0
-    mud = spatter(images, generators(5), 0.7, 0.1, 0.5, 0.68, 0.6, True)
+    mud = spatter(
+        images, generators(5), mean=0.7, scale=0.1, sigma=0.5, threshold=0.68, last=0.6, mud=True
+    )
     brown = np.array([63, 42, 20])[:, None, None] / 255
     cover = ((mud - images) / (brown - images)).mean(axis=1)
     np.testing.assert_allclose(mud, images + cover[:, None] * (brown - images))
     assert ((cover == 0) | (cover > 0.799)).all()
     assert cover.max() > 0.999
-    none = spatter(images, generators(5), 0, 0.1, 1, 0.7, 0.5, False)
+    none = spatter(
+        images, generators(5), mean=0, scale=0.1, sigma=1, threshold=0.7, last=0.5, mud=False
+    )
     np.testing.assert_array_equal(none, images)
 
 
@@ -358,7 +397,7 @@ def test_edges_are_those_of_a_plain_canny():
     field = ndimage.gaussian_filter(generator.normal(0, 300, (4, 24, 24)), (0, 1.5, 1.5))
     for levels, found in zip(
         np.clip(field + 90, 0, 255).astype(int),
-        edges(np.clip(field + 90, 0, 255).astype(int), 50, 150),
+        edges(np.clip(field + 90, 0, 255).astype(int), 50, high=150),
         strict=True,
     ):
         dx = ndimage.sobel(levels, axis=1, mode="nearest")
@@ -418,33 +457,37 @@ def test_shading_is_that_of_a_plain_reference():
 
 def test_elastic_is_an_affine_map_and_a_displacement():
     images = real(2)
-    np.testing.assert_allclose(elastic_transform(images, generators(2), 0, 0, 0), images)
+    np.testing.assert_allclose(
+        elastic_transform(images, generators(2), amplitude=0, sigma=0, corner=0), images
+    )
     ramp = np.broadcast_to(np.arange(32) / 31, (2, 1, 32, 32))
-    mapped = elastic_transform(ramp, generators(2), 0, 0, 0.05)[:, 0, 12:20, 12:20]
+    mapped = elastic_transform(ramp, generators(2), amplitude=0, sigma=0, corner=0.05)[
+        :, 0, 12:20, 12:20
+    ]
     for axis in (1, 2):
         np.testing.assert_allclose(np.diff(mapped, 2, axis=axis), 0, atol=1e-12)
     slope = np.diff(mapped, axis=2)[:, 0, 0] * 31
     assert (abs(slope - 1) < 0.5).all()
     assert (abs(slope - 1) > 1e-3).all()
-    change = elastic_transform(ramp, generators(2), 0.08, 0.06, 0) - ramp
+    change = elastic_transform(ramp, generators(2), amplitude=0.08, sigma=0.06, corner=0) - ramp
     assert 1e-3 < abs(change[:, 0, 4:28, 4:28]).max() < 0.08 * 32 / 31
 
 
 def test_wrong_arguments_are_refused():
     images = smooth(2)
     with pytest.raises(ValueError, match="no corruption 'gausian_noise'; there are gaussian_noise"):
-        corrupt(images, "gausian_noise", 1)
+        corrupt(images, "gausian_noise", severity=1)
     with pytest.raises(ValueError, match=r"'frost' \(frost needs photographs"):
-        corrupt(images, "frost", 1)
+        corrupt(images, "frost", severity=1)
     for severity in (0, 6, -1, "3"):
         with pytest.raises(ValueError, match="a severity is one of 1, 2, 3, 4, 5, got "):
-            corrupt(images, "fog", severity)
+            corrupt(images, "fog", severity=severity)
     wrong = [images.float(), images[0], images[:, :2], images[:, :, :20], images[:, :, :7, :7]]
     for other in wrong:
         with pytest.raises(ValueError, match=r"must be uint8 \(n, 1 or 3, side, side\) on the CPU"):
-            corrupt(other, "fog", 1)
+            corrupt(other, "fog", severity=1)
     with pytest.raises(ValueError, match="a seed must be an int"):
-        corrupt(images, "fog", 1, seed=-1)
+        corrupt(images, "fog", severity=1, seed=-1)
 
 
 @pytest.fixture
@@ -461,7 +504,7 @@ def test_published_files_are_read_block_by_block(published):
     folder, pixels = published
     for name in ("fog", "frost"):
         for severity in SEVERITIES:
-            images, labels = cifar_c(folder, name, severity)
+            images, labels = cifar_c(folder, name, severity=severity)
             block = pixels[2 * severity - 2 : 2 * severity]
             assert images.dtype == torch.uint8
             assert images.is_contiguous()
@@ -478,30 +521,30 @@ def test_published_files_are_read_block_by_block(published):
 def test_published_files_that_are_not_what_they_should_be_are_refused(published):
     folder, pixels = published
     with pytest.raises(ValueError, match=r"no corruption 'rain'; there are .*, frost"):
-        cifar_c(folder, "rain", 1)
+        cifar_c(folder, "rain", severity=1)
     with pytest.raises(ValueError, match="a severity is one of 1, 2, 3, 4, 5, got 6"):
-        cifar_c(folder, "fog", 6)
+        cifar_c(folder, "fog", severity=6)
     with pytest.raises(StorageError, match=r"snow.npy: there is no such file"):
-        cifar_c(folder, "snow", 1)
+        cifar_c(folder, "snow", severity=1)
     shapes = pixels[:9], pixels[:, :, :, 0], pixels[:0], pixels[0, 0, 0, 0]
     for wrong in (*shapes, pixels.astype(float)):
         np.save(folder / "snow.npy", wrong)
         with pytest.raises(StorageError, match=r"snow.npy: expected uint8 \(n, 32, 32, 3\)"):
-            cifar_c(folder, "snow", 1)
+            cifar_c(folder, "snow", severity=1)
     for content in (b"", b"not numpy's"):
         (folder / "snow.npy").write_bytes(content)
         with pytest.raises(StorageError, match=r"snow.npy: not an array in numpy's format"):
-            cifar_c(folder, "snow", 1)
+            cifar_c(folder, "snow", severity=1)
     np.save(folder / "snow.npy", np.array([{}]), allow_pickle=True)
     with pytest.raises(StorageError, match=r"snow.npy: not an array in numpy's format"):
-        cifar_c(folder, "snow", 1)
+        cifar_c(folder, "snow", severity=1)
     with (folder / "snow.npy").open("wb") as file:
         np.savez(file, pixels)
     with pytest.raises(StorageError, match=r"snow.npy: expected one array, got an archive"):
-        cifar_c(folder, "snow", 1)
+        cifar_c(folder, "snow", severity=1)
     np.save(folder / "labels.npy", np.arange(9))
     with pytest.raises(StorageError, match=r"labels.npy: expected 10 integers"):
-        cifar_c(folder, "fog", 1)
+        cifar_c(folder, "fog", severity=1)
     (folder / "labels.npy").unlink()
     with pytest.raises(StorageError, match=r"labels.npy: there is no such file"):
-        cifar_c(folder, "fog", 1)
+        cifar_c(folder, "fog", severity=1)

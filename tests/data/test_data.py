@@ -30,7 +30,6 @@ from evo_subnets.data import (
     load,
 )
 from evo_subnets.data.splits import stratified_order
-from evo_subnets.engines import philox_cpu as kernel
 
 needs_sklearn = pytest.mark.skipif(
     importlib.util.find_spec("sklearn") is None, reason="scikit-learn is not installed"
@@ -99,8 +98,7 @@ def test_images_are_indexed_by_slices_and_tensors():
 
 def dataset(**changes):
     parts = {"train": pictures(12), "validation": pictures(4), "test": pictures(8)}
-    rest = {"classes": tuple("abcd"), "augmentation": Augmentation((0.5,) * 3, (0.2,) * 3)}
-    return Dataset(**{"name": "toy", **parts, **rest, **changes})
+    return Dataset(**{"name": "toy", **parts, "classes": tuple("abcd"), **changes})
 
 
 @pytest.mark.parametrize(
@@ -109,13 +107,25 @@ def dataset(**changes):
         ({"classes": tuple("abc")}, "toy: labels must be below the number of classes, 3, got 3"),
         ({"test": pictures(8, size=9)}, r"one shape, got \(3, 8, 8\) in train and \(3, 9, 9\)"),
         ({"validation": pictures(4)[:0]}, "there are no validation pictures"),
-        ({"augmentation": Augmentation((0.5,), (0.2,))}, "for 1 channels, the pictures have 3"),
     ],
 )
 def test_data_sets_that_do_not_fit_together_are_refused(change, message):
     assert all_same(dataset().to("cpu"), dataset())
     with pytest.raises(ValueError, match=message):
         dataset(**change)
+
+
+def test_an_augmentation_belongs_to_its_pictures():
+    other = Augmentation((0.5,) * 3, (0.2,) * 3)
+    changed = dataset().augmented(other)
+    for part in (changed.train, changed.validation, changed.test):
+        assert part.augmentation == part[:2].augmentation == part.to("cpu").augmentation == other
+    assert changed.augmentation == other
+    with pytest.raises(ValueError, match="for 1 channels, the pictures have 3"):
+        dataset().augmented(Augmentation((0.5,), (0.2,)))
+    images = pictures(5)
+    ((inputs, _),) = Images(images.pixels, images.labels).in_order(None)
+    torch.testing.assert_close(inputs, images.pixels / 255, msg="without one: pixels in [0, 1]")
 
 
 # --- augmentation
@@ -160,12 +170,7 @@ def test_augmentation_is_that_of_a_slow_loop(count, channels, size, padding, fli
     assert torch.equal(pixels, before)
     last = pixels.contiguous(memory_format=torch.channels_last)
     assert torch.equal(augmentation(last, generator(seed)), fast)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kernel, "available", lambda elements: False)
-        plain = augmentation(pixels, generator(seed)), augmentation.normalize(pixels)
-        patch.setattr(kernel, "available", lambda elements: True)
-        compiled = augmentation(last, generator(seed)), augmentation.normalize(last)
-    assert all(map(torch.equal, plain, compiled))
+    assert torch.equal(augmentation.normalize(last), augmentation.normalize(pixels))
 
 
 def test_every_crop_and_both_directions_are_equally_likely():
@@ -211,9 +216,13 @@ def test_pixels_of_other_channels_or_types_are_refused():
             AUGMENTATION(pixels, generator())
 
 
+def with_augmentation(images, augmentation=AUGMENTATION):
+    return dataclasses.replace(images, augmentation=augmentation)
+
+
 def test_batches_without_a_generator_are_in_order_and_normalised():
     images = pictures(10)
-    inputs, labels = zip(*batches(images, 4, AUGMENTATION), strict=True)
+    inputs, labels = zip(*batches(with_augmentation(images), 4), strict=True)
     assert [len(x) for x in inputs] == [4, 4, 2]
     assert torch.equal(torch.cat(inputs), AUGMENTATION.normalize(images.pixels))
     assert torch.equal(torch.cat(labels), images.labels)
@@ -222,33 +231,38 @@ def test_batches_without_a_generator_are_in_order_and_normalised():
 def test_batches_with_a_generator_are_shuffled_and_augmented():
     images = Images(pictures(50).pixels, torch.arange(50))
     plain = dataclasses.replace(AUGMENTATION, padding=0, flip=False)
-    inputs, labels = map(torch.cat, zip(*batches(images, 8, plain, generator()), strict=True))
+    inputs, labels = map(
+        torch.cat,
+        zip(*batches(with_augmentation(images, plain), 8, generator=generator()), strict=True),
+    )
     assert sorted(labels.tolist()) == list(range(50)) != labels.tolist()
     assert torch.equal(inputs, plain.normalize(images.pixels[labels]))
 
     def a_pass(seed):
-        return torch.cat([x for x, _ in batches(images, 8, AUGMENTATION, generator(seed))])
+        return torch.cat(
+            [x for x, _ in batches(with_augmentation(images), 8, generator=generator(seed))]
+        )
 
     assert torch.equal(a_pass(0), a_pass(0))
     assert not torch.equal(a_pass(0), a_pass(1))
-    mixed = torch.cat([x for x, _ in batches(images, 8, AUGMENTATION, generator())])
+    mixed = torch.cat([x for x, _ in batches(with_augmentation(images), 8, generator=generator())])
     assert (mixed[..., 0, :] == AUGMENTATION.normalize(images.pixels * 0)[:, :, 0]).all(2).any()
     one = generator()
-    first, second = (list(batches(images, 8, AUGMENTATION, one)) for _ in range(2))
+    first, second = (list(batches(with_augmentation(images), 8, generator=one)) for _ in range(2))
     assert not torch.equal(first[0][1], second[0][1])
 
 
 def test_drop_last_leaves_only_whole_batches():
     for drawn in (None, generator()):
-        kept = list(batches(pictures(10), 4, AUGMENTATION, drawn, drop_last=True))
+        kept = list(batches(pictures(10), 4, generator=drawn, drop_last=True))
         assert [len(labels) for _, labels in kept] == [4, 4]
 
 
 def test_bad_batch_sizes_are_refused_at_once():
     with pytest.raises(ValueError, match="at least one picture, got size=0"):
-        batches(pictures(10), 0, AUGMENTATION)
+        batches(pictures(10), 0)
     with pytest.raises(ValueError, match="no batch is left: drop_last with size=11 and 10"):
-        batches(pictures(10), 11, AUGMENTATION, drop_last=True)
+        batches(pictures(10), 11, drop_last=True)
 
 
 # --- splits
@@ -258,7 +272,7 @@ def test_bad_batch_sizes_are_refused_at_once():
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=60), st.integers(0, 99), st.data())
 def test_every_stretch_of_a_stratified_order_is_in_proportion(labels, seed, data):
     labels = torch.tensor(labels)
-    order = stratified_order(labels, seed, "train")
+    order = stratified_order(labels, seed, purpose="train")
     assert sorted(order.tolist()) == list(range(len(labels)))
     start = data.draw(st.integers(0, len(labels)))
     end = data.draw(st.integers(start, len(labels)))
@@ -271,10 +285,10 @@ def test_every_stretch_of_a_stratified_order_is_in_proportion(labels, seed, data
 
 def test_a_stratified_order_depends_on_seed_and_purpose_alone():
     labels = torch.arange(100) % 7
-    order = stratified_order(labels, 3, "train")
-    assert torch.equal(order, stratified_order(labels, 3, "train"))
-    assert not torch.equal(order, stratified_order(labels, 4, "train"))
-    assert not torch.equal(order, stratified_order(labels, 3, "test"))
+    order = stratified_order(labels, 3, purpose="train")
+    assert torch.equal(order, stratified_order(labels, 3, purpose="train"))
+    assert not torch.equal(order, stratified_order(labels, 4, purpose="train"))
+    assert not torch.equal(order, stratified_order(labels, 3, purpose="test"))
     # a saved parent must not meet its training pictures again as validation pictures
     assert order[:8].tolist() == [92, 42, 65, 48, 17, 54, 67, 21]
 

@@ -9,9 +9,8 @@ import torch
 from networks import all_same_bits, noise
 
 from evo_subnets import Mutation, materialize_siblings, mutation
-from evo_subnets.engines import compiler
-from evo_subnets.engines import philox_cpu as kernel
-from evo_subnets.engines import philox_gpu as cuda_kernel
+from evo_subnets.draws import draw_plainly
+from evo_subnets.engines import compiler, philox_gpu
 
 EMULATION = """
 #include <math.h>
@@ -34,12 +33,12 @@ void run(const Draw *draw, unsigned blocks, unsigned threads) {
 
 @pytest.fixture(scope="module")
 def launch(tmp_path_factory):
-    """What cuda_kernel calls a Launch, on this CPU."""
+    """What philox_gpu calls a Launch, on this CPU."""
     folder = tmp_path_factory.mktemp("emulation")
-    (folder / "emulation.c").write_text(EMULATION % cuda_kernel.SOURCE)
+    (folder / "emulation.c").write_text(EMULATION % philox_gpu.SOURCE)
     flags = ["-O2", "-ffp-contract=off", "-fno-math-errno", "-Wall", "-Wextra", "-Werror"]
     try:
-        compiler.build([folder / "emulation.c"], flags, folder / "emulation.so")
+        compiler.build([folder / "emulation.c"], flags, classes=folder / "emulation.so")
     except FileNotFoundError:
         pytest.skip("there is no C compiler here")
     library = ctypes.CDLL(str(folder / "emulation.so"))
@@ -61,9 +60,9 @@ def emulated(launch, monkeypatch):
 
     def perturb(draws):
         for draw in draws:
-            cuda_kernel.perturb_by(counted, draw)
+            philox_gpu.perturb_by(counted, draw)
 
-    monkeypatch.setattr(mutation, "_engine", lambda device, elements: perturb)
+    monkeypatch.setattr(mutation, "fastest", lambda device, elements: perturb)
     return launches
 
 
@@ -87,7 +86,7 @@ def test_the_gpu_kernel_gives_the_bits_of_plain_torch(shape, emulated, monkeypat
     found = materialize_siblings(parent, siblings())
     assert len(emulated) == 2 * 3  # nine siblings, four at a time
     monkeypatch.undo()
-    monkeypatch.setenv("EVO_SUBNETS_EAGER", "1")
+    monkeypatch.setenv("EVO_SUBNETS_ENGINES", "off")
     expected = materialize_siblings(parent, siblings())
     assert all(all_same_bits(a, b) for a, b in zip(found, expected, strict=True))
 
@@ -98,7 +97,7 @@ def test_other_dtypes_and_layouts_too(dtype, emulated, monkeypatch):
     found = materialize_siblings(parent, siblings())
     assert bool(emulated) == (dtype != torch.float64)  # wider than what the kernel takes
     monkeypatch.undo()
-    monkeypatch.setenv("EVO_SUBNETS_EAGER", "1")
+    monkeypatch.setenv("EVO_SUBNETS_ENGINES", "off")
     expected = materialize_siblings(parent, siblings())
     assert all(all_same_bits(a, b) for a, b in zip(found, expected, strict=True))
 
@@ -108,45 +107,45 @@ def test_a_thread_has_a_block_of_four_words(emulated):
     ((arguments, blocks),) = emulated
     assert arguments.count == 10_000
     assert arguments.siblings == 4
-    assert (blocks - 1) * cuda_kernel.THREADS < -(-10_000 // 64) * 16 <= blocks * 256
+    assert (blocks - 1) * philox_gpu.THREADS < -(-10_000 // 64) * 16 <= blocks * 256
 
 
 def test_the_trial_passes_the_kernel_and_stops_another(launch):
     cpu = torch.device("cpu")
-    cuda_kernel.check_bits(launch, cpu)
+    philox_gpu.check_bits(launch, cpu)
 
     def one_bit_off(arguments, blocks):
         arguments.recipes[1].sigma *= 1 + 2**-23
         launch(arguments, blocks)
 
     with pytest.raises(RuntimeError, match="other bits than plain torch"):
-        cuda_kernel.check_bits(one_bit_off, cpu)
+        philox_gpu.check_bits(one_bit_off, cpu)
     with pytest.raises(RuntimeError, match="other bits than plain torch"):
-        cuda_kernel.check_bits(lambda arguments, blocks: None, cpu)
+        philox_gpu.check_bits(lambda arguments, blocks: None, cpu)
 
 
 @pytest.fixture
 def no_launcher_known():
-    cuda_kernel.launcher.cache_clear()
+    philox_gpu.launcher.cache_clear()
     yield
-    cuda_kernel.launcher.cache_clear()
+    philox_gpu.launcher.cache_clear()
 
 
 def test_where_it_cannot_be_had_plain_torch_serves_with_one_warning(no_launcher_known, monkeypatch):
-    monkeypatch.delenv("EVO_SUBNETS_EAGER", raising=False)
+    monkeypatch.delenv("EVO_SUBNETS_ENGINES", raising=False)
     monkeypatch.setattr(torch.version, "cuda", "0.0")
     device = torch.device("cuda", 0)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     with pytest.warns(RuntimeWarning, match=r"no compiled draws on cuda:0: .* plain torch"):
-        assert mutation._engine(device, 10**9) is kernel.draw_plainly
+        assert mutation.fastest(device, 10**9) is draw_plainly
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert mutation._engine(device, 10**9) is kernel.draw_plainly
+        assert mutation.fastest(device, 10**9) is draw_plainly
 
 
 def test_without_a_cuda_build_nothing_is_said(no_launcher_known, monkeypatch):
     monkeypatch.setattr(torch.version, "cuda", None)
-    assert not cuda_kernel.available(torch.device("cuda", 0))
+    assert not philox_gpu.available(torch.device("cuda", 0), 1)
 
 
 def test_machine_code_is_kept_on_disk(monkeypatch, tmp_path):
@@ -162,21 +161,21 @@ def test_machine_code_is_kept_on_disk(monkeypatch, tmp_path):
         compiled.append(options)
         return b"machine code"
 
-    monkeypatch.setattr(cuda_kernel, "library", Nvrtc)
-    monkeypatch.setattr(cuda_kernel, "_compiled", compile_)
-    assert [cuda_kernel.cubin((9, 0)) for _ in range(2)] == [b"machine code"] * 2
+    monkeypatch.setattr(philox_gpu, "library", Nvrtc)
+    monkeypatch.setattr(philox_gpu, "_compiled", compile_)
+    assert [philox_gpu.cubin((9, 0)) for _ in range(2)] == [b"machine code"] * 2
     assert compiled == [["--fmad=false", "--std=c++17", "--gpu-architecture=sm_90"]]
-    cuda_kernel.cubin((8, 0))
+    philox_gpu.cubin((8, 0))
     assert len(compiled) == 2
     assert len(list(tmp_path.rglob("*.cubin"))) == 2
 
 
 def test_contraction_would_change_bits(launch, tmp_path):
     """So the flag that forbids it is needed; on a processor with fused multiply-adds."""
-    (tmp_path / "emulation.c").write_text(EMULATION % cuda_kernel.SOURCE)
+    (tmp_path / "emulation.c").write_text(EMULATION % philox_gpu.SOURCE)
     flags = ["-O2", "-ffp-contract=fast", "-mfma", "-fno-math-errno"]
     try:
-        compiler.build([tmp_path / "emulation.c"], flags, tmp_path / "emulation.so")
+        compiler.build([tmp_path / "emulation.c"], flags, classes=tmp_path / "emulation.so")
     except subprocess.CalledProcessError:
         pytest.skip("not an x86 processor")
     library = ctypes.CDLL(str(tmp_path / "emulation.so"))
@@ -185,4 +184,4 @@ def test_contraction_would_change_bits(launch, tmp_path):
         library.run(ctypes.byref(arguments), ctypes.c_uint(blocks), ctypes.c_uint(256))
 
     with pytest.raises(RuntimeError, match="other bits than plain torch"):
-        cuda_kernel.check_bits(launched, torch.device("cpu"))
+        philox_gpu.check_bits(launched, torch.device("cpu"))

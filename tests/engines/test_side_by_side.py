@@ -12,7 +12,7 @@ from networks import all_same_bits, built, impala, lenet, mlp, noise, normalised
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from evo_subnets import Ensemble
+from evo_subnets import Ensemble, engines, quads
 from evo_subnets.engines import side_by_side
 from evo_subnets.methods import Pruning
 from evo_subnets.models import build
@@ -26,7 +26,7 @@ SHAPES = {lenet: (1, 28, 28), impala: (3, 16, 16), mlp: (5,), normalised: (5,), 
 @pytest.fixture
 def threads(monkeypatch):
     """Two torch threads, and no work too small for them."""
-    monkeypatch.setattr("evo_subnets.ensemble.rows_that_pay", lambda members: range(1, 10**9))
+    monkeypatch.setattr(side_by_side, "rows_that_pay", lambda members: range(1, 10**9))
     torch.set_num_threads(2)
     yield
     torch.set_num_threads(1)
@@ -45,10 +45,14 @@ class Seen(nn.Module):
         return self.layer(x)
 
 
+def beside_each_other(members):
+    return Ensemble(members, side_by_side=True)
+
+
 def seen(count=2):
     """An ensemble, and the names of the threads that ran its members."""
     names: set[str] = set()
-    return Ensemble([Seen(names, seed) for seed in range(count)]), names
+    return beside_each_other([Seen(names, seed) for seed in range(count)]), names
 
 
 def in_turn(ensemble, *inputs):
@@ -59,16 +63,14 @@ def in_turn(ensemble, *inputs):
 def beside(ensemble, x):
     """What members say side by side; fails where they do not run so."""
     with torch.no_grad():
-        assert side_by_side.may_go(ensemble.members, (x,))
-        found = ensemble.member_logits(x)
-    assert ensemble._rows_that_pay
-    return found
+        assert engines.ask_members(ensemble.members, (x,)) is not None
+        return ensemble.member_logits(x)
 
 
 @pytest.mark.parametrize("rows", [1, 2, 32, 33, 70])
 @pytest.mark.parametrize("make", SHAPES)
 def test_members_side_by_side_say_what_they_say_in_turn(make, rows, threads):
-    ensemble = Ensemble([make(seed) for seed in range(4)])
+    ensemble = beside_each_other([make(seed) for seed in range(4)])
     x = noise(rows, *SHAPES[make], seed=9)
     first = beside(ensemble, x)
     torch.testing.assert_close(first, in_turn(ensemble, x), rtol=1e-5, atol=1e-5)
@@ -93,59 +95,76 @@ def test_one_torch_thread_has_the_plain_loop():
 
 
 def test_little_work_has_the_plain_loop(threads, monkeypatch):
-    monkeypatch.setattr("evo_subnets.ensemble.rows_that_pay", lambda members: range(50, 60))
+    monkeypatch.setattr(side_by_side, "rows_that_pay", lambda members: range(50, 60))
     ensemble, names = seen()
     for rows, expected in ((49, True), (50, False), (59, False), (60, True)):
         names.clear()
-        beside(ensemble, noise(rows, 5))
+        with torch.no_grad():
+            ensemble(noise(rows, 5))
         assert ("MainThread" in names) == expected
 
 
 def test_what_is_worth_it_depends_on_rows_weights_and_convolutions():
-    assert side_by_side.rows_that_pay([mlp()] * 8) == range(0)
-    assert side_by_side.rows_that_pay([build("mlp-1024-512", seed=0)] * 8) == range(1, 5)
-    assert 1 not in side_by_side.rows_that_pay([lenet()] * 8)
-    assert 64 in side_by_side.rows_that_pay([lenet()] * 8)
-    assert 1 in side_by_side.rows_that_pay([build("lenet-s", seed=0)] * 8)
+    def rows(make):
+        return side_by_side.rows_that_pay(nn.ModuleList(make() for _ in range(8)))
+
+    assert rows(mlp) == range(0)
+    assert rows(lambda: build("mlp-1024-512", seed=0)) == range(1, 5)
+    assert 1 not in rows(lenet)
+    assert 64 in rows(lenet)
+    assert 1 in rows(lambda: build("lenet-s", seed=0))
 
 
-def hooked(ensemble):
-    ensemble.members[1].layer.register_forward_hook(lambda *_: None)
+def test_who_did_not_ask_for_it_has_the_plain_loop(threads):
+    """Hooks, and what torch keeps for each thread."""
+    names: set[str] = set()
+    ensemble, called = Ensemble([Seen(names, seed) for seed in range(2)]), []
+    ensemble.members[1].layer.register_forward_hook(lambda *_: called.append(1))
+    x = noise(100, 5)
+    with torch.no_grad():
+        with FlopCounterMode(display=False) as counter:
+            ensemble(x)
+        assert counter.get_total_flops() == 2 * 2 * 100 * 5 * 3
+        with torch.device("cpu"):
+            ensemble(x)
+        torch.vmap(ensemble)(x[:, None])
+    assert names == {"MainThread"}
+    assert len(called) == 3
 
 
-def hooked_before(ensemble):
-    ensemble.members[0].register_forward_pre_hook(lambda *_: None)
+def test_the_choice_is_the_constructors_and_not_kept_in_files(threads, tmp_path):
+    ensemble = Ensemble.from_mutations(mlp(), quads(4, 0.1, density=0.5, seed=0), side_by_side=True)
+    assert ensemble.side_by_side
+    ensemble.save(tmp_path / "ensemble")
+    assert not Ensemble.load(tmp_path / "ensemble", mlp()).side_by_side
 
 
-def training(ensemble):
-    ensemble.members[0].layer.train()
-
-
-@pytest.mark.parametrize("change", [hooked, hooked_before, training])
-def test_hooks_and_training_have_the_plain_loop(change, threads):
+def test_layers_that_train_have_the_plain_loop(threads):
     ensemble, names = seen()
     beside(ensemble, noise(9, 5))
-    change(ensemble)
+    ensemble.members[0].layer.train()
     names.clear()
     with torch.no_grad():
         ensemble(noise(9, 5))
     assert names == {"MainThread"}
 
 
-def test_what_torch_keeps_for_each_thread_has_the_plain_loop(threads):
+def test_what_torch_says_of_itself_has_the_plain_loop(threads):
     ensemble, names = seen()
     x = noise(9, 5)
     with torch.no_grad():
-        with FlopCounterMode(display=False) as counter:
-            ensemble(x)
-        assert counter.get_total_flops() == 2 * 2 * 9 * 5 * 3
         with torch.autocast("cpu", torch.bfloat16):
             assert ensemble.member_logits(x).dtype == torch.bfloat16
-        with torch.device("cpu"):
-            ensemble(x)
-        torch.vmap(ensemble)(x[:, None])
         torch.jit.trace(ensemble, x, check_trace=False)
         ensemble.to("meta")(x.to("meta"))
+    assert names == {"MainThread"}
+
+
+def test_the_switch_has_the_plain_loop(threads, monkeypatch):
+    ensemble, names = seen()
+    monkeypatch.setenv(engines.SWITCH, "off")
+    with torch.no_grad():
+        ensemble(noise(9, 5))
     assert names == {"MainThread"}
 
 
@@ -177,12 +196,10 @@ class Viewing(nn.Module):
 
 
 def test_what_fails_on_threads_has_the_plain_loop(threads):
-    ensemble = Ensemble([Viewing() for _ in range(2)])
+    ensemble = beside_each_other([Viewing() for _ in range(2)])
     x = noise(140, 3, 5, 5)
-    for _ in range(2):
-        with torch.no_grad():
-            assert same_bits(ensemble.member_logits(x), in_turn(ensemble, x))
-        assert not ensemble._rows_that_pay
+    with torch.no_grad():
+        assert same_bits(ensemble.member_logits(x), in_turn(ensemble, x))
 
 
 class Busy(nn.Module):
@@ -200,7 +217,7 @@ class Busy(nn.Module):
 
 
 def test_a_member_is_never_on_two_threads(threads):
-    ensemble = Ensemble([Busy() for _ in range(8)])
+    ensemble = beside_each_other([Busy() for _ in range(8)])
     for _ in range(20):
         beside(ensemble, noise(300, 400))
 
@@ -215,7 +232,6 @@ def test_errors_are_those_of_the_plain_loop(threads):
             with pytest.raises(RuntimeError) as found:
                 ensemble(wrong)
             assert str(found.value) == str(expected.value)
-        assert ensemble._rows_that_pay  # it was the inputs' fault
         ensemble.members[1].layer = built(lambda: nn.Linear(6, 3))
         with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
             ensemble(noise(9, 5))
@@ -226,7 +242,7 @@ def test_several_inputs_and_none_that_fit(threads):
         def forward(self, x, y):
             return x + y
 
-    ensemble = Ensemble([Adding(), Adding()])
+    ensemble = beside_each_other([Adding(), Adding()])
     for y in (noise(140, 3), noise(1, 3), noise(3), torch.tensor(2.0)):
         with torch.no_grad():
             found = ensemble.member_logits(noise(140, 3), y)
@@ -250,13 +266,13 @@ def test_the_number_of_torch_threads_stays_everywhere(threads, monkeypatch):
 
 
 def test_ensembles_nest_copy_and_pickle(threads):
-    ensemble = Ensemble([lenet(seed) for seed in range(2)])
+    ensemble = beside_each_other([lenet(seed) for seed in range(2)])
     x = noise(40, 1, 28, 28)
     expected = beside(ensemble, x)
     for again in (copy.deepcopy(ensemble), pickle.loads(pickle.dumps(ensemble))):
         assert same_bits(beside(again, x), expected)
         assert all_same_bits(again.state_dict(), ensemble.state_dict())
-    nested = Ensemble([ensemble, copy.deepcopy(ensemble)])
+    nested = beside_each_other([ensemble, copy.deepcopy(ensemble)])
     with torch.no_grad():
         torch.testing.assert_close(nested(x), ensemble(x))
         assert len(in_turn(nested, x)) == len(beside(nested, x))
@@ -329,7 +345,7 @@ def test_the_sparsest_layers_alone_become_sparse(threads, monkeypatch):
     x = noise(40, 30)
     with torch.no_grad():
         torch.testing.assert_close(sparse(x), module(x), rtol=1e-5, atol=1e-5)
-    ensemble = Ensemble([sparse, copy.deepcopy(sparse)])
+    ensemble = beside_each_other([sparse, copy.deepcopy(sparse)])
     torch.testing.assert_close(beside(ensemble, x), in_turn(ensemble, x))
     assert type(sparse_linear(module[2])) is SparseLinear
 

@@ -7,12 +7,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from evo_subnets import engines
 from evo_subnets.engines import fast_convolutions, winograd
-from evo_subnets.engines.fast_convolutions import FastConvolutions
-from evo_subnets.engines.side_by_side import forward_passes
+from evo_subnets.engines.fast_convolutions import fast, may_pay
 from evo_subnets.engines.threads import share_out
+from evo_subnets.engines.twins import twin, with_fast_convolutions
 from evo_subnets.engines.winograd import convolve, matrices
 from evo_subnets.models import build
+from evo_subnets.prediction import predict_inputs
 
 
 def draw(*shape, seed=0):
@@ -116,30 +118,28 @@ def test_what_it_is_not_made_for_is_torchs(case, monkeypatch):
     x = x.contiguous(memory_format=given.get("layout", torch.channels_last))
     with torch.no_grad():
         expected = module(x)
-        with FastConvolutions():
-            assert torch.equal(module(x), expected)
+        assert torch.equal(twin(module)(x), expected)
     assert len(called) == (case == "made for it")
 
 
+@pytest.mark.usefixtures("seeded")
 @pytest.mark.parametrize(
-    ("x", "weight", "bias", "message"),
+    ("shape", "message"),
     [
-        ((32, 32, 9, 9), (32, 64, 3, 3), 32, "expected input.* to have 64 channels"),
-        ((32, 64, 9, 9), (32, 64, 3, 3), 24, "bias"),
-        ((200, 64, 1, 1), (32, 64, 5, 5), 32, "size"),
-        ((64, 9, 9), (32, 64, 3, 3), 32, None),
+        ((32, 32, 9, 9), "expected input.* to have 64 channels"),
+        ((200, 64, 1, 1), "size"),
+        ((64, 9, 9), None),
     ],
 )
-def test_bad_shapes_are_left_to_torchs_errors(x, weight, bias, message):
-    x, weight, bias = draw(*x), draw(*weight), draw(bias)
+def test_bad_shapes_are_left_to_torchs_errors(shape, message):
+    x, layer = draw(*shape), twin(nn.Conv2d(64, 32, 3))
     if x.ndim == 4:
         x = x.contiguous(memory_format=torch.channels_last)
-    with FastConvolutions():
-        if message is None:
-            assert F.conv2d(x, weight, bias).shape == (32, 7, 7)
-            return
-        with pytest.raises(RuntimeError, match=message):
-            F.conv2d(x, weight, bias)
+    if message is None:
+        assert layer(x).shape == (32, 7, 7)
+        return
+    with pytest.raises(RuntimeError, match=message):
+        layer(x)
 
 
 @pytest.mark.usefixtures("seeded")
@@ -149,12 +149,28 @@ def test_where_it_must_not_go_torch_does(setting, monkeypatch):
     if setting == "no library":
         monkeypatch.setattr(fast_convolutions, "library", lambda: None)
     module, x = nn.Conv2d(64, 32, 3), pictures(32, 64, 9, 9)
-    autocast = torch.autocast("cpu", enabled=setting == "autocast")
-    with autocast:
-        expected = module(x)
-        with FastConvolutions():
-            found = module(x)
-    assert torch.equal(found, expected)
+    with torch.autocast("cpu", enabled=setting == "autocast"):
+        assert torch.equal(fast(module)(x), module(x))
+
+
+def test_twins_share_weights_and_buffers_with_the_module():
+    module = build("resnet-20", seed=0).eval()
+    for made in (twin(module), with_fast_convolutions(module)):
+        ours, theirs = (dict(each.state_dict(keep_vars=True)) for each in (made, module))
+        assert ours.keys() == theirs.keys()
+        assert all(ours[name] is theirs[name] for name in ours)
+        kinds = {type(layer) for layer in made.modules()}
+        assert fast_convolutions.FastConv2d in kinds
+    assert fast_convolutions.FastConv2d not in {type(layer) for layer in module.modules()}
+
+
+@pytest.mark.usefixtures("seeded")
+def test_a_module_without_such_convolutions_or_that_cannot_be_copied_has_no_twin():
+    assert with_fast_convolutions(nn.Sequential(nn.Linear(3, 4), nn.Conv2d(3, 8, 3))) is None
+    module = Remembering()
+    module.lock = threading.Lock()
+    assert twin(module) is None
+    assert engines.ask_batches([module.eval()], [pictures(50, 3, 16, 16)], promised=True) is None
 
 
 def test_networks_take_it_and_say_the_same(monkeypatch):
@@ -168,10 +184,22 @@ def test_networks_take_it_and_say_the_same(monkeypatch):
         with torch.no_grad():
             expected = module(x)
             taken.clear()
-            with FastConvolutions():
-                found = module(x)
+            found = twin(module)(x)
         assert len(taken) == layers
+        assert sum(map(may_pay, module.modules())) >= layers
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.usefixtures("seeded")
+def test_gradients_of_a_network_are_the_same():
+    module = nn.Sequential(nn.Conv2d(32, 64, 3), nn.ReLU(), nn.Conv2d(64, 32, 5))
+    x = pictures(40, 32, 16, 16)
+    found, expected = (
+        torch.autograd.grad(each(x).square().mean(), list(module.parameters()))
+        for each in (with_fast_convolutions(module), module)
+    )
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3 * other.std().item())
 
 
 class Remembering(nn.Module):
@@ -200,35 +228,46 @@ def test_batches_on_several_threads_give_the_bits_of_one(threads):
     module = Remembering().eval()
     batches = [pictures(50, 3, 16, 16, seed=seed) for seed in range(12)] + [pictures(3, 3, 16, 16)]
     threads(1)
-    expected = forward_passes(module, batches)
-    assert module.seen is threading.current_thread()
+    expected = engines.ask_batches([module, module], batches, promised=True)
     threads(3)
-    del module.seen
-    found = forward_passes(module, iter(batches))
-    assert not hasattr(module, "seen")  # it worked on twins
-    assert [len(each) for each in found] == [50] * 12 + [3]
+    found = engines.ask_batches([module, module], iter(batches), promised=True)
+    assert not hasattr(module, "seen")  # they worked on twins
+    assert [each.shape for each in found] == [(2, 50, 5)] * 12 + [(2, 3, 5)]
     assert all(map(torch.equal, found, expected))
+    assert all(torch.equal(*each) for each in found)
     assert torch.get_num_threads() == 3
+    torch.testing.assert_close(found[0][1], module(batches[0]))
 
 
 @pytest.mark.usefixtures("seeded")
-@pytest.mark.parametrize("why", ["hook", "training", "linear layers alone"])
-def test_batches_go_in_turn_where_the_order_may_matter(why, threads):
+def test_what_is_known_of_networks_needs_no_promise(threads):
     threads(2)
-    seen = []
-    module = Remembering().train(why == "training")
-    if why == "hook":
-        module.register_forward_hook(lambda *_: seen.append(1))
+    batches = [pictures(4, 3, 32, 32, seed=seed) for seed in range(4)]
+    known = build("resnet-20", seed=0).eval()
+    assert len(engines.ask_batches([known], batches, promised=False)) == 4
+    assert engines.ask_batches([Remembering().eval()], batches, promised=False) is None
+    assert engines.ask_batches([known, Remembering().eval()], batches, promised=False) is None
+    assert len(engines.ask_batches([Remembering().eval()], batches, promised=True)) == 4
+    known.stages[0].train()
+    assert engines.ask_batches([known], batches, promised=True) is None
+
+
+@pytest.mark.usefixtures("seeded")
+@pytest.mark.parametrize("why", ["nothing promised", "linear layers alone", "autocast", "off"])
+def test_batches_go_in_turn_where_the_order_may_matter(why, threads, monkeypatch):
+    threads(2)
+    module, called = Remembering().eval(), []
     if why == "linear layers alone":
         module = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 2)).eval()
-    batches = [pictures(50, 3, 16, 16, seed=seed) for seed in range(4)]
-    with torch.no_grad():
-        expected = [module(batch) for batch in batches]
-    seen.clear()
-    found = forward_passes(module, batches)
-    assert len(seen) == (4 if why == "hook" else 0)
-    for one, other in zip(found, expected, strict=True):
-        torch.testing.assert_close(one, other)
+    if why == "off":
+        monkeypatch.setenv(engines.SWITCH, "off")
+    module.register_forward_hook(lambda *_: called.append(threading.current_thread()))
+    ready = [pictures(50, 3, 16, 16, seed=seed).contiguous() for seed in range(4)]
+    with torch.autocast("cpu", enabled=why == "autocast"):
+        found = predict_inputs(module, ready, side_by_side=why != "nothing promised")
+        assert called == [threading.current_thread()] * 4
+        with torch.no_grad():
+            assert torch.equal(found, torch.cat([module(batch) for batch in ready]).float())
 
 
 def test_a_failing_job_stops_the_others_and_is_raised():

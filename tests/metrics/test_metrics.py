@@ -83,7 +83,9 @@ def test_scores_are_those_of_plain_python(samples, classes, seed, scale):
 def test_calibration_error_with_any_number_of_bins(samples, classes, seed, bins):
     outputs, labels = cached(1, samples, classes, seed)[0], drawn_labels(samples, classes, seed)
     expected = slow_scores(outputs, labels, bins)[2]
-    assert metrics.calibration_error(outputs, labels, bins) == pytest.approx(expected, abs=1e-12)
+    assert metrics.calibration_error(outputs, labels, bins=bins) == pytest.approx(
+        expected, abs=1e-12
+    )
 
 
 def test_a_confidence_of_one_is_in_the_last_bin():
@@ -102,8 +104,8 @@ def test_a_confidence_on_an_edge_is_in_the_bin_below():
     outputs, labels = logarithm([half, half, more, more]), torch.tensor([1, 1, 0, 0])
     assert outputs[0].exp().max() == 0.5
     apart, together = (2 * 0.5 + 2 * 0.25) / 4, abs(-2 * 0.5 + 2 * 0.25) / 4
-    assert metrics.calibration_error(outputs, labels, 2) == pytest.approx(apart)
-    assert metrics.calibration_error(outputs, labels, 1) == pytest.approx(together)
+    assert metrics.calibration_error(outputs, labels, bins=2) == pytest.approx(apart)
+    assert metrics.calibration_error(outputs, labels, bins=1) == pytest.approx(together)
 
 
 def test_scores_of_predictions_without_doubt():
@@ -202,7 +204,9 @@ def test_measures_and_intervals_do_not_depend_on_the_chunks(monkeypatch):
     def everything():
         matrices = torch.stack([measure(outputs) for measure in MEASURES])
         intervals = [
-            metrics.difference_interval(outputs[1], outputs[2], labels, score, resamples=60)
+            metrics.difference_interval(
+                outputs[1], outputs[2], labels=labels, score=score, resamples=60
+            )
             for score in ("accuracy", "nll", "ece")
         ]
         return matrices, torch.tensor(intervals)
@@ -275,7 +279,9 @@ SCORES = {
 @pytest.mark.parametrize("score", SCORES)
 def test_the_interval_is_that_of_resamples_scored_one_by_one(score):
     (a, b), labels = cached(2, 60, 4), drawn_labels(60, 4)
-    found = metrics.difference_interval(a, b, labels, score, resamples=300, seed=3, level=0.8)
+    found = metrics.difference_interval(
+        a, b, labels=labels, score=score, resamples=300, seed=3, level=0.8
+    )
     rows = torch.from_numpy(np.random.default_rng(3).integers(60, size=(300, 60)))
     score_of = SCORES[score]
     differences = [score_of(b[row], labels[row]) - score_of(a[row], labels[row]) for row in rows]
@@ -292,31 +298,46 @@ def test_the_interval_has_the_textbook_width_and_needs_pairs():
     b = torch.cat([wrong.expand(50, 2), right.expand(800, 2), wrong.expand(150, 2)])
     paired = np.array([-1.0] * 50 + [0.0] * 650 + [1.0] * 150 + [0.0] * 150)
     half = 1.96 * paired.std() / math.sqrt(1000)
-    difference, low, high = metrics.difference_interval(a, b, labels, resamples=4000)
+    difference, low, high = metrics.difference_interval(a, b, labels=labels, resamples=4000)
     assert difference == pytest.approx(0.1)
     assert (low, high) == pytest.approx((0.1 - half, 0.1 + half), abs=0.0025)
-    assert metrics.difference_interval(a, a, labels, "ece", resamples=50) == (0, 0, 0)
-    back = metrics.difference_interval(b, a, labels, resamples=4000)
+    assert metrics.difference_interval(a, a, labels=labels, score="ece", resamples=50) == (0, 0, 0)
+    back = metrics.difference_interval(b, a, labels=labels, resamples=4000)
     assert back == pytest.approx((-difference, -high, -low))
 
 
 def test_the_interval_is_the_same_for_a_seed():
     (a, b), labels = cached(2, 60, 4), drawn_labels(60, 4)
-    one = metrics.difference_interval(a, b, labels, "nll", 100, seed=1)
-    assert one == metrics.difference_interval(a, b, labels, "nll", 100, seed=1)
-    assert one != metrics.difference_interval(a, b, labels, "nll", 100, seed=2)
+    one = metrics.difference_interval(a, b, labels=labels, score="nll", resamples=100, seed=1)
+    assert one == metrics.difference_interval(
+        a, b, labels=labels, score="nll", resamples=100, seed=1
+    )
+    assert one != metrics.difference_interval(
+        a, b, labels=labels, score="nll", resamples=100, seed=2
+    )
 
 
 def test_an_infinite_score_has_no_interval():
     (a, b), labels = cached(2, 3, 2), torch.tensor([0, 0, 1])
     b[0] = logarithm([0.0, 1.0])
-    difference, low, high = metrics.difference_interval(a, b, labels, "nll", 10)
+    difference, low, high = metrics.difference_interval(
+        a, b, labels=labels, score="nll", resamples=10
+    )
     assert difference == math.inf
     assert math.isnan(low)
     assert math.isnan(high)
-    assert metrics.difference_interval(b, a, labels, "nll", 10)[0] == -math.inf
-    assert math.isnan(metrics.difference_interval(b, b, labels, "nll", 10)[0])
-    assert all(map(math.isfinite, metrics.difference_interval(a, b, labels, "ece", 10)))
+    assert (
+        metrics.difference_interval(b, a, labels=labels, score="nll", resamples=10)[0] == -math.inf
+    )
+    assert math.isnan(
+        metrics.difference_interval(b, b, labels=labels, score="nll", resamples=10)[0]
+    )
+    assert all(
+        map(
+            math.isfinite,
+            metrics.difference_interval(a, b, labels=labels, score="ece", resamples=10),
+        )
+    )
 
 
 @pytest.mark.parametrize(
@@ -347,13 +368,13 @@ def test_bad_arguments_of_scores_and_measures_are_refused():
     with pytest.raises(ValueError, match=r"must be in 0\.\.2"):
         metrics.oracle_accuracy(outputs, labels + 3)
     with pytest.raises(ValueError, match="at least one bin"):
-        metrics.calibration_error(outputs[0], labels, 0)
+        metrics.calibration_error(outputs[0], labels, bins=0)
     a, b = outputs
     for wrong in ({"resamples": 0}, {"level": 1.0}, {"score": "auc"}, {"seed": -1}):
         with pytest.raises(ValueError, match=r"expected resamples|score must|a seed must"):
-            metrics.difference_interval(a, b, labels, **wrong)
+            metrics.difference_interval(a, b, labels=labels, **wrong)
     with pytest.raises(ValueError, match="of the same samples and classes"):
-        metrics.difference_interval(a, b[:3], labels)
+        metrics.difference_interval(a, b[:3], labels=labels)
 
 
 class AllKinds(nn.Module):
@@ -412,8 +433,8 @@ def test_training_flops_are_those_that_torch_counts(name):
     with FlopCounterMode(display=False) as counter:
         module(inputs).sum().backward()
     counted = counter.get_total_flops()
-    assert metrics.training_flops(module, inputs, 3, 1) == counted
-    assert metrics.training_flops(module, inputs, 3000, 2.5) == counted * 2500
+    assert metrics.training_flops(module, inputs, samples=3, epochs=1) == counted
+    assert metrics.training_flops(module, inputs, samples=3000, epochs=2.5) == counted * 2500
 
 
 def test_multiply_adds_by_hand():
@@ -432,7 +453,7 @@ def test_multiply_adds_by_hand():
 def test_a_parametrised_weight_goes_by_its_layer():
     module = built(lambda: nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(3, 2))))
     assert metrics.multiply_adds(module, noise(1, 3)) == {"0.weight": 6}
-    assert metrics.inference_flops(module, noise(1, 3), {"0.weight": 0.5}) == 6
+    assert metrics.inference_flops(module, noise(1, 3), densities={"0.weight": 0.5}) == 6
 
 
 def test_flops_scale_with_the_density_of_their_weight():
@@ -441,15 +462,18 @@ def test_flops_scale_with_the_density_of_their_weight():
     assert metrics.inference_flops(module, inputs) == 2 * sum(found.values())
     densities = {"0.weight": 0.5, "7.weight": 0.25, "11.weight": 0.0, "0.bias": 0.1}
     done = sum(2 * count * densities.get(name, 1) for name, count in found.items())
-    assert metrics.inference_flops(module, inputs, densities) == done
-    assert metrics.training_flops(module, inputs, 10, 4, densities) == 120 * done
+    assert metrics.inference_flops(module, inputs, densities=densities) == done
+    assert (
+        metrics.training_flops(module, inputs, samples=10, epochs=4, densities=densities)
+        == 120 * done
+    )
     for wrong, message in [
         ({"0.weights": 0.5}, r"name no parameters \['0.weights'\]"),
         ({"0.weight": 1.5}, r"fractions in \[0, 1\], got {'0.weight': 1.5}"),
         ({"0.weight": math.nan}, "fractions in"),
     ]:
         with pytest.raises(ValueError, match=message):
-            metrics.inference_flops(module, inputs, wrong)
+            metrics.inference_flops(module, inputs, densities=wrong)
 
 
 class Failing(nn.Module):
@@ -462,7 +486,7 @@ def test_the_module_is_left_alone():
     module[1].eval()
     state = copied(module.state_dict())
     modes = [layer.training for layer in module.modules()]
-    metrics.training_flops(module, inputs, 10, 2)
+    metrics.training_flops(module, inputs, samples=10, epochs=2)
     failing = nn.Sequential(module, Failing())
     with pytest.raises(RuntimeError, match="as planned"):
         metrics.multiply_adds(failing, inputs)
@@ -503,20 +527,25 @@ def test_ensemble_parameters_keep_what_is_not_pruned():
 
 
 def test_relative_budgets_of_table_5_3():
-    found = [metrics.relative_budget(140, 6, 10, density) for density in (1 / 2, 1 / 3, 1 / 6)]
+    found = [
+        metrics.relative_budget(140, 6, member_epochs=10, density=density)
+        for density in (1 / 2, 1 / 3, 1 / 6)
+    ]
     assert found == pytest.approx([0.85, 0.80, 0.75])
-    assert metrics.relative_budget(200, 0, 10, 0.5) == 1
+    assert metrics.relative_budget(200, 0, member_epochs=10, density=0.5) == 1
     for wrong in ((140, 6, 10, 1.5), (-1, 6, 10, 0.5), (0, 0, 10, 0.5), (140, -6, 10, 0.5)):
         with pytest.raises(ValueError, match=r"densities are|cannot be negative|no epochs"):
-            metrics.relative_budget(*wrong)
+            metrics.relative_budget(*wrong[:2], member_epochs=wrong[2], density=wrong[3])
 
 
 def test_a_relative_budget_is_a_ratio_of_training_flops():
     module, inputs = lenet(), noise(1, 1, 28, 28)
     half = dict.fromkeys(metrics.multiply_adds(module, inputs), 0.5)
-    parent = metrics.training_flops(module, inputs, 100, 140)
-    children = 6 * metrics.training_flops(module, inputs, 100, 10, half)
-    dense = metrics.training_flops(module, inputs, 100, 200)
-    assert (parent + children) / dense == pytest.approx(metrics.relative_budget(140, 6, 10, 0.5))
+    parent = metrics.training_flops(module, inputs, samples=100, epochs=140)
+    children = 6 * metrics.training_flops(module, inputs, samples=100, epochs=10, densities=half)
+    dense = metrics.training_flops(module, inputs, samples=100, epochs=200)
+    assert (parent + children) / dense == pytest.approx(
+        metrics.relative_budget(140, 6, member_epochs=10, density=0.5)
+    )
     with pytest.raises(ValueError, match="cannot be negative"):
-        metrics.training_flops(module, inputs, 100, -1)
+        metrics.training_flops(module, inputs, samples=100, epochs=-1)

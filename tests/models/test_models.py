@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from networks import all_same_bits, built, noise
 from torch import nn
 
-from evo_subnets import models
 from evo_subnets.models import (
     MLP,
     NAMES,
@@ -22,6 +21,7 @@ from evo_subnets.models import (
     cifar_resnet,
     densenet_121,
     resnet_18,
+    zoo,
 )
 from evo_subnets.models.densenet import DenseLayer
 from evo_subnets.models.resnet import BasicBlock
@@ -75,9 +75,9 @@ MILLIONS = {
     "densenet-40": (lambda: cifar_densenet(40), "1.0"),
     "densenet-100": (lambda: cifar_densenet(100), "7.0"),
     "densenet-100, k=24": (lambda: cifar_densenet(100, 24), "27.2"),
-    "densenet-bc-100": (lambda: cifar_densenet(100, 12, True, 0.5), "0.8"),
-    "densenet-bc-250": (lambda: cifar_densenet(250, 24, True, 0.5), "15.3"),
-    "densenet-bc-190": (lambda: cifar_densenet(190, 40, True, 0.5), "25.6"),
+    "densenet-bc-100": (lambda: cifar_densenet(100, 12, bottleneck=True, compression=0.5), "0.8"),
+    "densenet-bc-250": (lambda: cifar_densenet(250, 24, bottleneck=True, compression=0.5), "15.3"),
+    "densenet-bc-190": (lambda: cifar_densenet(190, 40, bottleneck=True, compression=0.5), "25.6"),
     "densenet-121": (densenet_121, "6.96"),
 }
 
@@ -189,7 +189,7 @@ def conv(weight, x, stride=1):
 @pytest.mark.parametrize("projection", [True, False])
 @pytest.mark.parametrize(("outputs", "stride"), [(4, 1), (8, 2)])
 def test_a_residual_block_is_figure_2(outputs, stride, projection):
-    block = randomised(built(lambda: BasicBlock(4, outputs, stride, projection)))
+    block = randomised(built(lambda: BasicBlock(4, outputs, stride=stride, projection=projection)))
     x = noise(2, 4, 7, 6)
     if outputs == 4:
         shortcut = x
@@ -206,7 +206,7 @@ def test_a_residual_block_is_figure_2(outputs, stride, projection):
 
 @pytest.mark.parametrize(("outputs", "stride"), [(4, 1), (8, 1), (8, 2)])
 def test_a_wide_block_is_figure_1d(outputs, stride):
-    block = randomised(built(lambda: WideBlock(4, outputs, stride, dropout=0.3)))
+    block = randomised(built(lambda: WideBlock(4, outputs, stride=stride, dropout=0.3)))
     x = noise(2, 4, 7, 6)
     active = normed(block.first_norm, x).relu()
     shortcut = x if outputs == 4 else conv(block.projection.weight, active, stride)
@@ -217,7 +217,7 @@ def test_a_wide_block_is_figure_1d(outputs, stride):
 
 @pytest.mark.parametrize("bottleneck", [True, False])
 def test_a_dense_layer_keeps_its_input_and_adds_to_it(bottleneck):
-    layer = randomised(built(lambda: DenseLayer(5, 3, bottleneck)))
+    layer = randomised(built(lambda: DenseLayer(5, 3, bottleneck=bottleneck)))
     x = noise(2, 5, 7, 6)
     narrow = x
     for norm, _, convolution in [layer.bottleneck, layer.convolution][not bottleneck :]:
@@ -265,7 +265,7 @@ def test_dropout_is_applied_in_training_alone(name, times):
 
 
 def test_wide_resnets_drop_between_the_convolutions_of_a_block():
-    block = built(lambda: WideBlock(4, 8, 2, dropout=0.5))
+    block = built(lambda: WideBlock(4, 8, stride=2, dropout=0.5))
     seen = []
     block.dropout.register_forward_hook(lambda _, args, out: seen.extend((args[0], out)))
     block.second.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
@@ -306,11 +306,11 @@ def test_without_a_seed_weights_come_from_the_global_generator():
 def test_a_seeded_network_is_drawn_on_the_cpu_and_put_on_the_default_device(monkeypatch):
     drawn_on = []
 
-    def draw(*sizes):
+    def draw(*sizes, classes):
         drawn_on.append(torch.get_default_device().type)
-        return MLP(*sizes)
+        return MLP(*sizes, classes=classes)
 
-    monkeypatch.setattr(models, "MLP", draw)
+    monkeypatch.setattr(zoo, "MLP", draw)
     before = torch.get_rng_state()
     with torch.device("meta"):
         module = build("mlp-8", seed=0)
@@ -347,11 +347,13 @@ REFUSED = {
     "6n . 2, .* got 2": lambda: cifar_resnet(2),
     "3n . 4 with bottleneck=False, .* got 41": lambda: cifar_densenet(41),
     "6n . 4 with bottleneck=True, .* got 43": lambda: cifar_densenet(43, bottleneck=True),
-    "growth >= 1 .* compression=1.5": lambda: DenseNet((2, 2), 4, False, 1.5),
+    "growth >= 1 .* compression=1.5": lambda: DenseNet(
+        (2, 2), 4, bottleneck=False, compression=1.5
+    ),
     r"one of \[11, 13, 16, 19\], got 12": lambda: VGG(12),
     "k must be at least 1, got 0": lambda: LeNet(0),
     "leave nothing of 32x15": lambda: LeNet(1, image_size=(32, 15)),
-    r"hidden=\(64, 0\)": lambda: MLP(10, (64, 0), 3),
+    r"hidden=\(64, 0\)": lambda: MLP(10, (64, 0), classes=3),
     r"dropout must be in \[0, 1\), got 1.0": lambda: build("lenet-s", dropout=1.0),
     r"dropout must be in \[0, 1\), got nan": lambda: build("lenet-s", dropout=math.nan),
     "classes=0": lambda: build("lenet-s", classes=0),
@@ -368,8 +370,8 @@ def test_bad_arguments_are_refused(message):
 
 
 def test_a_perceptron_flattens_its_input():
-    module = built(lambda: MLP(12, (5,), 3))
+    module = built(lambda: MLP(12, (5,), classes=3))
     x = noise(4, 3, 2, 2)
     first, output = layers(module, nn.Linear)
     assert torch.allclose(module(x), output(first(x.reshape(4, 12)).relu()))
-    assert built(lambda: MLP(12, (), 3))(x).shape == (4, 3)
+    assert built(lambda: MLP(12, (), classes=3))(x).shape == (4, 3)

@@ -24,7 +24,7 @@ def test_what_was_found_is_found_again_and_computed_once(tmp_path):
 
 
 def test_children_come_back_bit_by_bit(tmp_path):
-    mutations = quads(8, 0.1 / 3, 0.3, seed=5)
+    mutations = quads(8, 0.1 / 3, density=0.3, seed=5)
     values = [1 / 3, math.inf, -math.inf, 0.0, 1e-300, 7.0, 2.0, 1.0]
     children = [Child(*pair) for pair in zip(mutations, values, strict=True)]
     children[3] = Child(mutations[3], math.nan, "ValueError: no\nluck")

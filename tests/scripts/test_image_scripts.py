@@ -10,61 +10,101 @@ from script_client import check_late_failure, check_refusal, half_written
 
 from configs.experiments import PRESETS
 from evo_subnets import Ensemble
+from evo_subnets.methods import METHODS
 from evo_subnets.models import build
 
-TINY = ["--dataset", "digits", "--model", "mlp-32", "--limit", "150", "--parent-epochs", "2"]
-METHODS = {
-    "noisy": ["--population-size", "4", "--members", "2"],
-    "sparse": ["--members", "2"],
-    "stochastic": ["--members", "2", "--child-epochs", "2", "--annealing.epochs", "1"],
-    "independent": ["--members", "2"],
-    "bagging": ["--members", "2"],
+DIGITS = ["--dataset", "digits", "--model", "mlp-32", "--limit", "150"]
+TINY = [*DIGITS, "--parent-tuning.epochs", "2"]
+COMMANDS = {
+    "noisy": [*TINY, "--population-size", "4", "--ensemble-size", "2"],
+    "sparse": [*TINY, "--ensemble-size", "2"],
+    "stochastic": [*TINY, "--ensemble-size", "2", "--epochs", "2", "--annealing-epochs", "1"],
+    "independent": [*DIGITS, "--epochs", "2"],
+    "bagging": [*DIGITS, "--ensemble-size", "2"],
 }
+
+
+def command(method, *more):
+    return ["image_ensemble", method, *COMMANDS[method], *more]
+
+
+def test_every_method_has_a_command_here():
+    assert set(COMMANDS) == set(METHODS)
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_leaves_whole_results(method, server, tmp_path):
     out = tmp_path / "out"
-    result = server.run("image_ensemble", "--method", method, *TINY, *METHODS[method], "--out", out)
+    result = server.run(*command(method, "--out", out))
     assert result.status == 0, result.stderr
     report = json.loads((out / "results.json").read_text())
     last = list(report["test"].values())[-1]
     assert 0 <= last["accuracy"] <= 1
     assert f"{100 * last['accuracy']:.2f}" in result.stdout
-    loaded = Ensemble.load(out / "ensemble.safetensors", build("mlp-32", (1, 32, 32), 10, seed=0),
-                           restore=method == "noisy")  # fmt: skip
+    network = build("mlp-32", (1, 32, 32), classes=10, seed=0)
+    path = out / "ensemble.safetensors"
+    loaded = Ensemble.load(path, network, restore=METHODS[method].selects)
     assert len(loaded.members) == (1 if method == "independent" else 2)
     assert loaded(torch.zeros(3, 1, 32, 32)).shape == (3, 10)
     assert list(out.glob("events.out.tfevents*"))
-    if method in ("noisy", "sparse", "stochastic"):
-        assert "Against the parent" in result.stdout
-        rows = [row for row in report["test"] if row != "parent"]
-        assert list(report["against_parent"]) == rows
-        assert report["test"]["parent"]["epochs"] == 2
+    parented = METHODS[method].starts_from == "parent"
+    first = "parent" if parented else "one network"
+    assert next(iter(report["test"])) == report["against"] == first
+    assert report["test"][first]["training"] == report["test"][first]["inference"] == 1
+    assert last["inference"] == pytest.approx(
+        len(loaded.members) * (0.5 if method in ("sparse", "stochastic") else 1), rel=0.05
+    )
+    assert f"Against the {first}, paired" not in result.stdout, "30 test images are too few"
+    assert "are too few to tell models apart" in result.stdout
+    assert report["arguments"]["limit"] == 150, "typed"
+    assert report["arguments"]["augment"] is True
+    assert set(report["provenance"]) >= {"commit", "command", "versions", "hardware", "started"}
     assert not half_written(out)
+
+
+def test_the_unit_of_training_is_one_dense_network(server, tmp_path):
+    """Four networks cost four times as much as one, and a bag of nine tenths costs so much."""
+    out = tmp_path / "four"
+    four = ["independent", *DIGITS, "--epochs", "2", "--ensemble-size", "4", "--out", out]
+    assert server.run("image_ensemble", *four).status == 0
+    rows = json.loads((out / "results.json").read_text())["test"]
+    assert rows["independent ensemble of 4"]["training"] == 4
+    assert rows["independent ensemble of 4"]["epochs"] == 8
+    assert rows["one network"]["epochs"] == 2
 
 
 def test_children_with_norms_of_their_own_are_compared_with_such_a_parent(server, tmp_path):
     """Two epochs leave running statistics behind: to re-estimate them helps the parent as well."""
-    command = ["--method", "noisy", *TINY, *METHODS["noisy"], "--model", "resnet-20"]
-    result = server.run("image_ensemble", *command, "--reestimate-norms", "--out", tmp_path)
+    options = ["--model", "resnet-20", "--reestimate-norms", "--out", tmp_path]
+    result = server.run(*command("noisy", *options))
     assert result.status == 0, result.stderr
-    assert "Against the parent, norms anew, paired" in result.stdout
     report = json.loads((tmp_path / "results.json").read_text())
     assert list(report["test"])[:2] == ["parent", "parent, norms anew"]
+    assert report["against"] == "parent, norms anew"
     assert report["test"]["parent"]["nll"] != report["test"]["parent, norms anew"]["nll"]
-    assert list(report["against_parent"]) == ["best child", "noisy ensemble of 2"]
+    assert set(report["differences"]) == {"parent", "best child", "noisy ensemble of 2"}
     child = report["test"]["best child"]["nll"] - report["test"]["parent, norms anew"]["nll"]
-    assert report["against_parent"]["best child"]["nll"][0] == pytest.approx(child, abs=1e-5)
+    assert report["differences"]["best child"]["nll"][0] == pytest.approx(child, abs=1e-5)
+
+
+def test_a_difference_is_in_the_unit_of_its_metric(server, tmp_path):
+    options = ["--limit", "600", "--out", tmp_path]
+    result = server.run(*command("sparse", *options))
+    assert result.status == 0, result.stderr
+    report = json.loads((tmp_path / "results.json").read_text())
+    rows = report["test"]
+    points = 100 * (rows["sparse ensemble of 2"]["accuracy"] - rows["parent"]["accuracy"])
+    assert "Against the parent, paired over 120 test images" in result.stdout
+    assert f"  {points:+.2f} [" in result.stdout
 
 
 def test_the_same_command_again_shows_what_was_found(server, tmp_path):
-    command = ["--method", "sparse", *TINY, "--members", "2", "--out", tmp_path]
-    first = server.run("image_ensemble", *command)
+    same = command("sparse", "--out", tmp_path)
+    first = server.run(*same)
     assert first.status == 0, first.stderr
     whole = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
     assert not (tmp_path / "training").exists()
-    second = server.run("image_ensemble", *command)
+    second = server.run(*same)
     assert second.status == 0, second.stderr
     assert "finished before" in second.stdout
     lines = [line for line in first.stdout.splitlines() if line.startswith("sparse ensemble of 2")]
@@ -72,36 +112,93 @@ def test_the_same_command_again_shows_what_was_found(server, tmp_path):
     for path in tmp_path.glob("*.*"):
         assert path.name.startswith("events") or path.read_bytes() == whole[path.name]
 
-    longer = server.run("image_ensemble", *command, "--parent-epochs", "3")
+    longer = server.run(*same, "--epochs", "3")
     assert longer.status == 1
-    assert "parent_epochs 2 (now 3)" in longer.stderr
+    assert "epochs 1 (now 3)" in longer.stderr
     assert "--overwrite" in longer.stderr
-    afresh = server.run("image_ensemble", *command, "--parent-epochs", "3", "--overwrite")
+    afresh = server.run(*same, "--epochs", "3", "--overwrite")
     assert afresh.status == 0, afresh.stderr
     report = json.loads((tmp_path / "results.json").read_text())
-    assert report["test"]["parent"]["epochs"] == 3
+    assert report["test"]["sparse ensemble of 2"]["epochs"] == 2 + 2 * 3
 
 
 def test_a_parent_of_another_run_can_be_given(server, tmp_path):
-    first = [*TINY, "--method", "sparse", "--members", "2", "--out", tmp_path / "first"]
-    assert server.run("image_ensemble", *first).status == 0
+    assert server.run(*command("sparse", "--out", tmp_path / "first")).status == 0
     parent = tmp_path / "first" / "parent.safetensors"
     results = json.loads((tmp_path / "first" / "results.json").read_text())
-    second = server.run(
-        "image_ensemble", *first[:-1], tmp_path / "second", "--parent", parent,
-        "--corruptions", "generated",
-    )  # fmt: skip
+    given = ["sparse", *DIGITS, "--ensemble-size", "2", "--parent", parent, "--out"]
+    second = server.run("image_ensemble", *given, tmp_path / "second", "--corruptions", "generated")
     assert second.status == 0, second.stderr
     assert f"parent: {parent}" in second.stdout
     assert "cNLL" in second.stdout
     again = json.loads((tmp_path / "second" / "results.json").read_text())
     assert again["test"]["parent"]["nll"] == results["test"]["parent"]["nll"]
+    assert again["test"]["parent"]["epochs"] == 2
     assert again["test"]["sparse ensemble of 2"]["corrupted_nll"] > 0
-    other = server.run(
-        "image_ensemble", *first[:-1], tmp_path / "other", "--parent", parent,
-        "--model", "mlp-16",
-    )  # fmt: skip
-    check_late_failure(other, 1, "mlp-32, this run asks for mlp-16", tmp_path / "other")
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "words"),
+    [
+        ("sparse", ["--parent", "PARENT", "--model", "mlp-16"], ["mlp-32", "asks for mlp-16"]),
+        ("sparse", ["--parent", "nothing.safetensors"], ["nothing.safetensors", "no such file"]),
+        ("sparse", ["--model", "resnet-21"], ["depth", "21"]),
+        ("sparse", ["--model", "alexnet"], ["alexnet", "lenet-s"]),
+        ("sparse", ["--dataset", "imagenet"], ["cifar10", "digits", "imagefolder:PATH"]),
+        ("sparse", ["--dataset", "imagefolder:nowhere"], ["nowhere"]),
+        ("sparse", ["--corruptions", "nowhere"], ["CIFAR-10-C"]),
+        ("sparse", ["--ensemble-size", "3"], ["multiple of 2", "3"]),
+        ("sparse", ["--sampling", "parts", "--sparsity", "0.6"], ["1 - 1/k"]),
+        ("sparse", ["--sparsity", "0.9"], ["0.5"]),
+        ("sparse", ["--scope", "global"], ["scope has no effect with sampling 'halves'"]),
+        ("sparse", ["--structure", "neurons", "--classifier"], ["classifier has no effect"]),
+        ("sparse", ["--epochs", "0"], ["epochs=0"]),
+        ("sparse", ["--parent-tuning.epochs", "0"], ["epochs=0"]),
+        ("sparse", ["--momentum", "0.5"], ["momentum has no effect with Adam"]),
+        ("sparse", ["--schedule", "never"], ["constant, step-linear, one-cycle, cosine"]),
+        ("sparse", ["--schedule", "constant:1,2,3"], ["constant:1,2,3"]),
+        ("sparse", ["--density", "0.2"], ["--density"]),
+        ("sparse", ["--sigma", "1"], ["--sigma"]),
+        ("sparse", ["--racing"], ["--racing"]),
+        ("sparse", ["--ray-address", "auto"], ["--workers"]),
+        ("sparse", ["--out", ""], ["folder"]),
+        ("sparse", ["--limit", "0"], ["limit must be at least 1"]),
+        ("stochastic", ["--epochs", "2"], ["annealing must end", "annealing_epochs"]),
+        ("stochastic", ["--start", "one-shot", "--decay", "linear"], ["decay has no effect"]),
+        ("stochastic", ["--start", "gaussian", "--both"], ["both has no effect"]),
+        ("noisy", ["--population-size", "10"], ["multiple of 4", "got 10"]),
+        ("noisy", ["--density", "0"], ["density"]),
+        ("noisy", ["--sigma", "-1"], ["sigma"]),
+        ("noisy", ["--sigma", "0.1", "--target-kl", "0.1"], ["target_kl has no effect"]),
+        ("noisy", ["--racing", "--reestimate-norms"], ["leave out racing or reestimate_norms"]),
+        ("noisy", ["--bound", "bernstein"], ["rules has no effect with no race"]),
+        ("noisy", ["--epochs", "3"], ["--epochs"]),
+        ("independent", ["--parent", "some.safetensors"], ["--parent"]),
+        ("independent", ["--parent-tuning.epochs", "3"], ["--parent-tuning"]),
+        ("independent", ["--ensemble-size", "0"], ["ensemble_size must be at least 1"]),
+        ("bagging", ["--bagging", "0.5"], ["leave bagging out"]),
+        ("bagging", ["--fraction", "0"], ["bagging must be in (0, 1]"]),
+        ("magic", [], ["magic"]),
+    ],
+)
+def test_what_cannot_act_is_refused_before_a_folder_is_touched(
+    method, options, words, server, tmp_path
+):
+    """Every option acts, or is refused by name; a corrected command finds nothing in its way."""
+    if "PARENT" in options:
+        assert server.run(*command("sparse", "--out", tmp_path / "p")).status == 0
+        options = [tmp_path / "p/parent.safetensors" if o == "PARENT" else o for o in options]
+    small = [] if "--model" in options or "--dataset" in options else DIGITS[:4]
+    small += ["--dataset", "digits"] if "--model" in options else []
+    out = [] if "--out" in options else ["--out", tmp_path / "out"]
+    result = server.run("image_ensemble", method, *small, *options, *out)
+    assert result.status != 0, result.stdout
+    assert "Traceback" not in result.stderr
+    last = result.stderr.splitlines()[-1]
+    assert last.startswith("error: "), result.stderr
+    for word in words:
+        assert word in last
+    assert not (tmp_path / "out").exists()
 
 
 def picture_folder(folder, classes):
@@ -117,40 +214,18 @@ def picture_folder(folder, classes):
 def test_bad_data_is_one_line(server, tmp_path):
     def refused(folder, word):
         result = server.run(
-            "image_ensemble", "--dataset", f"imagefolder:{folder}", "--root", tmp_path / "root",
-            "--out", tmp_path / "out",
+            "image_ensemble", "sparse", "--dataset", f"imagefolder:{folder}", "--root",
+            tmp_path / "root", "--out", tmp_path / "out",
         )  # fmt: skip
         assert result.status == 1, result.stderr
         assert "Traceback" not in result.stderr
         assert word in result.stderr.splitlines()[-1]
-        assert not (tmp_path / "out" / "results.json").exists()
+        assert not (tmp_path / "out").exists()
 
-    refused(tmp_path / "nothing", "nothing")
     refused(picture_folder(tmp_path / "one", ["cat"]), "class")
     broken = picture_folder(tmp_path / "broken", ["cat", "dog"])
     (broken / "train" / "dog" / "1.png").write_bytes(b"\x89PNG no more")
     refused(broken, "1.png")
-    result = server.run("image_ensemble", "--dataset", "imagenet", "--out", tmp_path / "out")
-    check_refusal(result, 1, "cifar10", "digits", "imagefolder:PATH")
-
-
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        (["--members", "3"], ["multiple of 2", "3"]),
-        (["--pruning.sampling", "parts", "--pruning.sparsity", "0.6"], ["1 - 1/k"]),
-        (["--pruning.sparsity", "0.9"], ["0.5"]),
-        (["--parent-epochs", "0"], ["parent_epochs"]),
-        (["--child-epochs", "0"], ["child_epochs"]),
-        (["--method", "stochastic"], ["annealing must end", "--child-epochs"]),
-        (["--method", "noisy", "--population-size", "6"], ["multiple of 4"]),
-        (["--method", "noisy", "--density", "0"], ["density"]),
-        (["--method", "magic"], ["magic"]),
-        (["--sigma", "-1"], ["sigma"]),
-    ],
-)
-def test_bad_options_are_refused_at_once(options, words, server):
-    check_refusal(server.run("image_ensemble", *options), 2, *words)
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -175,19 +250,32 @@ def test_every_preset_runs_to_its_table(preset, server, tmp_path):
 
 def test_a_comparison_goes_on_where_it_stopped(server, tmp_path):
     command = ["compare_methods", "--preset", "small-budget", "--tiny", "--out", tmp_path]
-    assert server.run(*command).status == 0
+    first = server.run(*command)
+    assert first.status == 0, first.stderr
     text = (tmp_path / "table.txt").read_text()
-    kept = sorted((tmp_path / "lines").glob("*.json"))
-    assert len(kept) == 5
-    times = {path: path.stat().st_mtime_ns for path in kept}
-    kept[1].unlink()
+    assert first.stdout.count("min)") == 5
     again = server.run(*command)
-    assert (tmp_path / "table.txt").read_text() == text, "what was lost comes back the same"
-    assert again.stdout.count("min)") == 1, "and nothing else is done again"
-    for path in kept[:1] + kept[2:]:
-        assert path.stat().st_mtime_ns == times[path]
+    assert again.status == 0, again.stderr
+    assert (tmp_path / "table.txt").read_text() == text
+    assert again.stdout.count("min)") == 0, "nothing is done again"
     two = server.run(*command, "--seeds", "2")
+    assert two.stdout.count("min)") == 5, "another seed is added"
     assert " ± " in two.stdout
+    other = server.run(*command[:-3], "--out", tmp_path, "--dataset", "digits", "--limit", "150")
+    check_refusal(other, 1, "limit 300 (now 150)", "--overwrite")
+
+
+def test_any_list_of_methods_is_a_table(server, tmp_path):
+    options = ["--methods", "sparse", "noisy", "independent", "--tiny", "--out", tmp_path]
+    result = server.run("compare_methods", *options)
+    assert result.status == 0, result.stderr
+    report = json.loads((tmp_path / "results.json").read_text())
+    lines = {line["label"]: line for line in report["lines"]}
+    assert list(lines) == ["sparse", "noisy", "independent"]
+    assert lines["independent"]["training"] == lines["independent"]["inference"] == 1
+    assert lines["sparse"]["training"] == pytest.approx(1 + 2 * 0.5, abs=0.1)
+    assert lines["noisy"]["training"] == 1, "the parent's, and nothing else"
+    assert "KL from parent" in result.stdout
 
 
 def test_a_comparison_on_corrupted_images(server, tmp_path):
@@ -196,24 +284,36 @@ def test_a_comparison_on_corrupted_images(server, tmp_path):
     assert result.status == 0, result.stderr
     assert "cNLL" in result.stdout
     refused = server.run(*command, "--corruptions", tmp_path / "nothing")
-    assert refused.status == 1
+    assert refused.status == 2
     assert "expected the .npy files of CIFAR-10-C" in refused.stderr.splitlines()[-1]
 
 
-def test_comparisons_refuse_what_they_do_not_know(server):
-    check_refusal(server.run("compare_methods", "--preset", "table-5.1"), 2, "table-5.1")
-    check_refusal(server.run("compare_methods"), 2, "preset")
-    result = server.run("compare_methods", "--preset", "small-budget", "--only", "thirds")
-    check_refusal(result, 1, "thirds", "halves")
-    result = server.run("compare_methods", "--preset", "sparsity", "--seeds", "0")
-    check_refusal(result, 2, "seeds must be at least 1")
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--preset", "table-5.1"], ["table-5.1"]),
+        ([], ["--preset or --methods"]),
+        (["--preset", "sparsity", "--methods", "sparse"], ["--preset or --methods"]),
+        (["--methods", "magic"], ["magic", "noisy"]),
+        (["--methods", "sparse", "--only", "sparse"], ["only has no effect with methods"]),
+        (["--preset", "small-budget", "--only", "thirds"], ["thirds", "halves"]),
+        (["--preset", "sparsity", "--seeds", "0"], ["seeds must be at least 1"]),
+        (["--preset", "sparsity", "--tiny", "--model", "mlp"], ["model has no effect with tiny"]),
+        (["--preset", "sparsity", "--model", "alexnet"], ["alexnet"]),
+        (["--preset", "sparsity", "--dataset", "imagenet"], ["imagenet"]),
+        (["--preset", "sparsity", "--tiny", "--out", ""], ["folder"]),
+    ],
+)
+def test_comparisons_refuse_what_they_do_not_know(options, words, server):
+    result = server.run("compare_methods", *options)
+    assert result.status != 0
+    assert "Traceback" not in result.stderr
+    for word in words:
+        assert word in result.stderr.splitlines()[-1]
 
 
 def test_a_ray_that_does_not_answer_is_one_line(server, tmp_path):
-    result = server.run(
-        "image_ensemble", "--method", "noisy", *TINY, *METHODS["noisy"], "--out", tmp_path,
-        "--workers", 2, "--ray-address", "127.0.0.1:1",
-    )  # fmt: skip
+    options = ["--out", tmp_path, "--workers", 2, "--ray-address", "127.0.0.1:1"]
+    result = server.run(*command("noisy", *options))
     check_late_failure(result, 1, "no Ray answers at 127.0.0.1:1", tmp_path)
     assert (tmp_path / "parent.safetensors").exists(), "earlier work is intact"
-    check_refusal(server.run("image_ensemble", "--ray-address", "auto"), 2, "--workers")

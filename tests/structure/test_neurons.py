@@ -12,19 +12,21 @@ from torch import nn
 from evo_subnets.metrics import count_parameters
 from evo_subnets.models import build
 from evo_subnets.pruning import Pruned
+from evo_subnets.schedules import OneCycle
 from evo_subnets.structure.channels import ZERO, Channels
 from evo_subnets.structure.compaction import compact, compacted
 from evo_subnets.structure.neurons import find_neurons, kept_neurons, neuron_masks, neuron_norms
 from evo_subnets.structure.wiring import follow_channels
 from evo_subnets.subnetworks import Subnetwork, parameters
-from evo_subnets.tuning import OneCycle, Tuning, tune
+from evo_subnets.task import Task
+from evo_subnets.tuning import Tuning, tune
 
 
 def silenced(module, seed=2):
     """The neurons of a module, those kept, and the module with the others silent."""
     neurons = find_neurons(module)
     kept = kept_neurons(neurons, Subnetwork(seed, 0.0, 0.5))
-    Pruned(module, neuron_masks(neurons, kept, parameters(module)))
+    Pruned(module, neuron_masks(neurons, kept, params=parameters(module)))
     return neurons, kept
 
 
@@ -37,7 +39,8 @@ def test_compacted_children_have_the_same_outputs_and_a_quarter_of_the_weights(n
     inputs = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     module.train()
     module(inputs)  # running statistics that are not 0 and 1
-    small = compact(module, *silenced(module))
+    neurons, kept = silenced(module)
+    small = compact(module, neurons, kept=kept)
     assert count_parameters(small) < (0.5 if name.startswith("mlp") else 0.3) * count_parameters(
         module
     )
@@ -117,7 +120,7 @@ def test_networks_of_any_wiring_lose_neurons_and_keep_their_outputs(steps, seed)
     try:
         neurons, kept = silenced(module, seed)
         expected = module(inputs)
-        small = compact(module, neurons, kept)
+        small = compact(module, neurons, kept=kept)
     except ValueError as error:  # everything is added to the input, or one draw took it all
         if "no layer's neurons" in str(error) or "is left" in str(error):
             return
@@ -173,7 +176,8 @@ def test_outputs_of_one_layer_can_be_one_neuron(first):
     assert neurons.counts == {first: 4}
     assert neurons.outputs["wide"].tolist() == neurons.outputs["narrow"].tolist() * 2
     inputs = torch.randn(2, 3, 5, 5, generator=torch.Generator().manual_seed(0))
-    small = compact(module, *silenced(module))
+    neurons, kept = silenced(module)
+    small = compact(module, neurons, kept=kept)
     torch.testing.assert_close(small(inputs), module(inputs), atol=1e-6, rtol=0)
     assert count_parameters(small) < count_parameters(module)
 
@@ -195,10 +199,10 @@ def test_neurons_stay_silent_through_tuning():
     assert list(neurons.counts) == ["0", "6"]
     kept = kept_neurons(neurons, Subnetwork(3, 0.0, 0.5))
     tune(
-        module, pictures(), PLAIN, Tuning(2, OneCycle(), batch_size=16),
-        binding=Pruned(module, neuron_masks(neurons, kept, parameters(module))),
+        module, Task(pictures()), tuning=Tuning(2, OneCycle(), batch_size=16),
+        binding=Pruned(module, neuron_masks(neurons, kept, params=parameters(module))),
     )  # fmt: skip
-    small = compact(module, neurons, kept)
+    small = compact(module, neurons, kept=kept)
     inputs = PLAIN.normalize(pictures(8).pixels)
     torch.testing.assert_close(small(inputs), module(inputs), atol=1e-5, rtol=1e-5)
     assert small[6].in_features == 16 * int(kept["0"].sum())
@@ -274,4 +278,4 @@ def test_networks_without_neurons_to_remove_are_refused():
     neurons = find_neurons(module)
     none = {layer: torch.zeros(count, dtype=torch.bool) for layer, count in neurons.counts.items()}
     with pytest.raises(ValueError, match="no neuron of"):
-        compact(module, neurons, none)
+        compact(module, neurons, kept=none)

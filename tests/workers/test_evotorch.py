@@ -20,11 +20,24 @@ import evotorch
 import ray
 from evotorch.logging import PandasLogger, StdOutLogger
 
-from configs.images import ImageArgs
+from configs.images import ParentArgs
 from configs.workers import WorkerArgs
-from evo_subnets import Evolution, Mutation, PopulationError, evaluate, evolve, quads, select
+from evo_subnets import (
+    Evolution,
+    Mutation,
+    PopulationError,
+    Search,
+    evaluate,
+    evolve,
+    files,
+    quads,
+    select,
+)
 from evo_subnets.evolution import Evaluator, gather
+from evo_subnets.methods import Sparse
+from evo_subnets.schedules import Constant
 from evo_subnets.streams import derive_seed
+from evo_subnets.tuning import Tuning
 from evo_subnets.workers import Here, Ray
 from evo_subnets.workers.crew import Cargo, Crew, connect
 from evo_subnets.workers.evotorch import (
@@ -88,9 +101,9 @@ def kill_one(folder):
 
 def test_a_killed_worker_changes_nothing(problem, folder):
     """Here, on two workers, and on two one of which is killed: the same fitness table."""
-    module, mutations = problem.module, quads(32, 0.1, 0.3, 0)
+    module, mutations = problem.module, quads(32, 0.1, density=0.3, seed=0)
     state = copied(module.state_dict())
-    expected = evaluate(module, mutations, weight_sum)
+    expected = evaluate(module, mutations, fitness=weight_sum)
     workers = []
     for killing in (False, True):
         for path in folder.iterdir():
@@ -116,7 +129,7 @@ class Harmful:
 
     def __init__(self, module, harms):
         self.harms = {
-            evaluate(module, [mutation], weight_sum)[0].fitness: harm
+            evaluate(module, [mutation], fitness=weight_sum)[0].fitness: harm
             for mutation, harm in harms.items()
         }
 
@@ -135,11 +148,11 @@ def no_number():
 
 def test_children_that_fail_do_so_alone():
     """Also one that kills every worker, in a piece of two and on the only worker."""
-    module, mutations = mlp(), quads(16, 0.1, 0.3, 0)
-    expected = evaluate(module, mutations, weight_sum)
+    module, mutations = mlp(), quads(16, 0.1, density=0.3, seed=0)
+    expected = evaluate(module, mutations, fitness=weight_sum)
     harms = {2: lambda: os._exit(3), 7: raise_error, 12: no_number}
     fitness = Harmful(module, {mutations[index]: harm for index, harm in harms.items()})
-    children = evaluate(module, mutations, fitness, workers=Ray(1))
+    children = evaluate(module, mutations, fitness=fitness, workers=Ray(1))
     assert {i: child.reason for i, child in enumerate(children) if child.failed} == {
         2: "its worker died",
         7: "RuntimeError: no more memory",
@@ -156,15 +169,20 @@ def failing(module):
 
 
 def test_children_that_are_done_are_not_sent():
-    module, mutations = mlp(), quads(4, 0.1, 0.3, 0)
-    done = evaluate(module, mutations, weight_sum)
-    assert evaluate(module, mutations, failing, done=done, workers=Ray(2)) == done
+    module, mutations = mlp(), quads(4, 0.1, density=0.3, seed=0)
+    done = evaluate(module, mutations, fitness=weight_sum)
+    assert evaluate(module, mutations, fitness=failing, done=done, workers=Ray(2)) == done
 
 
 def test_what_cannot_travel_is_refused_in_one_line():
     lock = threading.Lock()
     with pytest.raises(ValueError, match=r"^this cannot be sent to other processes.*lock.*$"):
-        evaluate(mlp(), quads(4, 0.1, 0.3, 0), lambda module: bool(lock), workers=Ray(1))
+        evaluate(
+            mlp(),
+            quads(4, 0.1, density=0.3, seed=0),
+            fitness=lambda module: bool(lock),
+            workers=Ray(1),
+        )
 
 
 # any work
@@ -213,10 +231,17 @@ def test_members_are_tuned_elsewhere_with_the_same_bits(crew):
 
 
 def test_the_script_has_its_members_trained_elsewhere(problem, tmp_path):
-    small = ImageArgs("sparse", "mlp-32", "digits", limit=150, parent_epochs=2, members=2)
+    """With the same results, but for when and by what command."""
+    adam = Tuning(2, Constant(0.001), "adam")
+    small = ParentArgs(
+        "mlp-32", "digits", limit=150, parent_tuning=adam, method=Sparse(2, tuning=adam)
+    )
+    results = []
     for name, workers in (("alone", WorkerArgs()), ("workers", WorkerArgs(2))):
         image_ensemble.main(replace(small, out=tmp_path / name, workers=workers))
-    results = [(tmp_path / name / "results.json").read_bytes() for name in ("alone", "workers")]
+        found = files.read_json(tmp_path / name / "results.json")
+        assert found.pop("provenance")
+        results.append(found)
     assert results[0] == results[1]
 
 
@@ -249,7 +274,7 @@ def test_more_than_half_that_fail_stop_a_generation_on_workers(crew):
         return crew.results([(evaluator, mutation) for mutation in mutations])
 
     with pytest.raises(PopulationError, match=r"3 of 4 so far.*: the simulator is gone$"):
-        gather(quads(4, 0.1, 0.3, 0), evaluated, seen.append)
+        gather(quads(4, 0.1, density=0.3, seed=0), evaluated, on_child=seen.append)
     assert len(seen) == 3
 
 
@@ -289,8 +314,8 @@ def test_rows_that_are_no_recipes_are_refused():
 
 def test_evotorch_evaluates_and_never_lets_a_failure_win():
     """EvoTorch 0.6.1: `take_best` prefers NaN, its statistics and one that raises stop it all."""
-    module, mutations = mlp(), quads(8, 0.1, 0.3, 0)
-    expected = evaluate(module, mutations, weight_sum)
+    module, mutations = mlp(), quads(8, 0.1, density=0.3, seed=0)
+    expected = evaluate(module, mutations, fitness=weight_sum)
     seen = []
     for harm in (raise_error, no_number):
         seen.clear()
@@ -319,15 +344,15 @@ def test_the_pickled_problem_is_small_and_knows_that_it_is_no_more():
     module = impala_sized()
     assert sum(parameter.numel() for parameter in module.parameters()) > 600_000
     problem = MutationProblem(module, weight_sum, on_child=threading.Lock().release, workers=Ray(2))
-    problem.children = evaluate(mlp(), quads(256, 0.1, 0.3, 0), weight_sum)
+    problem.children = evaluate(mlp(), quads(256, 0.1, density=0.3, seed=0), fitness=weight_sum)
     data = pickle.dumps(problem)
     assert len(data) < 100_000
     with pytest.raises(ValueError, match="make it anew"):
         list(pickle.loads(data).results([1]))
-    mutations = quads(4, 0.1, 0.3, 0)
+    mutations = quads(4, 0.1, density=0.3, seed=0)
     clone = MutationProblem(mlp(), weight_sum).clone()
     assert [child for _, child in clone.results(mutations)] == evaluate(
-        mlp(), mutations, weight_sum
+        mlp(), mutations, fitness=weight_sum
     )
 
 
@@ -341,15 +366,15 @@ def test_a_worker_opens_only_what_it_was_told_of():
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_search_is_evolution_here_and_on_workers(workers, request, capsys):
-    arguments = {"population_size": 8, "ensemble_size": 3, "sigma": 0.2, "seed": 4}
+    asked = Search(8, 3, 0.2, seed=4)
     if workers:
         problem = request.getfixturevalue("problem")
     else:
         problem = MutationProblem(normalised(), weight_sum)
-    evolution = Evolution(problem.module, **arguments)
+    evolution = Evolution(problem.module, asked)
     for _ in range(2):
-        evolution.tell(evaluate(problem.module, evolution.ask(), weight_sum))
-    search = SubnetworkSearch(problem, **arguments)
+        evolution.tell(evaluate(problem.module, evolution.ask(), fitness=weight_sum))
+    search = SubnetworkSearch(problem, asked)
     StdOutLogger(search)
     table = PandasLogger(search)
     search.run(2)
@@ -409,7 +434,7 @@ def test_an_address_that_does_not_answer_is_one_line_at_once(no_session, greetin
     address = scheme + (listener(greeting) if greeting else "127.0.0.1:1")
     start = time.monotonic()
     with pytest.raises(ConnectionError, match=rf"^no Ray answers at {address}: .*$"):
-        evolve(mlp(), weight_sum, 4, 2, workers=Ray(2, address=address))
+        evolve(mlp(), weight_sum, search=Search(4, 2, 0.1), workers=Ray(2, address=address))
     assert time.monotonic() - start < 30
 
 

@@ -102,6 +102,6 @@ def test_workers_end_when_a_generation_stops():
                 ended.append(True)
 
     with pytest.raises(PopulationError) as kept:
-        evaluate(mlp(), quads(8, 0.1, 0.5, 0), failing, workers=Watched())
+        evaluate(mlp(), quads(8, 0.1, density=0.5, seed=0), fitness=failing, workers=Watched())
     assert ended == [True]
     assert "no simulator" in str(kept.value)

@@ -1,0 +1,154 @@
+"""What networks say of data, and the statistics of their norms."""
+
+import itertools
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from evo_subnets import engines
+from evo_subnets.ensemble import Ensemble
+from evo_subnets.task import Metric, accuracy, as_data, ask, device_of, moved
+from evo_subnets.tuning import own_randomness
+
+CPU_BATCH, BATCH = 100, 500
+"""Samples in a forward pass without gradients. A CPU's cache holds small batches: 500 pictures at
+a time take LeNet-L 1.4 times as long (`benchmarks/population.py`). Linear layers are the faster for
+large ones: an MLP of 1024 takes 1.5 times as long with 100."""
+KEPT_BYTES = 2**28
+"""Validation inputs that are kept from child to child, at most."""
+
+
+@torch.no_grad()
+def predict(
+    module: nn.Module, data: Any, *, batch_size: int | None = None, side_by_side: bool = False
+) -> Tensor:
+    """(samples, outputs) float32 outputs of `module` in eval mode, without augmentation.
+
+    `batch_size=None`: what is fast for the module where it is, or the loader's own. `side_by_side`:
+    on a CPU a module with convolutions has a thread to a batch, and copies with the same weights.
+    It must have no hooks, draw no random numbers and keep nothing in a forward pass; of torch's own
+    layers and of `models` that is known, and they are asked so anyway.
+    """
+    inputs = inputs_for(module, data, batch_size=batch_size)
+    return predict_inputs(module, inputs, side_by_side=side_by_side)
+
+
+@torch.no_grad()
+def predict_inputs(
+    module: nn.Module, inputs: Iterable[Any], *, side_by_side: bool = False
+) -> Tensor:
+    """`predict` for inputs that are in batches, on the module's device."""
+    was_training = module.training
+    module.eval()
+    outputs = _asked([module], inputs, promised=side_by_side)[0]
+    module.train(was_training)
+    return outputs
+
+
+def inputs_for(module: nn.Module, data: Any, *, batch_size: int | None = None) -> Iterator[Any]:
+    """The inputs in batches, and in a layout in which `module` is fast."""
+    for inputs, _ in batches_for(module, data, batch_size=batch_size):
+        yield inputs
+
+
+def batches_for(
+    module: nn.Module, data: Any, *, batch_size: int | None = None
+) -> Iterator[tuple[Any, Any]]:
+    """(inputs, targets) in batches, on the module's device and in a layout in which it is fast."""
+    found, device = as_data(data), device_of(module)
+    convolutions = engines.has_convolutions(module)
+    size = batch_size
+    if size is None and found.input_bytes is not None:
+        size = CPU_BATCH if convolutions and device.type == "cpu" else BATCH
+    for batch in found.in_order(size):
+        inputs, targets = moved(batch, device)
+        if isinstance(inputs, Tensor) and not convolutions:
+            inputs = inputs.contiguous()  # as flattening needs it
+        yield inputs, targets
+
+
+@torch.no_grad()
+def predict_members(
+    ensemble: Ensemble, data: Any, *, batch_size: int | None = None, side_by_side: bool = False
+) -> Tensor:
+    """(members, samples, outputs) of an ensemble: every metric can be computed from them.
+
+    `side_by_side`: as for `predict`.
+    """
+    inputs = inputs_for(ensemble, data, batch_size=batch_size)
+    return _asked(list(ensemble.members), inputs, promised=side_by_side)
+
+
+def _asked(members: list[nn.Module], inputs: Iterable[Any], *, promised: bool) -> Tensor:
+    """(members, samples, outputs) float32."""
+    batches = iter(inputs)
+    first = next(batches)
+    together = itertools.chain([first], batches)
+    found = None
+    if isinstance(first, Tensor):  # engines know one tensor
+        found = engines.ask_batches(members, together, promised=promised)
+    if found is None:
+        found = [torch.stack([ask(member, some) for member in members]) for some in together]
+    return torch.cat(found, dim=1).float()
+
+
+@torch.no_grad()
+def reestimate_norms(module: nn.Module, data: Any, *, batch_size: int | None = None) -> None:
+    """Sets BatchNorm's running statistics to the means over `data`, for the weights as they are.
+
+    For weights that training has not seen: after noise, pruning or averaging (Izmailov et al.
+    2018). A network without BatchNorm is left alone.
+    """
+    found, device = as_data(data), device_of(module)
+    size = BATCH if batch_size is None and found.input_bytes is not None else batch_size
+    with own_randomness(0, device):  # dropout draws while the statistics are taken
+        loader = (moved(inputs, device) for inputs, _ in found.in_order(size))
+        torch.optim.swa_utils.update_bn(loader, module, device=device)
+
+
+@dataclass(frozen=True)
+class Validation:
+    """A fitness: what `metric` says of a model's outputs on data, by default the accuracy.
+
+    `norm_data`: BatchNorm statistics are re-estimated on it before. The inputs of data in memory
+    are made once for all children, but where they do not fit into `KEPT_BYTES`.
+    """
+
+    data: Any
+    metric: Metric = accuracy
+    norm_data: Any = None
+    side_by_side: bool = False
+    """See `predict`."""
+
+    def __call__(self, model: nn.Module) -> float:
+        if self.norm_data is not None:
+            reestimate_norms(model, self.norm_data)
+        targets: list[Tensor] = []
+
+        def inputs() -> Iterator[Any]:
+            for some, wanted in self._batches(model):
+                targets.append(wanted)
+                yield some
+
+        outputs = predict_inputs(model, inputs(), side_by_side=self.side_by_side)
+        return float(self.metric(outputs, torch.cat(targets)))
+
+    def _batches(self, model: nn.Module) -> Iterable[tuple[Any, Any]]:
+        size = as_data(self.data).input_bytes
+        if size is None or size > KEPT_BYTES:
+            return batches_for(model, self.data)
+        layout = engines.has_convolutions(model), device_of(model)
+        if layout not in self._kept:
+            self._kept[layout] = list(batches_for(model, self.data))
+        return self._kept[layout]
+
+    @cached_property
+    def _kept(self) -> dict[Any, list[tuple[Any, Any]]]:
+        return {}
+
+    def __reduce__(self) -> tuple[Any, ...]:  # what is kept does not travel
+        return Validation, (self.data, self.metric, self.norm_data, self.side_by_side)

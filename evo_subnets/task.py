@@ -1,0 +1,195 @@
+"""What is learned from: data in passes, the loss, and what fitness means."""
+
+import itertools
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Inputs = Any
+"""A tensor; a tuple of tensors, which are positional arguments; or a mapping of keyword ones."""
+Batch = tuple[Inputs, Tensor]
+Loss = Callable[[Any, Tensor], Tensor]
+"""Outputs and targets of a batch to the mean loss, a tensor of one number."""
+Metric = Callable[[Tensor, Tensor], float]
+"""Outputs and targets of all samples to a number; higher is better."""
+
+
+@runtime_checkable
+class Data(Protocol):
+    """Samples in passes; `data.Images` is one, `Stream` makes one of any iterable."""
+
+    @property
+    def input_bytes(self) -> int | None:
+        """Of all inputs as networks take them; None where that is not known before they come."""
+
+    def steps(self, batch_size: int | None) -> int:
+        """Batches of a pass."""
+
+    def training(self, batch_size: int | None, generator: torch.Generator) -> Iterator[Batch]:
+        """A pass in a new order."""
+
+    def in_order(self, batch_size: int | None) -> Iterator[Batch]:
+        """A pass in the same order as every time, nothing augmented."""
+
+    def bag(self, fraction: float, seed: int) -> "Data":
+        """A sample of the samples, drawn without replacement."""
+
+
+class Stream:
+    """Any iterable of (inputs, targets) batches, for example a `torch.utils.data.DataLoader`.
+
+    Its own order and batch size are taken as they are; what it draws from torch's global generator
+    is seeded by whoever trains. A ValueError where it cannot be passed through again.
+    """
+
+    def __init__(self, batches: Iterable[Any]) -> None:
+        if iter(batches) is batches:
+            raise ValueError(
+                f"a {type(batches).__name__} can be passed through only once: give a list, a "
+                "DataLoader, or an object whose __iter__ begins anew"
+            )
+        self.batches = batches
+        self.input_bytes: int | None = None
+        self._steps: int | None = None
+
+    def steps(self, batch_size: int | None) -> int:
+        """As many as it says, or as were counted in one pass."""
+        self._check(batch_size)
+        if self._steps is None:
+            length = getattr(self.batches, "__len__", None)
+            self._steps = length() if length else sum(1 for _ in self.batches)
+            if not self._steps:
+                raise ValueError("there is nothing to learn from: the data has no batches")
+        return self._steps
+
+    def training(self, batch_size: int | None, generator: torch.Generator) -> Iterator[Batch]:
+        """As it comes: a loader shuffles itself."""
+        return self.in_order(batch_size)
+
+    def in_order(self, batch_size: int | None) -> Iterator[Batch]:
+        """As it comes."""
+        self._check(batch_size)
+        for batch in self.batches:
+            if not isinstance(batch, tuple | list) or len(batch) != 2:
+                raise ValueError(
+                    f"data comes in batches of (inputs, targets), got a {type(batch).__name__}"
+                    + (f" of {len(batch)}" if isinstance(batch, tuple | list) else "")
+                )
+            yield batch[0], batch[1]
+
+    def bag(self, fraction: float, seed: int) -> Data:
+        """Refused: which samples come is the stream's own."""
+        raise ValueError(
+            "a sample of the data can be drawn only of data in memory (data.Images), not of a "
+            "stream: leave bagging at 1, or give each member a loader of its own"
+        )
+
+    def _check(self, batch_size: int | None) -> None:
+        if batch_size is not None:
+            raise ValueError(
+                "batch_size has no effect on a loader, whose batches have a size already: leave it "
+                "out, or make the loader's another"
+            )
+
+
+def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Of (batch, classes) logits, in float32, and (batch,) labels: the mean, in nats."""
+    return F.cross_entropy(outputs.float(), targets)
+
+
+def accuracy(outputs: Tensor, targets: Tensor) -> float:
+    """The fraction of samples whose most likely class is the target; NaN is no class."""
+    right = (outputs.argmax(dim=1) == targets) & ~outputs.isnan().any(dim=1)
+    return right.double().mean().item()
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """What methods know of data: what to train on, what to select on, and what is good.
+
+    `train`, `validation`: any iterable of (inputs, targets), a DataLoader, or `data.Images`, which
+    is in memory and faster. `loss` is descended, `metric` is what selection wants high. There is no
+    test data here: selection must not see it.
+    """
+
+    train: Any
+    validation: Any = None
+    loss: Loss = cross_entropy
+    metric: Metric = accuracy
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "train", as_data(self.train))
+        if self.validation is not None:
+            object.__setattr__(self, "validation", as_data(self.validation))
+
+    @property
+    def selection(self) -> Data:
+        """The validation data; a ValueError where there is none."""
+        if self.validation is None:
+            raise ValueError("this method selects by validation data: give Task(..., validation=)")
+        found: Data = self.validation
+        return found
+
+    def example(self) -> Tensor:
+        """(1, ...): the inputs of one training sample."""
+        first = next(iter(self.train.in_order(None)))[0]
+        if not isinstance(first, Tensor):
+            raise ValueError(
+                "operations are counted for networks of one tensor, these inputs are a "
+                f"{type(first).__name__}"
+            )
+        return first[:1]
+
+
+def as_data(given: Any) -> Data:
+    """The data itself where it is one, else the iterable as a `Stream`."""
+    if isinstance(given, Data):
+        return given
+    if not isinstance(given, Iterable):
+        raise ValueError(
+            f"data is an iterable of (inputs, targets), or Images, got a {type(given).__name__}"
+        )
+    return Stream(given)
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Where a module's parameters and buffers are; the CPU where it has none."""
+    for tensor in itertools.chain(module.parameters(), module.buffers()):
+        return tensor.device
+    return torch.device("cpu")
+
+
+def moved(value: Any, device: torch.device) -> Any:
+    """Tensors, and tuples, lists and mappings of them, on a device."""
+    if isinstance(value, Tensor):
+        return value if value.device == device else value.to(device, non_blocking=True)
+    if isinstance(value, Mapping):
+        return {key: moved(each, device) for key, each in value.items()}
+    if isinstance(value, tuple | list):
+        return tuple(moved(each, device) for each in value)
+    return value
+
+
+def ask(module: nn.Module, inputs: Inputs) -> Any:
+    """The module's outputs for a batch's inputs (see `Inputs`)."""
+    if isinstance(inputs, Mapping):
+        return module(**inputs)
+    return module(*inputs) if isinstance(inputs, tuple | list) else module(inputs)
+
+
+def samples_in(targets: Any) -> int:
+    """How many samples a batch's targets are of."""
+    return len(targets) if isinstance(targets, Tensor) and targets.ndim else 1
+
+
+def check_finite(loss: float, epoch: int) -> None:
+    """A ValueError where training has diverged."""
+    if not math.isfinite(loss):
+        raise ValueError(
+            f"training diverged: the loss is {loss} in epoch {epoch}; lower the learning rate"
+        )
