@@ -243,6 +243,10 @@ def test_results_are_typed_and_say_where_they_come_from(tmp_path):
         assert not (folder / "results.json").exists()
         run.finish({})
     assert len(read_json(folder / "results.json")["provenance"]["resumed"]) == 1
+    with opened(folder) as run:
+        assert run.finished is not None
+        run.part("a").ask("test", {})
+        assert run.finished is None, "nor was a part"
 
 
 def test_there_are_no_results_until_a_run_is_whole(tmp_path):
