@@ -52,7 +52,7 @@ class CompareArgs:
     runs/compare_methods/PRESET-MODEL."""
     overwrite: bool = False
     """Start afresh in a folder that holds a run."""
-    workers: WorkerOptions = WorkerArgs()  # noqa: RUF009  # frozen
+    workers: WorkerOptions = WorkerArgs()
 
     def __post_init__(self) -> None:
         if (self.preset is None) == (not self.methods):

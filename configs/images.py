@@ -51,7 +51,7 @@ class DataArgs:
     runs/image_ensemble/METHOD-MODEL-DATASET."""
     overwrite: bool = False
     """Start afresh in a folder that holds another run."""
-    workers: WorkerOptions = WorkerArgs()  # noqa: RUF009  # frozen
+    workers: WorkerOptions = WorkerArgs()
 
     def __post_init__(self) -> None:
         check_name(self.model)
@@ -96,7 +96,7 @@ class ParentArgs(BuilderArgs):
     parent: Path | None = None
     """A parent that this script wrote (parent.safetensors); None: trains one, or goes on with the
     one in the output folder."""
-    parent_tuning: Tuning = Tuning(8, ADAM, "adam")  # noqa: RUF009  # frozen
+    parent_tuning: Tuning = Tuning(8, ADAM, "adam")
     """Of the parent, where one is trained."""
 
     def __post_init__(self) -> None:

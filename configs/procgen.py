@@ -56,7 +56,7 @@ class ProcgenArgs:
     runs/procgen_ensemble/ENV."""
     overwrite: bool = False
     """Start afresh in a folder that holds another run."""
-    workers: WorkerOptions = WorkerArgs()  # noqa: RUF009  # frozen
+    workers: WorkerOptions = WorkerArgs()
     total_timesteps: int = 10_000_000
     """Environment steps that a parent is trained for, if one is."""
     checkpoint_every: int = 50_000

@@ -40,7 +40,7 @@ class SweepArgs:
     """Folder of the group: `tensorboard --logdir OUT`. A sweep that was stopped goes on there."""
     overwrite: bool = False
     """Start afresh in a folder that holds another sweep."""
-    workers: WorkerOptions = WorkerArgs()  # noqa: RUF009  # frozen
+    workers: WorkerOptions = WorkerArgs()
 
     def __post_init__(self) -> None:
         check_game(self.env)

@@ -43,12 +43,14 @@ class Data(Protocol):
 class Stream:
     """Any iterable of (inputs, targets) batches, for example a `torch.utils.data.DataLoader`.
 
-    Its own order and batch size are taken as they are; what it draws from torch's global generator
-    is seeded by whoever trains. A ValueError where it cannot be passed through again.
+    Its own order and batch size are taken as they are. What it draws from torch's global generator,
+    as a loader that shuffles does, is seeded for every pass: training sees new orders that depend
+    on the seed alone, every other pass the same one. A ValueError where it cannot be passed through
+    again.
     """
 
     def __init__(self, batches: Iterable[Any]) -> None:
-        if iter(batches) is batches:
+        if isinstance(batches, Iterator):
             raise ValueError(
                 f"a {type(batches).__name__} can be passed through only once: give a list, a "
                 "DataLoader, or an object whose __iter__ begins anew"
@@ -62,19 +64,23 @@ class Stream:
         self._check(batch_size)
         if self._steps is None:
             length = getattr(self.batches, "__len__", None)
-            self._steps = length() if length else sum(1 for _ in self.batches)
+            self._steps = length() if length else sum(1 for _ in seeded(self.batches, 0))
             if not self._steps:
                 raise ValueError("there is nothing to learn from: the data has no batches")
         return self._steps
 
     def training(self, batch_size: int | None, generator: torch.Generator) -> Iterator[Batch]:
         """As it comes: a loader shuffles itself."""
-        return self.in_order(batch_size)
+        self._check(batch_size)
+        return self._pass(int(torch.randint(2**62, (), generator=generator)))
 
     def in_order(self, batch_size: int | None) -> Iterator[Batch]:
         """As it comes."""
         self._check(batch_size)
-        for batch in self.batches:
+        return self._pass(0)
+
+    def _pass(self, seed: int) -> Iterator[Batch]:
+        for batch in seeded(self.batches, seed):
             if not isinstance(batch, tuple | list) or len(batch) != 2:
                 raise ValueError(
                     f"data comes in batches of (inputs, targets), got a {type(batch).__name__}"
@@ -95,6 +101,23 @@ class Stream:
                 "batch_size has no effect on a loader, whose batches have a size already: leave it "
                 "out, or make the loader's another"
             )
+
+
+def seeded(batches: Iterable[Any], seed: int) -> Iterator[Any]:
+    """One pass, whose draws from torch's global generator are its own, and move it for nobody."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        coming = iter(batches)
+        state = torch.get_rng_state()
+    while True:
+        with torch.random.fork_rng(devices=[]):
+            torch.set_rng_state(state)
+            try:
+                batch = next(coming)
+            except StopIteration:
+                return
+            state = torch.get_rng_state()
+        yield batch
 
 
 def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:

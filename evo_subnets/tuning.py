@@ -24,7 +24,7 @@ class Tuning:
 
     epochs: int = 1
     """Passes over the training data, or over the bag where bagging leaves some out."""
-    schedule: Schedule = StepLinear()  # noqa: RUF009  # frozen
+    schedule: Schedule = StepLinear()
     """Learning rate, set anew for every batch."""
     optimizer: Literal["sgd", "adam"] = "sgd"
     """SGD with Nesterov momentum, or Adam (which takes neither momentum nor weight decay)."""

@@ -1,14 +1,16 @@
 /* The blocks of impala.py forward and backward, in float32 on one thread of a CPU.
  *
- * Pictures are (height, width, channels). Convolutions go in tiles (tiles.c), but for those whose
+ * Pictures are (height, width, channels). Convolutions go in tiles (winograd.h), but for those whose
  * inputs do not fill vectors, as the three colours of frames: there the three pixels of a row under
  * the kernel lie side by side in a bordered picture, and for each row of the kernel it is one
- * product with a matrix of 3 * inputs rows. Sums are kept in registers, for PIXELS pixels (or
- * PIXELS rows of a weight's gradient) and LANES channels at a time.
+ * product with a matrix of 3 * inputs rows. Sums are kept in registers, for ROWS pixels (or ROWS rows
+ * of a weight's gradient) and LANES channels at a time.
  *
- * Weights are packed for that: (outputs / LANES, 3, 3 * inputs, LANES), or as tiles.c has them.
+ * Weights are packed for that: (outputs / LANES, 3, 3 * inputs, LANES), or as winograd.h has them.
  */
-#include "impala.h"
+#include "winograd.h"
+
+typedef uint8_t Bytes __attribute__((vector_size(HALF), aligned(1), may_alias));
 
 enum { STRIP = 4, GROUP = 16 }; /* GROUP: tiles of the pictures that are in work at once, at least */
 
@@ -19,10 +21,6 @@ static long group_size(Shape shape) {
     return tiles < GROUP ? GROUP / tiles : 1;
 }
 
-static float *empty(long floats) { return malloc(floats * sizeof(float)); }
-
-static float *zeros(long floats) { return calloc(floats, sizeof(float)); }
-
 static float *bordered_group(Shape shape, long channels) {
     return zeros(group_size(shape) * bordered_pixels(shape) * channels);
 }
@@ -32,7 +30,7 @@ static float *work_for(Shape shape) {
 }
 
 static long packed_size(Shape shape) {
-    return (in_tiles(shape) ? PLACES : 9) * shape.inputs * shape.outputs;
+    return in_tiles(shape) ? packed_floats(shape) : 9 * shape.inputs * shape.outputs;
 }
 
 /* See impala.h for `turned`, which is for tiles alone. */
@@ -82,17 +80,17 @@ static void copy_inside(
         }
 }
 
-static inline __attribute__((always_inline)) void some_pixels(
-    const int count, Shape shape, const float *from, const float *weight, Finish to, long at,
-    long lane) {
+INLINE void some_pixels(const int count, Shape shape, const float *from, const float *weight,
+                        Finish to, long at, long lane) {
     const long step = shape.inputs, row = bordered_row(shape) * step, run = 3 * step;
-    Floats sums[PIXELS][2] = {0};
+    Sums sums[ROWS][PER_ROW] = {0};
+    float done[ROWS * LANES];
     for (int line = 0; line < 3; line++, from += row, weight += run * LANES)
         multiply(count, run, step, from, weight, sums);
-    FOR_ROWS(p, count) {
-        finish(to, at + p * shape.outputs, lane, sums[p][0]);
-        finish(to, at + p * shape.outputs + HALF, lane + HALF, sums[p][1]);
-    }
+    store_sums(count, LANES, sums, done);
+    for (int p = 0; p < count; p++)
+        for (int l = 0; l < LANES; l += HALF)
+            finish(to, at + p * shape.outputs + l, lane + l, load(done + p * LANES + l));
 }
 
 static void convolve_directly(
@@ -101,27 +99,19 @@ static void convolve_directly(
         for (long y = 0; y < shape.height; y++) {
             const float *from = bordered + y * bordered_row(shape) * shape.inputs;
             long at = y * shape.width * shape.outputs + lane, left = shape.width;
-#define TAKE(n)                                                             \
-    some_pixels(n, shape, from, weights, to, at, lane);                     \
+#define TAKE(n)                                         \
+    some_pixels(n, shape, from, weights, to, at, lane); \
     from += n * shape.inputs, at += n * shape.outputs, left -= n
-            while (left >= 6 && left != 8) {
-                TAKE(6);
-            }
-            while (left >= 4) {
-                TAKE(4);
-            }
-            while (left > 0) {
-                TAKE(1);
-            }
+            TAKE_ALL(left)
 #undef TAKE
         }
 }
 
-static inline __attribute__((always_inline)) void some_rows(
-    const int count, Shape shape, const float *from, const float *gradient, long lines, float *to) {
+INLINE void some_rows(const int count, Shape shape, const float *from, const float *gradient,
+                      long lines, float *to) {
     const long in_row = bordered_row(shape) * shape.inputs;
     const long out_row = bordered_row(shape) * shape.outputs;
-    Floats sums[PIXELS][2];
+    Sums sums[ROWS][PER_ROW];
     load_sums(count, LANES, to, sums);
     for (long line = 0; line < lines; line++, from += in_row, gradient += out_row)
         multiply_columns(count, shape.width, shape.inputs, shape.outputs, from, gradient, sums);
@@ -140,10 +130,12 @@ static void weight_gradient_directly(
             for (long kernel = 0; kernel < 3; kernel++) {
                 const float *x = bordered + (top + kernel) * in_row;
                 float *to = weights + (lane * 3 + kernel * LANES) * run;
-                long r = 0;
-                for (; r + PIXELS <= run; r += PIXELS)
-                    some_rows(PIXELS, shape, x + r, g + lane, lines, to + r * LANES);
-                for (; r < run; r++) some_rows(1, shape, x + r, g + lane, lines, to + r * LANES);
+                long left = run;
+#define TAKE(n)                                   \
+    some_rows(n, shape, x, g + lane, lines, to);  \
+    x += n, to += n * LANES, left -= n
+                TAKE_ALL(left)
+#undef TAKE
             }
     }
 }
@@ -167,7 +159,7 @@ static void weight_gradient(Shape shape, long count, const float *bordered, cons
     const long outputs = shape.outputs, row = bordered_row(shape) * outputs;
     const long size = bordered_pixels(shape);
     if (in_tiles(shape))
-        tiles_weight_gradient(shape, count, bordered, gradient, weights, work);
+        tiles_weight_gradient(shape, count, bordered, gradient, 1, weights, work);
     for (long p = 0; p < count; p++, bordered += size * shape.inputs, gradient += size * outputs) {
         if (!in_tiles(shape)) weight_gradient_directly(shape, bordered, gradient, weights);
         for (long y = 1; y <= shape.height; y++)
@@ -290,7 +282,7 @@ void impala_stem_backward(long count, Shape shape, const float *x, const float *
                           float *weight_gradients, float *bias_gradients) {
     const long size = shape.height * shape.width, group = group_size(shape);
     const long pooled = pooled_size(shape);
-    const Shape back = {shape.height, shape.width, shape.outputs, shape.inputs};
+    const Shape back = {shape.height, shape.width, shape.outputs, shape.inputs, 3};
     float *bordered = bordered_group(shape, shape.inputs), *work = work_for(shape);
     float *outer = bordered_group(shape, shape.outputs), *sums = zeros(packed_size(shape));
     float *turned = input_gradient ? packed(back, weights, 1) : 0;
@@ -361,15 +353,16 @@ enum { SOME = 4 }; /* pictures that go through all blocks together, and stay in 
 
 /* Of a block's convolution, and of the others behind its pooling. */
 static Shape whole(Network net, long b) {
-    Shape shape = {net.height, net.width, net.channels, net.block[0].width};
+    Shape shape = {net.height, net.width, net.channels, net.block[0].width, 3};
     for (long i = 1; i <= b; i++)
-        shape = (Shape){halved(shape.height), halved(shape.width), shape.outputs, net.block[i].width};
+        shape = (Shape){halved(shape.height), halved(shape.width), shape.outputs,
+                        net.block[i].width, 3};
     return shape;
 }
 
 static Shape half(Network net, long b) {
     const Shape shape = whole(net, b);
-    return (Shape){halved(shape.height), halved(shape.width), shape.outputs, shape.outputs};
+    return (Shape){halved(shape.height), halved(shape.width), shape.outputs, shape.outputs, 3};
 }
 
 static long largest(long a, long b) { return a > b ? a : b; }

@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 
 from evo_subnets import engines
 
-SOURCES = tuple(Path(__file__).with_name(name) for name in ("impala.c", "tiles.c", "impala.h"))
+SOURCES = (Path(__file__).with_name("impala.c"), engines.WINOGRAD)
 LANES = 16
 """Channels come in multiples of this."""
 
@@ -31,6 +31,7 @@ class Shape(ctypes.Structure):
         ("width", ctypes.c_long),
         ("inputs", ctypes.c_long),
         ("outputs", ctypes.c_long),
+        ("kernel", ctypes.c_long),
     )
 
 
@@ -230,7 +231,7 @@ def _empty(weight: Tensor) -> Tensor:
 
 
 def _shape(x: Tensor, weight: Tensor) -> Shape:
-    return Shape(x.shape[1], x.shape[2], weight.shape[1], weight.shape[0])
+    return Shape(x.shape[1], x.shape[2], weight.shape[1], weight.shape[0], weight.shape[2])
 
 
 def _call(name: str, *arguments: Any) -> int:

@@ -19,6 +19,8 @@ from evo_subnets.draws import CarryOut
 
 SWITCH = "EVO_SUBNETS_ENGINES"
 """The environment variable that turns all engines "off"; "on" is what it is without."""
+WINOGRAD = Path(__file__).with_name("winograd.h")
+"""A header among the sources of a `library` that includes it."""
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 Item = TypeVar("Item")
 

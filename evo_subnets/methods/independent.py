@@ -37,7 +37,7 @@ class Independent:
 
     ensemble_size: int = 1
     """Networks."""
-    tuning: Tuning = Tuning(16, Constant(0.001), "adam")  # noqa: RUF009  # frozen
+    tuning: Tuning = Tuning(16, Constant(0.001), "adam")
     """Of each of them."""
     seed: int = 0
     """Of initial weights, the order of the samples, dropout."""
@@ -66,7 +66,7 @@ class Bagging:
     """Networks."""
     fraction: float = 0.9
     """Part of the training data that each sees."""
-    tuning: Tuning = Tuning(2, Constant(0.001), "adam")  # noqa: RUF009  # frozen
+    tuning: Tuning = Tuning(2, Constant(0.001), "adam")
     """Of each of them."""
     seed: int = 0
     """Of initial weights, the samples and their order, dropout."""

@@ -34,7 +34,7 @@ class Noisy:
     starts_from: ClassVar[Literal["parent", "builder"]] = "parent"
     selects: ClassVar[bool] = True
 
-    search: Search = Search()  # noqa: RUF009  # frozen
+    search: Search = Search()
     """The population. Without a sigma it comes from the trust region."""
     target_kl: float | None = None
     """KL divergence of the children that the trust region aims at, in nats; None: 0.02."""

@@ -151,7 +151,7 @@ class Sparse:
     """Children."""
     pruning: Pruning = Pruning()  # frozen
     """Which weights they keep."""
-    tuning: Tuning = Tuning(1, Constant(0.001), "adam")  # noqa: RUF009
+    tuning: Tuning = Tuning(1, Constant(0.001), "adam")
     """Of each child."""
     seed: int = 0
     """Of subnetworks, the order of the samples, dropout."""

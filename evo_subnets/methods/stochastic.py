@@ -110,7 +110,7 @@ class Stochastic:
     """How the weights outside of the subnetworks go."""
     pruning: Pruning = Pruning()
     """Which weights the children keep in the end."""
-    tuning: Tuning = Tuning(5, Constant(0.001), "adam")  # noqa: RUF009
+    tuning: Tuning = Tuning(5, Constant(0.001), "adam")
     """Of each child."""
     seed: int = 0
     """Of subnetworks, probation, the order of the samples, dropout."""

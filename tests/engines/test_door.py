@@ -32,7 +32,7 @@ parent = {
     "plain": weights.view(20, -1), "last": weights.to(memory_format=torch.channels_last),
     "half": weights.bfloat16(), "double": weights.double(),
 }
-for children in (quads(4, 0.3, 0.4, seed) for seed in range(3)):
+for children in (quads(4, 0.3, density=0.4, seed=seed) for seed in range(3)):
     for child in materialize_siblings(parent, children):
         print(fingerprint(child))
 """

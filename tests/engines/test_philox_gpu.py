@@ -38,7 +38,7 @@ def launch(tmp_path_factory):
     (folder / "emulation.c").write_text(EMULATION % philox_gpu.SOURCE)
     flags = ["-O2", "-ffp-contract=off", "-fno-math-errno", "-Wall", "-Wextra", "-Werror"]
     try:
-        compiler.build([folder / "emulation.c"], flags, classes=folder / "emulation.so")
+        compiler.build([folder / "emulation.c"], flags, folder / "emulation.so")
     except FileNotFoundError:
         pytest.skip("there is no C compiler here")
     library = ctypes.CDLL(str(folder / "emulation.so"))
@@ -175,7 +175,7 @@ def test_contraction_would_change_bits(launch, tmp_path):
     (tmp_path / "emulation.c").write_text(EMULATION % philox_gpu.SOURCE)
     flags = ["-O2", "-ffp-contract=fast", "-mfma", "-fno-math-errno"]
     try:
-        compiler.build([tmp_path / "emulation.c"], flags, classes=tmp_path / "emulation.so")
+        compiler.build([tmp_path / "emulation.c"], flags, tmp_path / "emulation.so")
     except subprocess.CalledProcessError:
         pytest.skip("not an x86 processor")
     library = ctypes.CDLL(str(tmp_path / "emulation.so"))

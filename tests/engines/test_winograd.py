@@ -1,20 +1,24 @@
 """winograd.py: the same convolution, only where it is worth it, and the passes that use it."""
 
 import threading
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from agents.fast import impala_blocks
 from evo_subnets import engines
 from evo_subnets.engines import fast_convolutions, winograd
 from evo_subnets.engines.fast_convolutions import fast, may_pay
 from evo_subnets.engines.threads import share_out
 from evo_subnets.engines.twins import twin, with_fast_convolutions
-from evo_subnets.engines.winograd import convolve, matrices
+from evo_subnets.engines.winograd import convolve
 from evo_subnets.models import build
 from evo_subnets.prediction import predict_inputs
+
+ROOT = Path(__file__).parents[2]
 
 
 def draw(*shape, seed=0):
@@ -23,15 +27,6 @@ def draw(*shape, seed=0):
 
 def pictures(*shape, seed=0):
     return draw(*shape, seed=seed).contiguous(memory_format=torch.channels_last)
-
-
-@pytest.mark.parametrize("r", [3, 5])
-def test_the_matrices_are_those_of_a_correlation(r):
-    back, kernel, forth = (each.double() for each in matrices(r))
-    d, g = draw(r + 3, seed=1).double(), draw(r, seed=2).double()
-    found = back @ ((kernel @ g) * (forth @ d))
-    expected = torch.stack([d[i : i + r] @ g for i in range(4)])
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("padding", [0, 1, 2])
@@ -48,14 +43,24 @@ def test_it_is_the_same_convolution(r, height, width, padding, with_bias):
     torch.testing.assert_close(found.double(), expected, rtol=0, atol=6e-5)
 
 
-def test_pictures_do_not_mix_and_chunks_do_not_matter(monkeypatch):
-    x, weight = pictures(30, 8, 9, 9), draw(8, 8, 3, 3, seed=1)
-    whole = convolve(x, weight, None, 1)
-    alone = torch.cat([convolve(x[i : i + 1], weight, None, 1) for i in range(30)])
+@pytest.mark.parametrize(("r", "height", "width"), [(3, 8, 8), (5, 9, 9)])
+def test_pictures_do_not_mix_and_chunks_do_not_matter(r, height, width):
+    """Two hundred pictures are several chunks of them."""
+    x, weight = pictures(200, 8, height, width), draw(8, 8, r, r, seed=1) / r
+    bias = draw(8, seed=2)
+    whole = convolve(x, weight, bias, 1)
+    alone = torch.cat([convolve(x[i : i + 1], weight, bias, 1) for i in range(200)])
     torch.testing.assert_close(whole, alone, rtol=0, atol=4e-5)
-    monkeypatch.setattr(winograd, "CHUNK_BYTES", 1)
-    monkeypatch.setattr(winograd, "CHUNK_TILES", 64)  # seven pictures at once, two in the last
-    torch.testing.assert_close(convolve(x, weight, None, 1), whole, rtol=0, atol=4e-5)
+    x[57, 3, 4, 4] = float("nan")
+    spoilt = convolve(x, weight, bias, 1).isnan().flatten(1).any(1)
+    assert spoilt.nonzero().tolist() == [[57]]
+
+
+def test_one_source_serves_classifiers_and_impala():
+    assert winograd.SOURCES[1] in impala_blocks.SOURCES
+    sources = [*(ROOT / "evo_subnets").rglob("*.[ch]"), *(ROOT / "agents").rglob("*.[ch]")]
+    ours = [path for path in sources if "F(4x4" in path.read_text()]
+    assert ours == [winograd.SOURCES[1]]
 
 
 @pytest.fixture
