@@ -1,19 +1,15 @@
 """One run's story: what it was asked, has found, shows, and leaves behind."""
 
 import contextlib
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from evo_subnets import files
 from evo_subnets.runs.journal import Journal
-from evo_subnets.runs.lock import Lock
-from evo_subnets.runs.provenance import provenance, session
-from evo_subnets.runs.tracking import EVENTS, Advance, Tracker, bar
+from evo_subnets.runs.kept import RESULTS, TRAINING, Kept, inside
+from evo_subnets.runs.tracking import Advance, Tracker, bar
 from evo_subnets.runs.values import decoded, encoded, plain
-
-RESULTS, TRAINING = "results.json", "training"
 
 
 class Run:
@@ -48,8 +44,8 @@ class Run:
             )
         if path.exists() and not path.is_dir():
             raise ValueError(f"{path} is a file: expected a folder, or a name that is free")
-        removed = [_inside(path, name) for name in (RESULTS, TRAINING, *outputs)]
-        self._kept: _Kept | None = _Kept(path, removed if overwrite else None, needed)
+        removed = [inside(path, name) for name in (RESULTS, TRAINING, *outputs)]
+        self._kept: Kept | None = Kept(path, removed if overwrite else None, needed)
         self._part = ""
 
     @classmethod
@@ -63,7 +59,7 @@ class Run:
         """A run in FOLDER/NAME, with results and events of its own, and in the same journal."""
         part = Run.none()
         if self._kept is not None:
-            _inside(self._kept.folder, name)
+            inside(self._kept.folder, name)
             part._kept, part._part = self._kept, f"{self._part}{name}/"
         return part
 
@@ -107,7 +103,7 @@ class Run:
         """Where a training keeps its state until `finish`; None where nothing is kept."""
         if self._kept is None:
             return None
-        return _inside(self._kept.folder / TRAINING, f"{self._part}{name}.safetensors")
+        return inside(self._kept.folder / TRAINING, f"{self._part}{name}.safetensors")
 
     @contextlib.contextmanager
     def bar(self, description: str, total: int) -> Iterator[Advance]:
@@ -180,137 +176,3 @@ class Run:
         if self._kept is None or self._journal is None:
             return None
         return self._kept.tracker(self._part)
-
-
-class _Kept:
-    """What a run and its parts share: the folder, open from the first `ask` on."""
-
-    def __init__(
-        self, folder: Path, removed: Sequence[Path] | None, needed: str | Path | None
-    ) -> None:
-        self.folder, self.removed, self.needed = folder, removed, needed
-        self.journal: Journal | None = None
-        self.lock: Lock | None = None
-        self.process = 0
-        self.session: dict[str, Any] = {}
-        self.trackers: dict[str, Tracker] = {}
-        self.told: dict[str, list[str]] = {}
-        """Files of events that this run has written, by part."""
-
-    @property
-    def elsewhere(self) -> bool:
-        """Whether this is a process forked from the one that asked."""
-        return self.process not in (0, os.getpid())
-
-    def own_journal(self) -> Journal | None:
-        """None in a forked process. A ValueError where nothing was asked."""
-        if self.elsewhere:
-            return None
-        if self.journal is None:
-            raise ValueError(f"run.ask(what, options) comes first, it opens {self.folder}")
-        return self.journal
-
-    def ask(self, what: str, options: dict[str, Any], part: str) -> None:
-        if self.elsewhere:
-            return
-        if self.journal is None:
-            self._open(what, options)
-        journal = self.own_journal()
-        assert journal is not None
-        journal.check(what, options)
-        if what not in journal.asked:
-            journal.asked[what] = options
-            if part in journal.finished:  # it was asked less
-                journal.finished.remove(part)
-                files.remove(self.folder / part / RESULTS)
-            journal.write()
-
-    def _open(self, what: str, options: dict[str, Any]) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        lock = Lock(self.folder)
-        try:
-            journal = Journal(self.folder, afresh=self.removed is not None)
-            journal.check_first(what)
-            journal.check(what, options)
-            if self.removed is not None:
-                self._remove(self.removed)
-            elif not journal.existed and (self.folder / RESULTS).exists():
-                raise ValueError(
-                    f"{self.folder} holds {RESULTS} and no journal.json: use another --out, or "
-                    "--overwrite to remove it"
-                )
-            files.remove_leftovers(self.folder)
-            files.remove_leftovers(self.folder / TRAINING)
-            self.session = session()
-            if "" in journal.finished:
-                files.remove(self.folder / TRAINING)  # killed in between
-            else:
-                if journal.existed:
-                    files.remove(self.folder / RESULTS)  # until this run is whole there are none
-                journal.asked.setdefault(what, options)
-                journal.sessions.append(self.session)
-                journal.write()
-        except BaseException:
-            lock.release()
-            raise
-        self.removed = None  # not again, after a close
-        self.journal, self.lock, self.process = journal, lock, os.getpid()
-
-    def _remove(self, paths: Sequence[Path]) -> None:
-        """Removes what an earlier run has left; its journal stays until the new one is written."""
-        of_parts: list[Path] = []
-        with contextlib.suppress(files.StorageError):  # damaged: then the parts are not known
-            old = Journal(self.folder)
-            of_parts += [self.folder / part / RESULTS for part in old.finished]
-            for part, names in old.events.items():
-                of_parts += [self.folder / part / name for name in names]
-        needed = None if self.needed is None else Path(self.needed).resolve()
-        kept = [] if needed is None else [needed, *needed.parents]
-        for path in [*paths, *self.folder.glob(EVENTS), *of_parts]:
-            if path.resolve() not in kept:
-                files.remove(path)
-
-    def tracker(self, part: str) -> Tracker:
-        """The events of a part."""
-        if part not in self.trackers:
-            journal = self.journal
-            assert journal is not None
-            old = [] if part in self.told else journal.events.get(part, [])
-
-            def on_file(name: str) -> None:
-                self.told[part] = [*self.told.get(part, []), name]
-                journal.change(journal.events, part, self.told[part])
-
-            self.trackers[part] = Tracker(self.folder / part, old, on_file)
-        return self.trackers[part]
-
-    def finish(self, part: str, results: Mapping[str, Any]) -> None:
-        journal = self.journal
-        assert journal is not None
-        if all(one is not self.session for one in journal.sessions):
-            journal.sessions.append(self.session)
-        about = provenance(journal.sessions)
-        files.remove_leftovers(self.folder / part)
-        files.write_json(self.folder / part / RESULTS, {**results, "provenance": about})
-        if part not in journal.finished:
-            journal.finished.append(part)
-        journal.write()
-        files.remove(self.folder / TRAINING / part)
-
-    def close(self, part: str) -> None:
-        if self.elsewhere:
-            return
-        for name in [name for name in self.trackers if name.startswith(part)]:
-            self.trackers.pop(name).close()
-        if part == "" and self.lock is not None:
-            self.journal, self.told = None, {}
-            self.lock.release()
-            self.lock = None
-
-
-def _inside(folder: Path, name: str) -> Path:
-    """folder / name; a ValueError where that is not inside of the folder."""
-    path = Path(name)
-    if path.is_absolute() or ".." in path.parts or not path.parts:
-        raise ValueError(f"expected a name of something in {folder}, got {name!r}")
-    return folder / path

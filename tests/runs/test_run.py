@@ -19,7 +19,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from evo_subnets.files import StorageError, read_json
-from evo_subnets.runs import Run
+from evo_subnets.runs import Run, lock
 
 ASKED = {"sigma": 0.1, "env": "bigfish"}
 
@@ -144,7 +144,10 @@ def test_another_question_is_refused_and_named(tmp_path):
         opened(folder, options, what="others")
     assert (folder / "journal.json").read_bytes() == before
     assert names(folder) == ["journal.json"], "no lock is left"
-    with opened(folder, {**options, "steps": 8.0}) as run:
+    with pytest.raises(ValueError, match="sigma") as kept:
+        opened(folder, {})
+    with opened(folder, {**options, "steps": 8.0}) as run:  # while that error is kept
+        assert "sigma" in str(kept.value)
         assert run.once("sigma", lambda: 2) == 1
 
 
@@ -240,6 +243,10 @@ def test_results_are_typed_and_say_where_they_come_from(tmp_path):
         assert not (folder / "results.json").exists()
         run.finish({})
     assert len(read_json(folder / "results.json")["provenance"]["resumed"]) == 1
+    with opened(folder) as run:
+        assert run.finished is not None
+        run.part("a").ask("test", {})
+        assert run.finished is None, "nor was a part"
 
 
 def test_there_are_no_results_until_a_run_is_whole(tmp_path):
@@ -325,6 +332,23 @@ def test_a_run_that_goes_on_tells_its_story_from_the_beginning(tmp_path):
     assert foreign.exists()
 
 
+def test_without_tensorboard_and_tqdm_a_run_keeps_all_the_same(tmp_path, monkeypatch, recwarn):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    monkeypatch.setitem(sys.modules, "tqdm.auto", None)
+    with opened(tmp_path / "run") as run:
+        with pytest.warns(RuntimeWarning, match=r"^no events: tensorboard is not installed \(pip"):
+            run.scalar("x", 1.0, 0)
+        run.scalar("x", 2.0, 1)
+        run.text("x", "x")
+        with pytest.warns(RuntimeWarning, match="^no progress bars: tqdm is not installed"):
+            with run.bar("children", 2) as advance:
+                advance(1, "note")
+        run.record("a", "b", 1)
+        assert run.records("a") == {"b": 1}
+    assert not recwarn.list
+    assert names(tmp_path / "run") == ["journal.json"]
+
+
 # --- nothing is kept
 
 
@@ -383,8 +407,12 @@ def test_a_forked_process_keeps_nothing_and_unlocks_nothing(tmp_path):
         run.scalar("x", 2.0, 1)
         run.finish({"a": 1})
         run.close()
-        os._exit(0 if run.once("c", lambda: 5) == 5 else 1)
+        found = run.once("c", lambda: 5)
+        run.__dict__.clear()
+        gc.collect()
+        os._exit(0 if found == 5 else 1)
     assert os.waitpid(child, 0)[1] == 0
+    assert "lock" in names(folder)
     with pytest.raises(ValueError, match="in use"):
         opened(folder)
     assert run.records("a") == {}
@@ -454,6 +482,29 @@ def test_a_killed_process_leaves_no_lock(tmp_path):
     assert names(folder) == [".mine", "journal.json"]
 
 
+@forks
+def test_a_child_of_a_killed_process_holds_no_lock(tmp_path):
+    """As a data loader's workers, which outlive it for a while."""
+    folder = tmp_path / "run"
+
+    def work(tell):
+        with opened(folder):
+            child, _ = forked(lambda _: time.sleep(60))
+            tell(b"%d" % child)
+            time.sleep(60)
+
+    process, words = forked(work)
+    child = int(os.read(words, 20))
+    try:
+        os.kill(process, signal.SIGKILL)
+        os.waitpid(process, 0)
+        opened(folder).close()
+        os.kill(child, 0)  # it is still there
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.close(words)
+
+
 def test_this_process_is_told_of_its_own_run(tmp_path):
     run = opened(tmp_path / "run")
     (tmp_path / "link").symlink_to(tmp_path / "run")
@@ -470,8 +521,44 @@ def test_this_process_is_told_of_its_own_run(tmp_path):
     opened(tmp_path / "run").close()
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="no open file is removed there")
+def test_the_file_that_is_locked_is_the_one_that_is_there(tmp_path, monkeypatch):
+    """Its last holder may remove it between our opening and our locking it."""
+    opening, times = lock._locked, []
+
+    def removed_before(descriptor, folder):
+        if not times:
+            (folder / "lock").unlink()
+        times.append(descriptor)
+        return opening(descriptor, folder)
+
+    monkeypatch.setattr(lock, "_locked", removed_before)
+    run = opened(tmp_path)
+    assert len(times) == 2
+    assert json.loads((tmp_path / "lock").read_text())["process"] == os.getpid()
+    monkeypatch.undo()
+    with (tmp_path / "lock").open("r+b") as file:
+        assert not lock._locked(file.fileno(), tmp_path)
+    run.close()
+    assert names(tmp_path) == ["journal.json"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="fcntl's errors")
+def test_a_file_system_without_locks_is_told_of(tmp_path, monkeypatch):
+    def none(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.flock", none)
+    with pytest.warns(RuntimeWarning, match=r"cannot be locked here .*take care that no other run"):
+        run = opened(tmp_path)
+    with pytest.raises(ValueError, match="in use by process"):
+        opened(tmp_path)  # this process knows of its own
+    run.close()
+    assert names(tmp_path) == ["journal.json"]
+
+
 def test_one_of_many_gets_the_folder(tmp_path):
-    """Over and over, while others leave it: the file that is locked is the one that is there."""
+    """Over and over, while others leave it."""
     holders, most, failures = [0], [0], []
     guard = threading.Lock()
 
