@@ -74,7 +74,7 @@ def save_checkpoint(model: PPO, out: Path, *, keep: int = 2) -> None:
         "counters": {name: getattr(model, name) for name in COUNTERS},
         "generators": {"numpy": _numpy_generator(), "python": random.getstate()},
     }
-    files.save_tensors(path, tensors, KIND, description)
+    files.save_tensors(path, tensors, kind=KIND, description=description)
     for old in checkpoints(out)[:-keep]:
         old.unlink()
 
@@ -95,7 +95,7 @@ def load_checkpoint(model: PPO, path: Path) -> None:
     tensors = {name: tensor.clone() for name, tensor in loaded.items()}  # they lay in the file
     for name in COUNTERS:
         setattr(model, name, description["counters"][name])
-    files.load_state(path, model.policy, _part(tensors, "policy."))
+    files.load_state(path, model.policy, tensors=_part(tensors, "policy."))
     restore_optimizer(model.policy.optimizer, _part(tensors, "optimizer."))
     _restore_environments(model, tensors)
     _restore_generators(model, tensors, description["generators"])

@@ -46,7 +46,9 @@ def save_actor(path: str | Path, actor: Actor, *, about: dict[str, Any]) -> None
         "frame_stack": actor.observation_shape[0] // 3,
         "actions": actor.actions,
     }
-    files.save_tensors(path, actor.state_dict(), KIND, {"network": network, "about": about})
+    files.save_tensors(
+        path, actor.state_dict(), kind=KIND, description={"network": network, "about": about}
+    )
 
 
 def load_actor(path: str | Path) -> tuple[Actor, dict[str, Any]]:
@@ -71,7 +73,7 @@ def load_actor(path: str | Path) -> tuple[Actor, dict[str, Any]]:
     ) as error:
         line = " ".join(str(error).split())[:200]
         raise files.StorageError(f"{path}: describes no Impala actor: {line}") from None
-    files.load_state(path, actor, tensors, assign=True)
+    files.load_state(path, actor, tensors=tensors, assign=True)
     return actor, about
 
 

@@ -85,8 +85,10 @@ def kinds(folder: Path) -> list[Kind]:
     optimizer = Tuning(2).make_optimizer(module)
     sum(weight.sum() for weight in module.parameters()).backward()  # type: ignore[union-attr]
     optimizer.step()
-    state = (module, optimizer, [generator], torch.device("cpu"))
-    Checkpoint(folder / "checkpoint", tuning).save(*state, [0.5], last=True)
+    Checkpoint(folder / "checkpoint", tuning).save(
+        module, optimizer, generators=[generator], device=torch.device("cpu"), losses=[0.5],
+        last=True,
+    )  # fmt: skip
 
     def load_ensemble(name: str, restore: bool) -> Any:
         ensemble = Ensemble.load(folder / name, network(), restore=restore)
@@ -110,7 +112,7 @@ def kinds(folder: Path) -> list[Kind]:
         module = network(6)
         optimizer = Tuning(2).make_optimizer(module)
         losses = Checkpoint(folder / "checkpoint", tuning).restore(
-            module, optimizer, [], torch.device("cpu")
+            module, optimizer, generators=[], device=torch.device("cpu")
         )
         return files.fingerprint(module.state_dict()), losses
 
@@ -182,7 +184,7 @@ def forged(path: Path, rng: random.Random) -> tuple[str, bytes]:
                 tensor = tensors.pop(name)
                 if rng.random() < 0.5:
                     tensors[rng.choice((name, name + "x"))] = tensor.reshape(-1)[:-1].clone()
-            files.save_tensors(path, tensors, kind, description)
+            files.save_tensors(path, tensors, kind=kind, description=description)
     finally:
         files.writing.VERSION = version
     return f"forged {way}", path.read_bytes()

@@ -141,7 +141,9 @@ class Ensemble(nn.Module):
             "combine": self.combine,
             "weights": self.given_weights,
         }
-        files.save_tensors(path, recipe.parent if parent_weights else {}, KIND, description)
+        files.save_tensors(
+            path, recipe.parent if parent_weights else {}, kind=KIND, description=description
+        )
 
     def _save_members(self, path: str | Path) -> None:
         tensors = {
@@ -154,7 +156,7 @@ class Ensemble(nn.Module):
             "combine": self.combine,
             "weights": self.given_weights,
         }
-        files.save_tensors(path, tensors, KIND, description)
+        files.save_tensors(path, tensors, kind=KIND, description=description)
 
     @classmethod
     def _load_members(
@@ -169,7 +171,7 @@ class Ensemble(nn.Module):
                 for name, tensor in tensors.items()
                 if name.startswith(start)
             }
-            files.load_state(path, member, state)
+            files.load_state(path, member, tensors=state)
             members.append(member)
         return cls(members, combine=description["combine"], weights=description["weights"])
 
@@ -206,7 +208,7 @@ class Ensemble(nn.Module):
             if not tensors:
                 raise files.StorageError(f"{path} holds no weights of the parent to restore")
             parent = copy.deepcopy(module)
-            files.load_state(path, parent, tensors)
+            files.load_state(path, parent, tensors=tensors)
         found = files.fingerprint(parent.state_dict())
         if found != description["fingerprint"]:
             raise files.StorageError(

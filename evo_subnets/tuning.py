@@ -132,7 +132,7 @@ def tune(
     module.train()
     with own_randomness(derive_seed(seed, "dropout"), device):
         if kept:
-            losses = kept.restore(module, optimizer, drawing, device)
+            losses = kept.restore(module, optimizer, generators=drawing, device=device)
         if on_epoch is not None:
             for epoch, mean in enumerate(losses):
                 on_epoch(epoch + 1, mean)
@@ -159,7 +159,9 @@ def tune(
             check_finite(losses[-1], epoch + 1)
             if kept:
                 last = epoch + 1 == tuning.epochs
-                kept.save(module, optimizer, drawing, device, losses, last)
+                kept.save(
+                    module, optimizer, generators=drawing, device=device, losses=losses, last=last
+                )  # fmt: skip
             if on_epoch is not None:
                 on_epoch(epoch + 1, losses[-1])
     if binding is not None:

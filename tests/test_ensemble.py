@@ -321,7 +321,7 @@ def test_files_with_bytes_zeroed_added_or_exchanged_are_refused(saved):
 
 
 def test_files_of_another_kind_or_version_are_refused(saved, monkeypatch):
-    save_tensors(saved, {}, "evo_subnets.other", {})
+    save_tensors(saved, {}, kind="evo_subnets.other", description={})
     with pytest.raises(StorageError, match=r"kind evo_subnets\.ensemble, got evo_subnets\.other"):
         Ensemble.load(saved, normalised())
     monkeypatch.setattr("evo_subnets.files.writing.VERSION", "2")

@@ -97,7 +97,7 @@ def _decoded_once(folder: Path, files: Sequence[Path], root: Path, size: int | N
     pixels = _decoded(files, size)
     try:
         description = {"folder": str(folder.resolve()), "image_size": size, "files": found}
-        save_tensors(cache, {"pixels": pixels}, CACHE, description)
+        save_tensors(cache, {"pixels": pixels}, kind=CACHE, description=description)
     except OSError as error:
         warnings.warn(
             f"{cache}: the decoded pictures are not kept ({error}): free space, or choose root",

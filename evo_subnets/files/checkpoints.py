@@ -48,6 +48,7 @@ class Checkpoint:
         self,
         module: nn.Module,
         optimizer: torch.optim.Optimizer,
+        *,
         generators: Sequence[torch.Generator],
         device: torch.device,
     ) -> list[float]:
@@ -65,7 +66,7 @@ class Checkpoint:
                 part, _, name = key.partition(".")
                 parts[part][name] = value
             losses = [float(loss) for loss in description["losses"]]
-            files.load_state(self.path, module, parts["module"])
+            files.load_state(self.path, module, tensors=parts["module"])
             restore_optimizer(optimizer, parts["optimizer"])
             if states := parts["random"]:
                 for index, generator in enumerate(generators):
@@ -90,6 +91,7 @@ class Checkpoint:
         self,
         module: nn.Module,
         optimizer: torch.optim.Optimizer,
+        *,
         generators: Sequence[torch.Generator],
         device: torch.device,
         losses: Sequence[float],
@@ -109,5 +111,7 @@ class Checkpoint:
             tensors["random.cpu"] = torch.get_rng_state()
             if device.type == "cuda":
                 tensors["random.cuda"] = torch.cuda.get_rng_state(device)
-        files.save_tensors(self.path, tensors, KIND, {"about": self.about, "losses": list(losses)})
+        files.save_tensors(
+            self.path, tensors, kind=KIND, description={"about": self.about, "losses": list(losses)}
+        )
         self.written = time.monotonic()

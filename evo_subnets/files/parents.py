@@ -13,7 +13,7 @@ KIND = "evo_subnets.parent"
 
 def save_parent(path: str | Path, network: nn.Module, *, about: Mapping[str, Any]) -> None:
     """Writes weights and buffers, and JSON that says what they are."""
-    files.save_tensors(path, network.state_dict(), KIND, about)
+    files.save_tensors(path, network.state_dict(), kind=KIND, description=about)
 
 
 def load_parent(
@@ -31,6 +31,6 @@ def load_parent(
                 f"{path} is a parent with {key} {found.get(key)}, this run asks for {about[key]}: "
                 "change the option or the output folder (--out)"
             )
-    files.load_state(path, network, tensors)
+    files.load_state(path, network, tensors=tensors)
     network.eval()
     return found

@@ -29,7 +29,7 @@ def fingerprint(tensors: Mapping[str, Tensor]) -> str:
 
 
 def save_tensors(
-    path: str | Path, tensors: Mapping[str, Tensor], kind: str, description: Mapping[str, Any]
+    path: str | Path, tensors: Mapping[str, Tensor], *, kind: str, description: Mapping[str, Any]
 ) -> None:
     """Writes tensors and a JSON description as a safetensors file of the given kind.
 
@@ -96,7 +96,7 @@ def load_tensors(path: str | Path, kind: str) -> tuple[dict[str, Tensor], dict[s
 
 
 def load_state(
-    path: str | Path, module: nn.Module, tensors: Mapping[str, Tensor], assign: bool = False
+    path: str | Path, module: nn.Module, *, tensors: Mapping[str, Tensor], assign: bool = False
 ) -> None:
     """Gives `module` the weights and buffers of a file, which must be its own, name by name.
 

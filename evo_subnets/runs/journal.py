@@ -55,7 +55,7 @@ class Journal:
     def once(self, name: str, compute: Callable[[], Any]) -> Any:
         """What `compute` returned, `plain`: it is called where no earlier run has done so."""
         if name not in self.found:
-            self.change(self.found, name, compute())
+            self.change(self.found, name, value=compute())
         return decoded(self.found[name])
 
     def record(self, name: str, key: str, value: Any) -> None:
@@ -63,9 +63,9 @@ class Journal:
         with self._lock:
             records = self.records.setdefault(name, {})
             if key not in records:
-                self.change(records, key, value)
+                self.change(records, key, value=value)
 
-    def change(self, where: dict[str, Any], key: str, value: Any) -> None:
+    def change(self, where: dict[str, Any], key: str, *, value: Any) -> None:
         """`where[key] = value`, on disk as well."""
         new = encoded(plain(value))  # before the first change: it may be refused
         with self._lock:

@@ -23,7 +23,7 @@ class Kept:
     """
 
     def __init__(
-        self, folder: Path, removed: Sequence[Path] | None, needed: str | Path | None
+        self, folder: Path, removed: Sequence[Path] | None, *, needed: str | Path | None
     ) -> None:
         self.folder, self.removed, self.needed = folder, removed, needed
         self.journal: Journal | None = None
@@ -47,7 +47,7 @@ class Kept:
             raise ValueError(f"run.ask(what, options) comes first, it opens {self.folder}")
         return self.journal
 
-    def ask(self, what: str, options: dict[str, Any], part: str) -> None:
+    def ask(self, what: str, options: dict[str, Any], *, part: str) -> None:
         if self.elsewhere:
             return
         if self.journal is None:
@@ -116,9 +116,9 @@ class Kept:
 
             def on_file(name: str) -> None:
                 self.told[part] = [*self.told.get(part, []), name]
-                journal.change(journal.events, part, self.told[part])
+                journal.change(journal.events, part, value=self.told[part])
 
-            self.trackers[part] = Tracker(self.folder / part, old, on_file)
+            self.trackers[part] = Tracker(self.folder / part, old, on_file=on_file)
         return self.trackers[part]
 
     def finish(self, part: str, results: Mapping[str, Any]) -> None:

@@ -45,7 +45,7 @@ class Run:
         if path.exists() and not path.is_dir():
             raise ValueError(f"{path} is a file: expected a folder, or a name that is free")
         removed = [inside(path, name) for name in (RESULTS, TRAINING, *outputs)]
-        self._kept: Kept | None = Kept(path, removed if overwrite else None, needed)
+        self._kept: Kept | None = Kept(path, removed if overwrite else None, needed=needed)
         self._part = ""
 
     @classmethod
@@ -79,7 +79,7 @@ class Run:
         except ValueError as error:
             raise ValueError(f"an option of {what}: {error}") from None
         if self._kept is not None:
-            self._kept.ask(self._part + what, encoded(named), self._part)
+            self._kept.ask(self._part + what, encoded(named), part=self._part)
 
     def once(self, name: str, compute: Callable[[], Any]) -> Any:
         """What `compute` returned as JSON (see `plain`): called where no earlier run has."""

@@ -50,7 +50,7 @@ class Tracker:
     on tells its story from the beginning. `on_file` gets the name of each file that is made.
     """
 
-    def __init__(self, folder: Path, old: Sequence[str], on_file: Callable[[str], None]) -> None:
+    def __init__(self, folder: Path, old: Sequence[str], *, on_file: Callable[[str], None]) -> None:
         self.folder, self.old, self.on_file = folder, old, on_file
         self._writer: Any = None
         self._failed = False

@@ -81,7 +81,10 @@ def damaged(tmp_path, actor):
             other = {"widths": [2, 3, 5], "words": ["2", "3", "4"], "nothing": None}[damage]
             network = {**description["network"], "widths": other}
             files.save_tensors(
-                path, tensors, "evo_subnets.actor", {"network": network, "about": {}}
+                path,
+                tensors,
+                kind="evo_subnets.actor",
+                description={"network": network, "about": {}},
             )
         return path
 

@@ -84,7 +84,7 @@ def test_files_of_pruned_members_are_smaller_and_load_bit_by_bit(tmp_path):
 
 def test_names_that_look_packed_are_left_alone(tmp_path):
     tensors = {"a": torch.zeros(990), "a.bits": torch.ones(2), "b": sparse_tensor(990, 0.1)}
-    files.save_tensors(tmp_path / "file", tensors, "kind", {})
+    files.save_tensors(tmp_path / "file", tensors, kind="kind", description={})
     loaded, _ = files.load_tensors(tmp_path / "file", "kind")
     assert sorted(loaded) == sorted(tensors)
     assert all(torch.equal(loaded[name], tensors[name]) for name in tensors)

@@ -328,7 +328,7 @@ def bad_parent(parent, tmp_path):
         elif damage == "widths":
             tensors, description = files.load_tensors(parent, "evo_subnets.actor")
             description["network"]["widths"] = [2, 2, 3]
-            files.save_tensors(path, tensors, "evo_subnets.actor", description)
+            files.save_tensors(path, tensors, kind="evo_subnets.actor", description=description)
         elif damage == "actions":
             actor = built(lambda: impala_actor((2, 2, 2), frame_stack=2, actions=4))
             save_actor(path, actor, about={})
