@@ -2,8 +2,8 @@
 
     python benchmarks/crash.py --kills 20
 
-Every run ends with `results.json` as the uninterrupted one wrote it, byte for byte, or is counted
-as a failure.
+Every run ends with `results.json` as the uninterrupted one wrote it, to the last digit, or is
+counted as a failure. Only its provenance may differ: dates, and how often the run was resumed.
 """
 
 import os
@@ -15,10 +15,12 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import tyro
 
 from configs.command_line import run
+from evo_subnets import files
 from evo_subnets.runs.report import table
 from evo_subnets.runs.tracking import bar
 
@@ -29,14 +31,14 @@ PROCGEN = (
     "--total-timesteps 512 --checkpoint-every 64 --population-size 8 --ensemble-size 4 "
     "--validation-episodes 2 --test-episodes 4"
 )
-IMAGES = "image_ensemble.py --dataset digits --model lenet-s --limit 600 --parent-epochs 6 "
+IMAGES = "--dataset digits --model lenet-s --limit 600 --parent-tuning.epochs 6"
+NOISY = f"image_ensemble.py noisy {IMAGES} --population-size 32 --ensemble-size 8"
 COMMANDS = {
     "procgen_ensemble, PPO and children": PROCGEN,
-    "image_ensemble, noisy": IMAGES + "--method noisy --population-size 32 --members 8",
-    "image_ensemble, stochastic": IMAGES
-    + "--method stochastic --members 4 --child-epochs 3 --annealing.epochs 2",
-    "image_ensemble over 2 workers": IMAGES
-    + "--method noisy --population-size 32 --members 8 --workers 2",
+    "image_ensemble, noisy": NOISY,
+    "image_ensemble, stochastic": f"image_ensemble.py stochastic {IMAGES} --ensemble-size 4 "
+    "--epochs 3 --annealing-epochs 2",
+    "image_ensemble over 2 workers": f"{NOISY} --workers 2",
 }
 
 
@@ -67,13 +69,14 @@ def start(command: str, folder: Path) -> subprocess.Popen[bytes]:
         )
 
 
-def finish(command: str, folder: Path) -> bytes:
+def finish(command: str, folder: Path) -> dict[str, Any]:
     """The results of the command run to its end; a RuntimeError shows why there are none."""
     process = start(command, folder)
     if process.wait() != 0:
         log = (folder / "log").read_text(errors="replace")
         raise RuntimeError(f"{command}\nended with status {process.returncode}:\n{log[-2000:]}")
-    return (folder / "run" / "results.json").read_bytes()
+    results = files.read_json(folder / "run" / "results.json")
+    return {key: value for key, value in results.items() if key != "provenance"}
 
 
 def kill(process: subprocess.Popen[bytes]) -> None:
