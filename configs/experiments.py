@@ -268,7 +268,7 @@ def of_methods(names: Sequence[str], model: str) -> Preset:
         raise ValueError(f"there are no methods {unknown}; there are {list(METHODS)}")
     return Preset(
         f"Methods as they are: {', '.join(names)}",
-        "no table of a paper",
+        "No table of a paper",
         model,
         adam(8),
         16,

@@ -9,7 +9,6 @@ a run that was killed goes on where it stopped when the same command is given ag
 
 import hashlib
 import json
-import statistics
 import time
 from functools import partial
 from typing import Any
@@ -20,15 +19,14 @@ from torch import nn
 from configs.command_line import choose_device, run
 from configs.compare import CompareArgs
 from configs.experiments import Experiment, Preset
-from evo_subnets import Ensemble, divergence
+from evo_subnets import Ensemble
 from evo_subnets.data import Dataset
 from evo_subnets.engines import keep_freed_memory
 from evo_subnets.methods import with_seed
-from evo_subnets.metrics.contest import Contest, corrupted
+from evo_subnets.metrics.contest import Contest, corrupted, further
 from evo_subnets.metrics.tables import Line, draw, lines_csv, summary, table_text
 from evo_subnets.models import build
 from evo_subnets.options import described
-from evo_subnets.prediction import predict, predict_members
 from evo_subnets.runs import Run
 from evo_subnets.streams import derive_seed
 from evo_subnets.task import Task
@@ -105,7 +103,7 @@ def measured(
         row |= {"label": experiment.label, "seed": seed}
         row["x"] = size if experiment.prefixes else experiment.x
         if table.columns:
-            row |= further(parent, Ensemble(members[:size]), data)
+            row |= further(Ensemble(members[:size]), data.test, parent=parent)
         if args.corruptions:
             some = Ensemble(members[:size])
             row |= corrupted(some, data.test, source=args.corruptions, seed=0)
@@ -118,20 +116,6 @@ def measured(
         flush=True,
     )
     return rows
-
-
-def further(parent: nn.Module | None, ensemble: Ensemble, data: Dataset) -> dict[str, Any]:
-    """The vote's accuracy, and how far the members are from their parent (figure 4.3)."""
-    logits = predict_members(ensemble, data.test)
-    votes = Ensemble(list(ensemble.members), combine="vote").combined(logits)
-    right = float((votes.argmax(1) == data.test.labels).double().mean())
-    if parent is None:
-        return {"vote_accuracy": right, "divergence": None}
-    own = predict(parent, data.test)
-    return {
-        "vote_accuracy": right,
-        "divergence": statistics.fmean(divergence(own, child) for child in logits),
-    }
 
 
 def network(args: CompareArgs, data: Dataset, dropout: float, seed: int) -> nn.Module:

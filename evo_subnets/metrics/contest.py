@@ -1,18 +1,20 @@
 """Models on the same test images: a row of numbers each, and how they differ."""
 
+import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, get_args
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from evo_subnets.data import Images
 from evo_subnets.ensemble import Ensemble
 from evo_subnets.metrics.predictive import Score, difference_interval
 from evo_subnets.metrics.report import COLUMNS, CORRUPTED, SCORES, report
 from evo_subnets.metrics.robustness import corrupted_scores
-from evo_subnets.prediction import predict_members
+from evo_subnets.prediction import predict, predict_members
 from evo_subnets.runs.report import table
+from evo_subnets.trust_region import divergence
 
 FEWEST = 100
 """Test images from which on a difference says anything."""
@@ -88,6 +90,21 @@ def corrupted(
 
     found = corrupted_scores(answers, images, source=source, seed=seed, on_set=on_set)
     return {f"corrupted_{key}": value for key, value in asdict(found).items()}
+
+
+def further(
+    ensemble: Ensemble, images: Images, *, parent: nn.Module | None
+) -> dict[str, float | None]:
+    """Further numbers of a row: the vote's accuracy, and how far the members are from a parent
+    (Whitaker 2023, figure 4.3)."""
+    logits = predict_members(ensemble, images)
+    votes = Ensemble(list(ensemble.members), combine="vote").combined(logits)
+    right = float((votes.argmax(1) == images.labels).double().mean())
+    if parent is None:
+        return {"vote_accuracy": right, "divergence": None}
+    own = predict(parent, images)
+    apart = statistics.fmean(divergence(own, child) for child in logits)
+    return {"vote_accuracy": right, "divergence": apart}
 
 
 def contest_text(results: Mapping[str, Any]) -> str:
