@@ -68,15 +68,17 @@ def bare(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("how", ["deleted", "off"])
-def test_without_engines_the_rest_works_and_gives_the_same_children(how, bare):
-    folder, variables = (bare, {}) if how == "deleted" else (TESTS.parent, {engines.SWITCH: "off"})
-    expected = printed("-c", CHILDREN, folder=TESTS.parent, **{engines.SWITCH: "on"})
-    assert printed("-c", CHILDREN, folder=folder, **variables) == expected
+def test_without_engines_the_rest_works(bare):
     files = [f"tests/test_{name}.py" for name in FILES]
     chosen = ["-p", "no:cacheprovider", "-k", f"not ({LEFT_OUT})", *files]
-    text = printed("-m", "pytest", *chosen, folder=folder, **variables)
-    assert " passed" in text
+    assert " passed" in printed("-m", "pytest", *chosen, folder=bare)
+
+
+def test_without_engines_children_are_the_same(bare):
+    """Deleted or turned off, bit for bit."""
+    expected = printed("-c", CHILDREN, folder=TESTS.parent, **{engines.SWITCH: "on"})
+    off = printed("-c", CHILDREN, folder=TESTS.parent, **{engines.SWITCH: "off"})
+    assert printed("-c", CHILDREN, folder=bare) == off == expected
 
 
 def test_the_copy_is_what_was_tested_and_holds_the_door_alone(bare):
