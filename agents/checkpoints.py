@@ -23,6 +23,8 @@ from evo_subnets import files
 from evo_subnets.files.checkpoints import optimizer_tensors, restore_optimizer
 
 KIND = "evo_subnets.ppo_checkpoint"
+MILESTONE = "evo_subnets.ppo_milestone"
+SAME_FEATURES = ("policy.pi_features_extractor.", "policy.vf_features_extractor.")
 COUNTERS = ("num_timesteps", "_n_updates", "_episode_num")
 
 
@@ -99,6 +101,47 @@ def load_checkpoint(model: PPO, path: Path) -> None:
     restore_optimizer(model.policy.optimizer, _part(tensors, "optimizer."))
     _restore_environments(model, tensors)
     _restore_generators(model, tensors, description["generators"])
+
+
+def save_milestone(checkpoint: Path, path: Path) -> int:
+    """Writes what is worth keeping of a checkpoint where another run may begin: policy, critic and
+    the normaliser's statistics, a sixth of its size; its steps come back.
+
+    Weights are in half precision, so a run that begins there does not have the bits of the first.
+    """
+    tensors, description = files.load_tensors(checkpoint, KIND)
+    kept = {
+        name: tensor.half() if name.startswith("policy.") else tensor
+        for name, tensor in tensors.items()
+        if name.startswith("policy.") or name == "normalizer.statistics"
+        if not name.startswith(SAME_FEATURES)  # what actor and critic share has three names
+    }
+    steps = int(description["counters"]["num_timesteps"])
+    about = {"run": description["run"], "steps": steps}
+    files.save_tensors(path, kept, kind=MILESTONE, description=about)
+    return steps
+
+
+def load_milestone(model: PPO, path: Path) -> None:
+    """Gives a new agent the policy, the critic, the normaliser and the steps of a milestone.
+
+    A StorageError where the file is damaged, a ValueError where it is of another game, mode or
+    network.
+    """
+    tensors, description = files.load_tensors(path, MILESTONE)
+    own = _run(model)
+    same = ("game", "mode", "frame_stack", "widths")
+    _check_run(path, description["run"], {name: own[name] for name in same})
+    weights = {name: tensor.float() for name, tensor in _part(tensors, "policy.").items()}
+    for name in model.policy.state_dict():
+        _, shared, layer = name.partition("_features_extractor.")
+        if shared:
+            weights[name] = weights[f"features_extractor.{layer}"]
+    files.load_state(path, model.policy, tensors=weights)
+    statistics = _layers(model)[0].ret_rms
+    statistics.mean, statistics.var, count = tensors["normalizer.statistics"].numpy().copy()
+    statistics.count = float(count)
+    model.num_timesteps = int(description["steps"])
 
 
 def _layers(model: PPO) -> tuple[VecNormalize, VecMonitor, ProcgenSimulator]:

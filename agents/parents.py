@@ -160,6 +160,7 @@ def train_parent(
     seed: int = 0,
     device: str = "cpu",
     checkpoint_every: int = 50_000,
+    warm_start: Path | None = None,
 ) -> tuple[Actor, dict[str, Any]]:
     """A trained parent and what its file says of it; a training that is found in the run's folder
     goes on, see `ppo.train`. The folder gets `policy.safetensors`.
@@ -168,7 +169,8 @@ def train_parent(
     """
     if run.folder is None:
         raise ValueError("a parent's training needs a folder for its checkpoints: Run(folder)")
-    run.ask("parent", {"game": game, "mode": mode, "seed": seed, "ppo": asdict(settings)})
+    asked = {"game": game, "mode": mode, "seed": seed, "ppo": asdict(settings)}
+    run.ask("parent", asked | ({"warm_start": warm_start} if warm_start else {}))
     agent = train(
         game,
         settings,
@@ -178,6 +180,7 @@ def train_parent(
         seed=seed,
         device=device,
         checkpoint_every=checkpoint_every,
+        warm_start=warm_start,
     )
     actor = Actor.from_agent(agent)
     about = {"game": game, "mode": mode, "seed": seed, "steps": agent.num_timesteps}

@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 
 from agents.checkpoints import (
     load_checkpoint,
+    load_milestone,
     newest_checkpoint,
     remove_half_written,
     save_checkpoint,
@@ -187,6 +188,7 @@ def train(
     seed: int = 0,
     device: str = "auto",
     checkpoint_every: int = 50_000,
+    warm_start: Path | None = None,
 ) -> PPO:
     """The trained agent; a run that is found in `out` goes on from its newest checkpoint.
 
@@ -194,6 +196,9 @@ def train(
     same options; hyper-parameters may also be others now. A ValueError where the game, the levels,
     the network, the seed or the number of environments are others, or where it has gone on for
     longer than is asked for already.
+
+    `warm_start`: a milestone (see `checkpoints.save_milestone`) where a run without checkpoints
+    begins, with a new optimizer and new games.
 
     `out` gets `checkpoint-STEPS.safetensors` (the two newest, one at the end), `curve.csv` (steps,
     mean return of the last 100 episodes) and TensorBoard logs.
@@ -212,6 +217,8 @@ def train(
         model = make_ppo(env, settings, seed=seed, device=device)
         if checkpoint is not None:
             load_checkpoint(model, checkpoint)
+        elif warm_start is not None:
+            load_milestone(model, warm_start)
         if model.num_timesteps - total_timesteps >= settings.num_envs * settings.rollout_steps:
             raise ValueError(
                 f"{out} holds a run of {model.num_timesteps:,} steps already: total_timesteps "

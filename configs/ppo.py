@@ -41,6 +41,8 @@ class ParentArgs:
     """Environment steps between two checkpoints."""
     card_episodes: int = 256
     """Episodes on training and on unseen levels for the model card."""
+    warm_start: Path | None = None
+    """A milestone (parents/ENV/milestone.safetensors) to begin at; None: at the start."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the network runs."""
     seed: int = 0
@@ -51,6 +53,8 @@ class ParentArgs:
         for name in ("total_timesteps", "checkpoint_every", "card_episodes"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.warm_start is not None and not self.warm_start.is_file():
+            raise ValueError(f"{self.warm_start}: there is no such file; --warm-start names one")
         if not 0 <= self.seed < 2**31:
             raise ValueError(f"seed must be in 0..2**31 - 1, got {self.seed}")
 
@@ -62,6 +66,7 @@ class ParentArgs:
             "checkpoint_every": self.checkpoint_every,
             "mode": self.mode,
             "seed": self.seed,
+            "warm_start": self.warm_start,
         }
 
 

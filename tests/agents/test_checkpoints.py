@@ -20,6 +20,7 @@ from agents.checkpoints import (
     load_checkpoint,
     newest_checkpoint,
     save_checkpoint,
+    save_milestone,
 )
 from agents.fast.ppo import FastPPO
 from agents.ppo import PPOSettings, make_ppo, make_training_env, train
@@ -373,3 +374,54 @@ def test_a_failing_write_leaves_no_half_checkpoint(uninterrupted, copy, monkeypa
     assert not list(copy.glob(".*"))
     go_on(copy)
     check_same_end(copy, uninterrupted[0])
+
+
+# --- milestones
+
+
+@pytest.fixture
+def milestone(uninterrupted, tmp_path):
+    path = tmp_path / "milestone.safetensors"
+    assert save_milestone(newest_checkpoint(uninterrupted[0]), path) == TOTAL
+    return path
+
+
+@pytest.mark.moves_generators
+def test_a_run_begins_at_a_milestone_with_weights_in_half_precision(
+    uninterrupted, milestone, tmp_path
+):
+    whole = newest_checkpoint(uninterrupted[0])
+    assert milestone.stat().st_size < whole.stat().st_size / 4
+    begun = go_on(tmp_path / "begun", TOTAL, warm_start=milestone)  # nothing is left to do
+    assert begun.num_timesteps == TOTAL
+    expected = uninterrupted[1].policy.state_dict()
+    for name, weight in begun.policy.state_dict().items():
+        assert torch.equal(weight, expected[name].half().float()), name
+    normalizers = [each.get_vec_normalize_env().ret_rms for each in (begun, uninterrupted[1])]
+    one, other = ((each.mean, each.var, each.count) for each in normalizers)
+    assert one == pytest.approx(other)
+    further = go_on(tmp_path / "further", TOTAL + UPDATE, warm_start=milestone, seed=SEED + 1)
+    assert further.num_timesteps == TOTAL + UPDATE
+    again = go_on(tmp_path / "further", TOTAL + 2 * UPDATE, warm_start=milestone, seed=SEED + 1)
+    assert again.num_timesteps == TOTAL + 2 * UPDATE, "from its own checkpoint"
+
+
+@pytest.mark.moves_generators
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"game": "coinrun"}, "game fruitbot .now coinrun."),
+        ({"mode": "hard"}, "mode easy .now hard."),
+        ({"settings": replace(SETTINGS, widths=(2, 2, 4))}, "widths"),
+    ],
+)
+def test_a_milestone_of_another_game_or_network_is_refused(changes, message, milestone, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        go_on(tmp_path / "other", warm_start=milestone, **changes)
+
+
+@pytest.mark.moves_generators
+def test_a_damaged_milestone_is_refused(milestone, tmp_path):
+    milestone.write_bytes(milestone.read_bytes()[:-9])
+    with pytest.raises(StorageError, match="truncated"):
+        go_on(tmp_path / "other", warm_start=milestone)
