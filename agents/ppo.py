@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger, TensorBoardOutputFormat
+from stable_baselines3.common.utils import get_device
 from stable_baselines3.common.vec_env import VecMonitor, VecNormalize
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from torch import nn
@@ -29,6 +30,9 @@ from envs.adapters import ProcgenVecEnv
 from envs.procgen import TRAIN_LEVELS, Levels, Mode, ProcgenSimulator
 from evo_subnets.engines import keep_freed_memory
 from evo_subnets.files import write_atomically
+
+GAME_THREADS = 4
+"""That play the games while the network is on another device."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +104,7 @@ def make_training_env(
     levels: Levels = TRAIN_LEVELS,
     mode: Mode = "easy",
     seed: int = 0,
+    num_threads: int = 0,
 ) -> VecNormalize:
     """The game with episode statistics of the raw rewards, and normalised rewards on top."""
     simulator = ProcgenSimulator(
@@ -109,6 +114,7 @@ def make_training_env(
         mode=mode,
         frame_stack=settings.frame_stack,
         seed=seed,
+        num_threads=num_threads,
     )
     monitored = VecMonitor(ProcgenVecEnv(simulator))
     return VecNormalize(
@@ -212,7 +218,8 @@ def train(
     out.mkdir(parents=True, exist_ok=True)
     remove_half_written(out)
     checkpoint = newest_checkpoint(out)
-    env = make_training_env(game, settings, levels=levels, mode=mode, seed=seed)
+    free = 0 if get_device(device).type == "cpu" else GAME_THREADS  # else the network needs them
+    env = make_training_env(game, settings, levels=levels, mode=mode, seed=seed, num_threads=free)
     try:
         model = make_ppo(env, settings, seed=seed, device=device)
         if checkpoint is not None:

@@ -119,7 +119,8 @@ def make_agents(env: object, settings: PPOSettings, device: str = "cpu") -> dict
 
 def check(agents: dict[str, PPO]) -> str:
     """Largest differences on a rollout of the first side's; an AssertionError where losses or
-    gradients differ by more than 1e-5."""
+    gradients differ by more than 1e-5 on a CPU. A GPU adds the 2,048 pictures' parts up in an order
+    of its own: 8e-5 was seen there."""
     source = agents[PLAIN]
     source.train = lambda: None  # type: ignore[method-assign]
     source.learn(source.n_steps * source.n_envs)
@@ -135,9 +136,10 @@ def check(agents: dict[str, PPO]) -> str:
     lines = []
     for name in (OURS_IN_SB3, FAST):
         differences = [largest(a, b) for a, b in zip(found[PLAIN], found[name], strict=True)]
-        assert max(differences[:2]) < 1e-5, (name, differences)
+        rounding = 1 if agent.device.type == "cpu" else 30
+        assert max(differences[:2]) < 1e-5 * rounding, (name, differences)
         # Adam's first steps are as long for a gradient of rounding errors as for any other
-        assert differences[2] < 1e-4, (name, differences)
+        assert differences[2] < 1e-4 * rounding, (name, differences)
         losses, gradients, after = (f"{each:.0e}" for each in differences)
         lines.append(
             f"{name}: losses differ by {losses}, gradients by {gradients} of the largest, weights "
