@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from agents.play.course import Episodes, Group
-from envs.procgen import Frames, ProcgenSimulator
+from envs.procgen import ProcgenSimulator
+from envs.states import Frames
 from evo_subnets.rl import EnsemblePolicy
 
 NO_OPERATION = 4
