@@ -158,9 +158,7 @@ class ProcgenSimulator:
             )
         simulator, shape = self._simulator, self._stack.shape[1:]
         for state in states:
-            check_state(
-                state, game=self.game, mode=self.mode, shape=shape, time_limit=self.time_limit
-            )
+            check_state(state, game=self.game, mode=self.mode, shape=shape)
         for slot, state in enumerate(states, start):
             simulator.call_c_func("set_state", slot, state.simulator, len(state.simulator))
             self._stack[slot] = state.frames
