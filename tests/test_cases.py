@@ -20,16 +20,16 @@ def case(check: Callable[[], None]) -> Callable[[], None]:
     return check
 
 
-# --- Outputs and inputs ---------------------------------------------------------------------------
+# --- Outputs and inputs -------------------------------------------------------------------------
 
 
-# --- An ensemble is its members; a child is the parent plus its mutation ----------------------------
+# --- An ensemble is its members; a child is the parent plus its mutation ------------------------
 
 
-# --- What is a weight -------------------------------------------------------------------------------
+# --- What is a weight ---------------------------------------------------------------------------
 
 
-# --- Simulators, agents, folders of pictures, devices, seeds ----------------------------------------
+# --- Simulators, agents, folders of pictures, devices, seeds ------------------------------------
 
 
 @pytest.mark.parametrize("threads", [1, 2])
