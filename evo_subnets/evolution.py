@@ -17,11 +17,13 @@ from evo_subnets.ensemble import Ensemble
 from evo_subnets.mutation import Mutation, materialize
 from evo_subnets.runs import Run
 from evo_subnets.search import Search
+from evo_subnets.streams import derive_seed
 from evo_subnets.subnetworks import Include, Params, included, parameters
 from evo_subnets.workers import Here, Workers
 
-Fitness = Callable[[nn.Module], float]
-"""A model to its fitness on validation data. Higher is better."""
+Fitness = Callable[[nn.Module], float | Sequence[float]]
+"""A model to its fitness on validation data: a number, or one for each case (the return of each
+episode, the score of each sample), whose mean it is. Higher is better."""
 
 
 class PopulationError(ValueError):
@@ -46,12 +48,16 @@ class Child:
     mutation: Mutation
     fitness: float
     reason: str | None = None
+    cases: tuple[float, ...] = ()
+    """What the fitness is the mean of, case by case, where that is known."""
 
     @classmethod
-    def judged(cls, mutation: Mutation, fitness: float) -> "Child":
+    def judged(cls, mutation: Mutation, fitness: float | Sequence[float]) -> "Child":
         """One whose evaluation came to its end."""
-        value = float(fitness)
-        return cls(mutation, value, "fitness is NaN" if math.isnan(value) else None)
+        values = torch.as_tensor(fitness, dtype=torch.float64, device="cpu")
+        cases = tuple(values.tolist()) if values.ndim == 1 else ()
+        value = math.fsum(cases) / len(cases) if cases else float(values)
+        return cls(mutation, value, "fitness is NaN" if math.isnan(value) else None, cases)
 
     @property
     def failed(self) -> bool:
@@ -185,14 +191,28 @@ def check_strength(
         )
 
 
-def select(children: Sequence[Child], k: int) -> list[Child]:
-    """The k fittest children, best first, ties in the order given.
+def select(children: Sequence[Child], k: int, *, seed: int = 0) -> list[Child]:
+    """The k fittest children, best first.
 
-    Failed children come last: they are chosen only where k exceeds the number of the others.
+    Children of equal fitness are ordered by chance, which `seed` and their recipes alone decide. Of
+    a child and its mirror only the better one counts, for their noise would cancel; the other one,
+    and then failed children, are chosen only where k exceeds the number of the rest.
     """
     if not 1 <= k <= len(children):
         raise ValueError(f"k must be in 1..{len(children)}, the number of children, got {k}")
-    return sorted(children, key=lambda child: (child.failed, -child.fitness))[:k]
+
+    def rank(child: Child) -> tuple[bool, float, int]:
+        value = 0.0 if child.failed else -child.fitness
+        return child.failed, value, derive_seed(seed, "tie", *map(repr, astuple(child.mutation)))
+
+    first: list[Child] = []
+    mirrors: list[Child] = []
+    seen: set[Mutation] = set()
+    for child in sorted(children, key=rank):
+        (mirrors if child.mutation.mirrored() in seen else first).append(child)
+        seen.add(child.mutation)
+    alive = [child for child in (*first, *mirrors) if not child.failed]
+    return [*alive, *(child for child in (*first, *mirrors) if child.failed)][:k]
 
 
 class Evolution:
@@ -228,7 +248,8 @@ class Evolution:
         if not alive:
             reasons = {child.reason for child in self.children}
             raise ValueError(f"no child can be chosen: all {len(self.children)} failed ({reasons})")
-        return select(alive, min(self.search.ensemble_size, len(alive)))
+        k = min(self.search.ensemble_size, len(alive))
+        return select(alive, k, seed=self.search.seed)
 
     def model(self, child: Child) -> nn.Module:
         """A child as a module of its own."""
@@ -287,7 +308,8 @@ def evolve(
 def keep_child(run: Run, child: Child, *, name: str = "children") -> None:
     """Writes a child into the run's journal, at once."""
     recipe = " ".join(map(repr, astuple(child.mutation)))
-    run.record(name, recipe, {"fitness": child.fitness, "reason": child.reason})
+    cases = {"cases": child.cases} if child.cases else {}
+    run.record(name, recipe, {"fitness": child.fitness, "reason": child.reason, **cases})
 
 
 def kept_children(run: Run, *, name: str = "children") -> list[Child]:
@@ -297,7 +319,8 @@ def kept_children(run: Run, *, name: str = "children") -> list[Child]:
         try:
             seed, *numbers = recipe.split(" ")
             mutation = Mutation(int(seed), *map(float, numbers))
-            children.append(Child(mutation, float(record["fitness"]), record["reason"]))
+            cases = tuple(map(float, record.get("cases", ())))
+            children.append(Child(mutation, float(record["fitness"]), record["reason"], cases))
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise files.StorageError(
                 f"{run.folder}: {name} of the journal holds no children ({error}); --overwrite "
