@@ -265,46 +265,6 @@ class Evolution:
         return Ensemble.from_mutations(self.module, mutations, include=self.search.include)
 
 
-def evolve(
-    module: nn.Module,
-    fitness: Fitness,
-    *,
-    search: Search,
-    on_child: Callable[[Child], None] | None = None,
-    run: Run = NOTHING_KEPT,
-    workers: Workers = HERE,
-) -> Evolution:
-    """One generation of children, evaluated; the result has `.children`, `.elites`, `.ensemble`.
-
-    Take the search from `search_trust_region`: a sigma that is small for one network destroys
-    another. `run` keeps every child, so that the same call goes on where an earlier one was
-    stopped; `workers`: where children are evaluated, see `evaluate`.
-    """
-    evolution = Evolution(module, search)
-    run.ask("evolve", {**search.about(), "parent": files.fingerprint(module.state_dict())})
-    mutations = evolution.ask()
-    with run.bar("children", len(mutations)) as advance:
-
-        def told(child: Child) -> None:
-            keep_child(run, child)
-            advance(1, f"fitness {child.fitness:.4g}")
-            if on_child is not None:
-                on_child(child)
-
-        children = evaluate(
-            module,
-            mutations,
-            fitness=fitness,
-            include=search.include,
-            on_child=told,
-            done=kept_children(run),
-            workers=workers,
-        )
-    evolution.tell(children)
-    show_fitness(run, children)
-    return evolution
-
-
 def keep_child(run: Run, child: Child, *, name: str = "children") -> None:
     """Writes a child into the run's journal, at once."""
     recipe = " ".join(map(repr, astuple(child.mutation)))
@@ -329,7 +289,7 @@ def kept_children(run: Run, *, name: str = "children") -> list[Child]:
     return children
 
 
-def show_fitness(run: Run, children: Sequence[Child]) -> None:
+def show_fitness(run: Run, children: Sequence[Child], *, generation: int = 0) -> None:
     """The distribution of a generation's fitness in TensorBoard."""
     fitness = [child.fitness for child in children if not child.failed]
-    run.histogram("children/fitness", fitness)
+    run.histogram("children/fitness", fitness, generation)

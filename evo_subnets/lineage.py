@@ -128,9 +128,10 @@ class Lineage:
         """
         out = {} if out is None else out
         names = set(included(root, include))
-        out.update({name: weight for name, weight in root.items() if name not in names})
-        for name in names:
-            weight = root[name]
+        for name, weight in root.items():
+            if name not in names:
+                out[name] = weight
+                continue
             total = wide(weight)
             memories = [torch.zeros_like(total) for _ in range(self.rule.memories)]
             for number, step in enumerate(self.steps, start=1):

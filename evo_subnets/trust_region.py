@@ -115,17 +115,14 @@ def search_trust_region(
     names = included(parent, search.include)
     table: list[Trial] = []
 
-    @torch.no_grad()
-    def outputs() -> Tensor:
-        return torch.cat([work(batch) for batch in torch.split(inputs, batch_size)])
-
-    parent_outputs = outputs()
+    parent_outputs = outputs_of(work, inputs, batch_size=batch_size)
 
     def measured(sigma: float, density: float) -> float:
         total = 0.0
         for mutation in search.measured(sigma, density)[:children]:
             materialize(parent, mutation, out=child, include=names)
-            total += divergence(parent_outputs, outputs(), measure=measure)
+            outputs = outputs_of(work, inputs, batch_size=batch_size)
+            total += divergence(parent_outputs, outputs, measure=measure)
         trial = Trial(sigma, density, total / children)
         table.append(trial)
         if on_trial is not None:
@@ -153,6 +150,16 @@ def search_trust_region(
         )
     found = replace(search, sigma=best.sigma, density=best.density)
     return TrustRegion(found, best.divergence, tuple(table))
+
+
+@torch.no_grad()
+def outputs_of(module: nn.Module, inputs: Tensor, *, batch_size: int = 256) -> Tensor:
+    """(samples, outputs) of a module in eval mode; it goes back to the mode that it was in."""
+    training = module.training
+    module.eval()
+    outputs = torch.cat([module(batch) for batch in torch.split(inputs, batch_size)])
+    module.train(training)
+    return outputs
 
 
 def find_root(measured: Callable[[float], float], target: float, *, sigma: float) -> float:

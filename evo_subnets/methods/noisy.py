@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from evo_subnets.ensemble import Ensemble
-from evo_subnets.evolution import evolve, show_fitness
+from evo_subnets.evolution import show_fitness
+from evo_subnets.generations import evolve
 from evo_subnets.methods.result import HERE, NOTHING_KEPT, Result, begin
 from evo_subnets.metrics import count_parameters
 from evo_subnets.options import refuse_idle
