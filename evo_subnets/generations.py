@@ -102,6 +102,18 @@ class Evolved(Evolution):
         self.history: list[Generation] = []
         self.evolved: nn.Module = parent
 
+    def models(self) -> dict[str, nn.Module]:
+        """What came of it, by name; which is best is validation's to say, not the test's."""
+        elites = self.elites
+        found: dict[str, nn.Module] = {"best child": self.model(elites[0])}
+        if len(elites) > 1:
+            found[f"ensemble of {len(elites)}"] = self.ensemble
+            found[f"soup of {len(elites)}"] = self.soup()
+        if self.lineage.steps:
+            found["evolved parent"] = self.evolved
+            found[f"{self.search.ensemble_size} around the evolved parent"] = self.around()
+        return found
+
     def soup(self) -> nn.Module:
         """One network: the mean of the elites' weights (Wortsman et al. 2022)."""
         elites = self.elites
@@ -162,9 +174,15 @@ def evolve(
                 workers=workers,
             )
 
-    return move(
+    moving = _checked(moving, search, generations=generations, inputs=inputs)
+    about = {"generations": generations, "moving": described(moving)} if moving else {}
+    parent = files.fingerprint(module.state_dict())
+    run.ask("evolve", {**search.about(), "parent": parent, **about})
+    evolved = move(
         module, judge, search=search, generations=generations, moving=moving, inputs=inputs, run=run
     )
+    show_fitness(run, evolved.children, generation=evolved.generation - 1)
+    return evolved
 
 
 def move(
@@ -176,35 +194,29 @@ def move(
     moving: Moving | None = None,
     inputs: Tensor | None = None,
     run: Run = NOTHING_KEPT,
+    name: str = "children",
     on_generation: Callable[[Generation], None] | None = None,
 ) -> Evolved:
-    """`evolve` for children that are judged in another way, for example all at once in a game."""
-    if generations < 1:
-        raise ValueError(f"generations must be at least 1, got {generations}")
-    moving = Moving() if moving is None and generations > 1 else moving
+    """`evolve` for children that are judged in another way, for example all at once in a game.
+
+    `name`: of the population, where a run has several; `on_generation` sees each generation.
+    """
+    moving = _checked(moving, search, generations=generations, inputs=inputs)
     if moving is None:
-        search.mutations()  # a search whose sigma is not known is refused now
-        _ask(run, module, search)
         evolved = Evolved(module, search, lineage=Lineage())
-        evolved.tell(judge(module, evolved.ask(), generation=0, name="children"))
-        show_fitness(run, evolved.children)
+        evolved.tell(judge(module, evolved.ask(), generation=0, name=name))
         return evolved
-    if inputs is None and (moving.noise or moving.step or moving.drift):
-        raise ValueError(
-            "generations are bounded by divergences, which are measured on inputs: give inputs="
-        )
-    _ask(run, module, search, generations=generations, moving=described(moving))
     walk = _Walk(module, moving, search=search, inputs=inputs)
     for number in range(generations):
-        evolved = Evolved(walk.parent, walk.search_of(number, run), lineage=walk.lineage)
+        evolved = Evolved(walk.parent, walk.search_of(number, run, name), lineage=walk.lineage)
         evolved.generation = number
-        mutations, name = evolved.ask(), f"generation {number}"
-        judged = partial(judge, evolved.module, mutations, generation=number, name=name)
+        mutations, kept = evolved.ask(), f"{name} of generation {number}"
+        judged = partial(judge, evolved.module, mutations, generation=number, name=kept)
 
         chosen = partial(_chosen, evolved, judged, walk)
-        generation = _from_record(run.once(f"step {number}", chosen))
+        generation = _from_record(run.once(f"{name}: step {number}", chosen))
         walk.take(generation)
-        run.forget(f"generation {number - 1}")  # what is needed of it is in its step
+        run.forget(f"{name} of generation {number - 1}")  # what is needed of it is in its step
         show_generation(run, generation, number=number)
         if on_generation is not None:
             on_generation(generation)
@@ -214,8 +226,23 @@ def move(
     if not evolved.children:  # an earlier part of the run has judged them
         evolved.tell(judged())
     evolved.lineage, evolved.history, evolved.evolved = walk.lineage, walk.history, walk.parent
-    show_fitness(run, evolved.children, generation=len(walk.history) - 1)
     return evolved
+
+
+def _checked(
+    moving: Moving | None, search: Search, *, generations: int, inputs: Tensor | None
+) -> Moving | None:
+    """How the parent moves; a ValueError where generations cannot be had."""
+    if generations < 1:
+        raise ValueError(f"generations must be at least 1, got {generations}")
+    moving = Moving() if moving is None and generations > 1 else moving
+    if moving is None or moving.noise is None:
+        search.mutations()  # a search whose sigma is not known is refused now
+    if moving is not None and inputs is None and (moving.noise or moving.step or moving.drift):
+        raise ValueError(
+            "generations are bounded by divergences, which are measured on inputs: give inputs="
+        )
+    return moving
 
 
 def _chosen(evolved: Evolved, judged: Callable[[], list[Child]], walk: "_Walk") -> dict[str, Any]:
@@ -266,7 +293,7 @@ class _Walk:
         self.root_outputs = None if inputs is None else outputs_of(module, inputs)
         self.lineage, self.history = Lineage(rule=moving.rule), list[Generation]()
 
-    def search_of(self, number: int, run: Run) -> Search:
+    def search_of(self, number: int, run: Run, name: str) -> Search:
         """The search of a generation: with its sigma for the parent as it is."""
         if self.moving.noise is None:
             return self.search
@@ -281,7 +308,7 @@ class _Walk:
             found = search_trust_region(self.parent, inputs, search=measured, target=target)
             return found.sigma
 
-        return replace(self.search, sigma=run.once(f"sigma {number}", sigma))
+        return replace(self.search, sigma=run.once(f"{name}: sigma {number}", sigma))
 
     def choose(self, children: Sequence[Child]) -> dict[str, Any]:
         """The step that the children's fitness asks for, as JSON."""
@@ -371,8 +398,3 @@ def _from_record(record: dict[str, Any]) -> Generation:
         record["divergence"],
         record["drift"],
     )
-
-
-def _ask(run: Run, module: nn.Module, search: Search, **more: Any) -> None:
-    parent = files.fingerprint(module.state_dict())
-    run.ask("evolve", {**search.about(), "parent": parent, **more})

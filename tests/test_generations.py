@@ -157,7 +157,12 @@ def test_stopped_anywhere_it_goes_on_to_the_same_bits(tmp_path, moving):
 def test_a_journal_holds_no_more_than_one_generation(tmp_path):
     with Run(tmp_path / "run") as run:
         evolve(mlp(), Likelihood(), search=SEARCH, generations=4, inputs=INPUTS, run=run)
-        assert [len(run.records(f"generation {number}")) for number in range(4)] == [0, 0, 0, 16]
+        assert [len(run.records(f"children of generation {number}")) for number in range(4)] == [
+            0,
+            0,
+            0,
+            16,
+        ]
 
 
 def test_the_soup_is_the_mean_of_the_elites_weights():
