@@ -10,7 +10,8 @@ LIBRARY = ROOT / "evo_subnets"
 CONTENTS = LIBRARY / "__init__.py"
 
 READING_ORDER = (
-    "streams", "draws", "subnetworks", "mutation", "lineage", "options", "search", "ensemble",
+    "streams", "draws", "subnetworks", "mutation", "lineage", "options", "search", "inputs",
+    "outputs", "ensemble",
     "trust_region", "spread", "evolution", "generations", "racing", "pruning", "annealing", "task",
     "schedules", "tuning", "prediction",
 )  # fmt: skip

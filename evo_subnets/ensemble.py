@@ -6,16 +6,16 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 
 from evo_subnets import engines, files
+from evo_subnets.inputs import ask
 from evo_subnets.mutation import Mutation, materialize
+from evo_subnets.outputs import CLASSES, Combine, Outputs, Values
 from evo_subnets.subnetworks import Include, Params, included, parameters
-
-Combine = Literal["mean", "vote", "logits"]
 
 KIND = "evo_subnets.ensemble"
 
@@ -31,11 +31,13 @@ class Recipe:
 
 
 class Ensemble(nn.Module):
-    """Models as one model, in eval mode, that gives log-probabilities.
+    """Models as one model, in eval mode, that gives log-probabilities of classes, or what else
+    `outputs` says that its members give (see `evo_subnets.outputs`).
 
     combine: "mean" averages the members' softmax probabilities, "logits" their logits, "vote"
     counts their most likely classes (so that a class without a vote has log-probability -inf).
-    `weights`, one for each member, make any of these a weighted mean.
+    `weights`, one for each member, make any of these a weighted mean. A member whose outputs are
+    NaN makes the ensemble's NaN.
 
     `side_by_side`: on a CPU members may have a thread each, where that is faster, and see the batch
     in slices. For members of which a row's output does not depend on the other rows, and that have
@@ -51,6 +53,7 @@ class Ensemble(nn.Module):
         combine: Combine = "mean",
         *,
         weights: Sequence[float] | None = None,
+        outputs: Outputs = CLASSES,
         side_by_side: bool = False,
     ) -> None:
         super().__init__()
@@ -58,6 +61,11 @@ class Ensemble(nn.Module):
             raise ValueError("an ensemble needs at least one member")
         if combine not in get_args(Combine):
             raise ValueError(f"combine must be one of {get_args(Combine)}, got {combine!r}")
+        if combine not in outputs.ways:
+            raise ValueError(
+                f"combine {combine!r} means nothing for {type(outputs).__name__}, whose members "
+                f"are combined by {' or '.join(outputs.ways)}"
+            )
         given = [1.0] * len(members) if weights is None else [float(w) for w in weights]
         if len(given) != len(members) or not 0 < sum(given) < math.inf or not min(given) >= 0:
             raise ValueError(
@@ -66,6 +74,7 @@ class Ensemble(nn.Module):
             )
         self.members = nn.ModuleList(members)
         self.combine: Combine = combine
+        self.outputs = outputs
         self.register_buffer("weights", torch.tensor(given) / math.fsum(given), persistent=False)
         self.given_weights = given  # as given: normalising them twice moves them
         self.recipe: Recipe | None = None
@@ -81,6 +90,7 @@ class Ensemble(nn.Module):
         include_parent: bool = False,
         combine: Combine = "mean",
         weights: Sequence[float] | None = None,
+        outputs: Outputs = CLASSES,
         include: Include = None,
         side_by_side: bool = False,
     ) -> "Ensemble":
@@ -96,31 +106,43 @@ class Ensemble(nn.Module):
             member = copy.deepcopy(module)
             materialize(parent, mutation, out=parameters(member), include=names)
             members.append(member)
-        ensemble = cls(members, combine=combine, weights=weights, side_by_side=side_by_side)
+        ensemble = cls(
+            members, combine=combine, weights=weights, outputs=outputs, side_by_side=side_by_side
+        )
         state = {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
         ensemble.recipe = Recipe(state, tuple(names), tuple(mutations), include_parent)
         return ensemble
 
-    def member_logits(self, *inputs: Tensor) -> Tensor:
-        """(members, batch, classes): what each member says."""
-        found = engines.ask_members(self.members, inputs) if self.side_by_side else None
+    def member_outputs(self, *inputs: Any, **options: Any) -> Tensor:
+        """(members, batch, ...): what each member says, as `outputs` reads it."""
+        found = None
+        if self.side_by_side and not options:
+            found = engines.ask_members(self.members, inputs)
         if found is not None:
-            return found
-        return torch.stack([member(*inputs) for member in self.members])
+            return torch.stack([self.outputs.tensor(each) for each in found])
+        return torch.stack(
+            [
+                self.outputs.tensor(member(*inputs, **options) if options else ask(member, inputs))
+                for member in self.members
+            ]
+        )
 
-    def forward(self, *inputs: Tensor) -> Tensor:
-        """(batch, classes) log-probabilities."""
-        return self.combined(self.member_logits(*inputs))
+    def forward(self, *inputs: Any, **options: Any) -> Tensor:
+        """(batch, classes) log-probabilities, or the combined outputs of another kind."""
+        return self.combined(self.member_outputs(*inputs, **options))
 
-    def combined(self, logits: Tensor) -> Tensor:
-        """(batch, classes) log-probabilities of (members, batch, classes) member logits."""
-        weights = self.weights.to(logits.dtype).view(-1, *[1] * (logits.ndim - 1))
-        if self.combine == "logits":
-            return (logits * weights).sum(dim=0).log_softmax(dim=-1)
-        if self.combine == "vote":
-            votes = nn.functional.one_hot(logits.argmax(dim=-1), logits.shape[-1])
-            return (votes * weights).sum(dim=0).log()
-        return (logits.log_softmax(dim=-1) + weights.log()).logsumexp(dim=0)
+    def combined(self, members: Tensor) -> Tensor:
+        """What `forward` gives, of (members, batch, ...) member outputs."""
+        return self.outputs.combined(members, self.weights, how=self.combine)
+
+    def spread(self, *inputs: Any, **options: Any) -> Tensor:
+        """(batch, ...): the members' standard deviation around their mean, of real values."""
+        if not isinstance(self.outputs, Values):
+            raise ValueError(
+                f"members' spread is one of real values, these outputs are {self.outputs}: see "
+                "metrics for the diversity of classes"
+            )
+        return self.outputs.spread(self.member_outputs(*inputs, **options), self.weights)
 
     def save(self, path: str | Path, parent_weights: bool = True) -> None:
         """Writes the parent's weights once and four numbers a member, whole or not at all.

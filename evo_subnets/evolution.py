@@ -15,6 +15,7 @@ from torch import nn
 from evo_subnets import files
 from evo_subnets.ensemble import Ensemble
 from evo_subnets.mutation import Mutation, materialize
+from evo_subnets.outputs import CLASSES, Outputs
 from evo_subnets.runs import Run
 from evo_subnets.search import Search
 from evo_subnets.streams import derive_seed
@@ -225,9 +226,9 @@ class Evolution:
     Every further `ask` gives another generation of the same parent, to choose from more children.
     """
 
-    def __init__(self, module: nn.Module, search: Search) -> None:
+    def __init__(self, module: nn.Module, search: Search, *, outputs: Outputs = CLASSES) -> None:
         search.mutations()  # a search whose sigma is not known is refused now
-        self.module, self.search = module, search
+        self.module, self.search, self.outputs = module, search, outputs
         self.generation = 0
         self.children: list[Child] = []
 
@@ -262,7 +263,9 @@ class Evolution:
 
     def _ensemble(self, children: Sequence[Child]) -> Ensemble:
         mutations = [child.mutation for child in children]
-        return Ensemble.from_mutations(self.module, mutations, include=self.search.include)
+        return Ensemble.from_mutations(
+            self.module, mutations, outputs=self.outputs, include=self.search.include
+        )
 
 
 def keep_child(run: Run, child: Child, *, name: str = "children") -> None:

@@ -21,9 +21,11 @@ from evo_subnets.evolution import (
     kept_children,
     show_fitness,
 )
+from evo_subnets.inputs import batches_of
 from evo_subnets.lineage import PLAIN, Lineage, Rule, Step, add_step, centred_ranks, weighted, wide
 from evo_subnets.mutation import Mutation
 from evo_subnets.options import described
+from evo_subnets.outputs import CLASSES, Outputs
 from evo_subnets.runs import Run
 from evo_subnets.search import Search
 from evo_subnets.spread import Spread, spread_of
@@ -34,6 +36,8 @@ from evo_subnets.workers import Here, Workers
 
 HERE = Here()
 NOTHING_KEPT = Run.none()
+BATCH = 256
+"""Inputs of a forward pass where divergences are measured."""
 HALVINGS = 12
 """Bisections that shorten a step which leads too far from the root."""
 
@@ -95,8 +99,10 @@ class Judge(Protocol):
 class Evolved(Evolution):
     """An `Evolution` around the last generation's parent, and where its children moved it."""
 
-    def __init__(self, parent: nn.Module, search: Search, *, lineage: Lineage) -> None:
-        super().__init__(parent, search)
+    def __init__(
+        self, parent: nn.Module, search: Search, *, lineage: Lineage, outputs: Outputs = CLASSES
+    ) -> None:
+        super().__init__(parent, search, outputs=outputs)
         self.lineage = lineage
         """From the root to the evolved parent."""
         self.history: list[Generation] = []
@@ -123,7 +129,9 @@ class Evolved(Evolution):
     def around(self, members: int | None = None) -> Ensemble:
         """An ensemble of unselected children of the evolved parent, by default `ensemble_size`."""
         mutations = self.search.mutations(self.generation)[: members or self.search.ensemble_size]
-        return Ensemble.from_mutations(self.evolved, mutations, include=self.search.include)
+        return Ensemble.from_mutations(
+            self.evolved, mutations, outputs=self.outputs, include=self.search.include
+        )
 
 
 def evolve(
@@ -133,7 +141,8 @@ def evolve(
     search: Search,
     generations: int = 1,
     moving: Moving | None = None,
-    inputs: Tensor | None = None,
+    inputs: Any = None,
+    outputs: Outputs = CLASSES,
     on_child: Callable[[Child], None] | None = None,
     run: Run = NOTHING_KEPT,
     workers: Workers = HERE,
@@ -179,7 +188,14 @@ def evolve(
     parent = files.fingerprint(module.state_dict())
     run.ask("evolve", {**search.about(), "parent": parent, **about})
     evolved = move(
-        module, judge, search=search, generations=generations, moving=moving, inputs=inputs, run=run
+        module,
+        judge,
+        search=search,
+        generations=generations,
+        moving=moving,
+        inputs=inputs,
+        outputs=outputs,
+        run=run,
     )
     show_fitness(run, evolved.children, generation=evolved.generation - 1)
     return evolved
@@ -192,7 +208,8 @@ def move(
     search: Search,
     generations: int = 1,
     moving: Moving | None = None,
-    inputs: Tensor | None = None,
+    inputs: Any = None,
+    outputs: Outputs = CLASSES,
     run: Run = NOTHING_KEPT,
     name: str = "children",
     on_generation: Callable[[Generation], None] | None = None,
@@ -203,12 +220,13 @@ def move(
     """
     moving = _checked(moving, search, generations=generations, inputs=inputs)
     if moving is None:
-        evolved = Evolved(module, search, lineage=Lineage())
+        evolved = Evolved(module, search, lineage=Lineage(), outputs=outputs)
         evolved.tell(judge(module, evolved.ask(), generation=0, name=name))
         return evolved
-    walk = _Walk(module, moving, search=search, inputs=inputs)
+    walk = _Walk(module, moving, search=search, inputs=inputs, outputs=outputs)
     for number in range(generations):
-        evolved = Evolved(walk.parent, walk.search_of(number, run, name), lineage=walk.lineage)
+        now = walk.search_of(number, run, name)
+        evolved = Evolved(walk.parent, now, lineage=walk.lineage, outputs=outputs)
         evolved.generation = number
         mutations, kept = evolved.ask(), f"{name} of generation {number}"
         judged = partial(judge, evolved.module, mutations, generation=number, name=kept)
@@ -230,7 +248,7 @@ def move(
 
 
 def _checked(
-    moving: Moving | None, search: Search, *, generations: int, inputs: Tensor | None
+    moving: Moving | None, search: Search, *, generations: int, inputs: Any
 ) -> Moving | None:
     """How the parent moves; a ValueError where generations cannot be had."""
     if generations < 1:
@@ -276,9 +294,11 @@ class _Walk:
     """The parent as it moves: one copy of the weights, and a second one while a step is sought."""
 
     def __init__(
-        self, module: nn.Module, moving: Moving, *, search: Search, inputs: Tensor | None
+        self, module: nn.Module, moving: Moving, *, search: Search, inputs: Any, outputs: Outputs
     ) -> None:
-        self.parent, self.moving, self.search, self.inputs = module, moving, search, inputs
+        self.parent, self.moving, self.search, self.outputs = module, moving, search, outputs
+        # a loader that shuffles gives others each time
+        self.inputs = None if inputs is None else list(batches_of(inputs, BATCH))
         weights = parameters(module)
         self.names = included(weights, search.include)
         self.memories = {
@@ -290,7 +310,7 @@ class _Walk:
             for name in self.names
             if torch.promote_types(weights[name].dtype, torch.float32) != weights[name].dtype
         }
-        self.root_outputs = None if inputs is None else outputs_of(module, inputs)
+        self.root_outputs = None if inputs is None else self._answers(module)
         self.lineage, self.history = Lineage(rule=moving.rule), list[Generation]()
 
     def search_of(self, number: int, run: Run, name: str) -> Search:
@@ -305,7 +325,9 @@ class _Walk:
         )
 
         def sigma() -> float:
-            found = search_trust_region(self.parent, inputs, search=measured, target=target)
+            found = search_trust_region(
+                self.parent, inputs, search=measured, target=target, outputs=self.outputs
+            )
             return found.sigma
 
         return replace(self.search, sigma=run.once(f"{name}: sigma {number}", sigma))
@@ -334,13 +356,13 @@ class _Walk:
     def _bounded(self, step: Step, moved: nn.Module) -> tuple[float, float, float]:
         """The step's length, and the divergence of where it leads from the parent and the root."""
         moving = self.moving
-        here = None if self.inputs is None else outputs_of(self.parent, self.inputs)
+        here = None if self.inputs is None else self._answers(self.parent)
 
         def gone(length: float) -> float:
             self._write(replace(step, length=length), moved)
-            if here is None or self.inputs is None:
+            if here is None:
                 return 0.0
-            return divergence(here, outputs_of(moved, self.inputs))
+            return divergence(here, self._answers(moved), outputs=self.outputs)
 
         length = 1.0
         if moving.step is not None:
@@ -361,9 +383,12 @@ class _Walk:
         return length, found, drift
 
     def _from_root(self, module: nn.Module) -> float:
-        if self.inputs is None or self.root_outputs is None:
+        if self.root_outputs is None:
             return 0.0
-        return divergence(self.root_outputs, outputs_of(module, self.inputs))
+        return divergence(self.root_outputs, self._answers(module), outputs=self.outputs)
+
+    def _answers(self, module: nn.Module) -> Tensor:
+        return outputs_of(module, self.inputs, outputs=self.outputs)
 
     def take(self, generation: Generation) -> None:
         """Moves the parent."""

@@ -5,16 +5,16 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from evo_subnets.inputs import ask, batches_of, device_of, moved
 from evo_subnets.mutation import check_density, materialize
+from evo_subnets.outputs import CLASSES, Outputs
 from evo_subnets.search import Search
 from evo_subnets.subnetworks import included, parameters
-
-Measure = Literal["kl", "mse"]
 
 TOLERANCE = 0.1
 """The root search ends within this fraction of the target."""
@@ -23,26 +23,21 @@ MAX_TRIALS = 8
 DEFAULT = Search()
 
 
-def divergence(parent_logits: Tensor, child_logits: Tensor, *, measure: Measure = "kl") -> float:
+def divergence(parent: Tensor, child: Tensor, *, outputs: Outputs = CLASSES) -> float:
     """How far the child's outputs are from the parent's, averaged over samples; not negative.
 
-    Both are (samples, classes). "kl" is KL(parent || child) of their softmax in nats (Whitaker
-    2023, eq. 4.5); "mse" is the squared difference of the outputs as they are, summed over classes
-    (eq. 4.4). NaN where outputs are not finite.
+    Both are (samples, ...), of one kind: of classes it is KL(parent || child) in nats (Whitaker
+    2023, eq. 4.5), of real values the squared difference (eq. 4.4); see `evo_subnets.outputs`. NaN
+    where outputs are not finite, infinite where the child rules out what the parent does not.
     """
-    if parent_logits.shape != child_logits.shape or parent_logits.ndim != 2:
+    if parent.shape != child.shape:
         raise ValueError(
-            "expected two (samples, classes) tensors, got "
-            f"{tuple(parent_logits.shape)} and {tuple(child_logits.shape)}"
+            "a divergence is one of outputs of the same shape, got "
+            f"{tuple(parent.shape)} and {tuple(child.shape)}"
         )
-    parent, child = parent_logits.double(), child_logits.double()
-    if measure == "mse":
-        return (parent - child).square().sum(dim=1).mean().item()
-    if measure != "kl":
-        raise ValueError(f"measure must be 'kl' or 'mse', got {measure!r}")
-    log_p, log_q = parent.log_softmax(dim=1), child.log_softmax(dim=1)
-    kl = (log_p.exp() * (log_p - log_q)).sum(dim=1).mean()
-    return kl.clamp(min=0.0).item()  # NaN stays NaN
+    # on the CPU, because not every device has float64
+    before, after = (outputs.tensor(each).cpu().double() for each in (parent, child))
+    return outputs.divergence(before, after).mean().clamp(min=0.0).item()  # NaN stays NaN
 
 
 @dataclass(frozen=True)
@@ -77,14 +72,14 @@ class TrustRegion:
 
 def search_trust_region(
     module: nn.Module,
-    inputs: Tensor,
+    inputs: Any,
     *,
     search: Search = DEFAULT,
+    outputs: Outputs = CLASSES,
     target: float = 0.02,
     densities: Sequence[float] | None = None,
     sigmas: Sequence[float] | None = None,
     children: int | None = None,
-    measure: Measure = "kl",
     batch_size: int = 256,
     on_trial: Callable[[Trial], None] | None = None,
 ) -> TrustRegion:
@@ -96,17 +91,18 @@ def search_trust_region(
     pair closest to the target is returned. Without, a root search per density (see `find_root`)
     finds sigma to within a tenth of the target, and the first density that gets there is returned;
     it begins at the search's sigma, if there is one. `densities`: None is the search's own.
-    `module` is left alone; it runs in eval mode, on `batch_size` inputs at a time.
+    `module` is left alone; it runs in eval mode, on `batch_size` inputs at a time. `inputs`: a
+    tensor, a tuple of tensors, a mapping of keyword arguments, or an iterable of batches of such,
+    which are moved to the module's device. `outputs`: what kind of outputs these are.
     """
     densities = (search.density,) if densities is None else densities
     children = min(4, search.population_size) if children is None else children
-    empty = not len(inputs) or not densities or (sigmas is not None and not sigmas)
+    empty = not densities or (sigmas is not None and not sigmas)
     if not 0 < target < math.inf or not 1 <= children <= search.population_size or empty:
         raise ValueError(
             f"a trust region needs target > 0, children in 1..{search.population_size} "
-            "(population_size), inputs, densities and sigmas (or None), got "
-            f"target={target}, children={children}, {len(inputs)} inputs, densities={densities}, "
-            f"sigmas={sigmas}"
+            f"(population_size), densities and sigmas (or None), got target={target}, "
+            f"children={children}, densities={densities}, sigmas={sigmas}"
         )
     for density in densities:
         check_density(density)
@@ -115,14 +111,15 @@ def search_trust_region(
     names = included(parent, search.include)
     table: list[Trial] = []
 
-    parent_outputs = outputs_of(work, inputs, batch_size=batch_size)
+    asked = list(batches_of(inputs, batch_size))  # a loader that shuffles gives others each time
+    parent_outputs = outputs_of(work, asked, outputs=outputs)
 
     def measured(sigma: float, density: float) -> float:
         total = 0.0
         for mutation in search.measured(sigma, density)[:children]:
             materialize(parent, mutation, out=child, include=names)
-            outputs = outputs_of(work, inputs, batch_size=batch_size)
-            total += divergence(parent_outputs, outputs, measure=measure)
+            found = outputs_of(work, asked, outputs=outputs)
+            total += divergence(parent_outputs, found, outputs=outputs)
         trial = Trial(sigma, density, total / children)
         table.append(trial)
         if on_trial is not None:
@@ -153,13 +150,18 @@ def search_trust_region(
 
 
 @torch.no_grad()
-def outputs_of(module: nn.Module, inputs: Tensor, *, batch_size: int = 256) -> Tensor:
-    """(samples, outputs) of a module in eval mode; it goes back to the mode that it was in."""
-    training = module.training
+def outputs_of(
+    module: nn.Module, inputs: Any, *, outputs: Outputs = CLASSES, batch_size: int = 256
+) -> Tensor:
+    """(samples, ...) outputs of a module in eval mode; it goes back to the mode that it was in."""
+    training, device = module.training, device_of(module)
     module.eval()
-    outputs = torch.cat([module(batch) for batch in torch.split(inputs, batch_size)])
+    found = [
+        outputs.tensor(ask(module, moved(batch, device)))
+        for batch in batches_of(inputs, batch_size)
+    ]
     module.train(training)
-    return outputs
+    return torch.cat(found)
 
 
 def find_root(measured: Callable[[float], float], target: float, *, sigma: float) -> float:

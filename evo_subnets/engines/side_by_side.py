@@ -6,8 +6,9 @@ in the channels-last layout, which is made once for all members.
 """
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from queue import SimpleQueue
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -45,7 +46,7 @@ def ask_members(members: nn.ModuleList, inputs: Inputs) -> Tensor | None:
         return None
     try:
         return _members(members, inputs)
-    except RuntimeError:  # `view` of a channels-last picture, perhaps
+    except (RuntimeError, TypeError):  # `view` of a channels-last picture, or no tensors
         return None
 
 
@@ -109,7 +110,11 @@ def _members(members: nn.ModuleList, inputs: Inputs) -> Tensor:
 
 @torch.no_grad()
 def ask_batches(
-    members: Sequence[nn.Module], batches: Iterable[Tensor], *, promised: bool
+    members: Sequence[nn.Module],
+    batches: Iterable[Tensor],
+    *,
+    answer: Callable[[nn.Module, Any], Tensor],
+    promised: bool,
 ) -> list[Tensor] | None:
     """(members, batch, ...) of each batch; None where members are to be asked in turn.
 
@@ -132,17 +137,17 @@ def ask_batches(
     outputs: dict[int, Tensor] = {}
 
     @torch.no_grad()
-    def answer(numbered: tuple[int, Tensor]) -> None:
+    def work(numbered: tuple[int, Tensor]) -> None:
         number, inputs = numbered
         free = twins.get()
-        outputs[number] = torch.stack([member(inputs) for member in free])
+        outputs[number] = torch.stack([answer(member, inputs) for member in free])
         twins.put(free)
 
     if threads == 1:
         for numbered in enumerate(batches):
-            answer(numbered)
+            work(numbered)
     else:
-        share_out(answer, enumerate(batches), threads=threads)
+        share_out(work, enumerate(batches), threads=threads)
     return [outputs[number] for number in sorted(outputs)]
 
 

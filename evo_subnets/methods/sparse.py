@@ -205,7 +205,7 @@ def finished(
     costs = [sparse_cost(parent, one, inputs=inputs) for one in masks]
     epochs, passes = tuning.epochs * tuning.bagging, sum(flops for flops, _ in costs)
     return Result(
-        Ensemble(children),
+        Ensemble(children, outputs=task.outputs),
         epochs * len(children),
         epochs * passes,
         passes,
