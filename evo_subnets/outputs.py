@@ -86,6 +86,8 @@ class Classes:
     def tensor(self, found: Any) -> Tensor:
         """The logits; a ValueError where there is one class, or the axis is not known."""
         logits = self.read(found)
+        if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
+            return logits  # a tracer's shapes are no numbers
         if self.axis is None and logits.ndim != 2:
             raise ValueError(
                 f"expected (batch, classes) outputs, got {tuple(logits.shape)}: name the classes' "
