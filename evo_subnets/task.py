@@ -8,7 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from evo_subnets.inputs import Inputs
+from evo_subnets.inputs import Inputs, batches_of
 from evo_subnets.outputs import CLASSES, Outputs
 
 Batch = tuple[Inputs, Tensor]
@@ -160,15 +160,10 @@ class Task:
             return self.metric(outputs, targets)
         return self.outputs.metric(outputs, targets)
 
-    def example(self) -> Tensor:
-        """(1, ...): the inputs of one training sample."""
+    def example(self) -> Inputs:
+        """The inputs of one training sample, as a batch."""
         first = next(iter(self.train.in_order(None)))[0]
-        if not isinstance(first, Tensor):
-            raise ValueError(
-                "operations are counted for networks of one tensor, these inputs are a "
-                f"{type(first).__name__}"
-            )
-        return first[:1]
+        return next(batches_of(tuple(first) if isinstance(first, list) else first, 1))
 
 
 def as_data(given: Any) -> Data:

@@ -4,7 +4,7 @@ import copy
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -184,7 +184,7 @@ class Sparse:
         return finished(children, masks, parent=parent, task=task, tuning=self.tuning)
 
 
-def sparse_cost(parent: nn.Module, masks: Masks, *, inputs: Tensor) -> tuple[float, int]:
+def sparse_cost(parent: nn.Module, masks: Masks, *, inputs: Any) -> tuple[float, int]:
     """FLOPs of a pass relative to the dense parent, and the number of parameters kept."""
     dense = inference_flops(parent, inputs)
     flops = inference_flops(parent, inputs, densities=density_of(masks)) / dense

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
+from evo_subnets.inputs import ask, batches_of
 from evo_subnets.subnetworks import parameters, weights
 
 FORWARD_AND_BACKWARD = 3
@@ -38,7 +39,7 @@ def ensemble_parameters(module: nn.Module, densities: Sequence[float]) -> int:
     return round(pruned * sum(densities)) + kept * len(densities)
 
 
-def multiply_adds(module: nn.Module, inputs: Tensor) -> dict[str, int]:
+def multiply_adds(module: nn.Module, inputs: Any) -> dict[str, int]:
     """The multiply-adds of one sample, by the name of the weight; a weight used twice, both uses.
 
     Linear layers and convolutions (grouped, strided, dilated, transposed) are measured while the
@@ -46,8 +47,7 @@ def multiply_adds(module: nn.Module, inputs: Tensor) -> dict[str, int]:
     its modes are put back. On the meta device this takes neither memory nor time. Layers that are
     not called as modules (attention's projections) are not seen. A convolution counts its padding.
     """
-    if not len(inputs):
-        raise ValueError("one sample is needed to measure, got no inputs")
+    sample = next(batches_of(inputs, 1))
     names = {id(parameter): name for name, parameter in module.named_parameters()}
     found: dict[str, int] = {}
 
@@ -77,7 +77,7 @@ def multiply_adds(module: nn.Module, inputs: Tensor) -> dict[str, int]:
     try:
         module.eval()
         with torch.no_grad():
-            module(inputs[:1])
+            ask(module, sample)
     finally:
         for handle in handles:
             handle.remove()
@@ -87,7 +87,7 @@ def multiply_adds(module: nn.Module, inputs: Tensor) -> dict[str, int]:
 
 
 def inference_flops(
-    module: nn.Module, inputs: Tensor, *, densities: Mapping[str, float] | None = None
+    module: nn.Module, inputs: Any, *, densities: Mapping[str, float] | None = None
 ) -> int:
     """The operations of one sample: two a multiply-add, of which a weight's density is done.
 
@@ -105,7 +105,7 @@ def inference_flops(
 
 def training_flops(
     module: nn.Module,
-    inputs: Tensor,
+    inputs: Any,
     *,
     samples: int,
     epochs: float,
