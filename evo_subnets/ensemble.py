@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from evo_subnets import engines, files
 from evo_subnets.mutation import Mutation, materialize
-from evo_subnets.subnetworks import Include, Params, included, parameters
+from evo_subnets.subnetworks import Include, Params, Whole, included, parameters, staying
 
 Combine = Literal["mean", "vote", "logits"]
 
@@ -28,6 +28,8 @@ class Recipe:
     include: tuple[str, ...]
     mutations: tuple[Mutation, ...]
     include_parent: bool
+    held: bool = False
+    """Whether zeros or padding rows of the parent stayed as they are; else all was mutated."""
 
 
 class Ensemble(nn.Module):
@@ -91,14 +93,16 @@ class Ensemble(nn.Module):
         """
         parent = parameters(module)
         names = included(parent, include)
+        held = bool(staying(parent, names))
         members = [copy.deepcopy(module)] if include_parent else []
         for mutation in mutations:
             member = copy.deepcopy(module)
             materialize(parent, mutation, out=parameters(member), include=names)
             members.append(member)
         ensemble = cls(members, combine=combine, weights=weights, side_by_side=side_by_side)
-        state = {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
-        ensemble.recipe = Recipe(state, tuple(names), tuple(mutations), include_parent)
+        state = {name: tensor.detach().clone() for name, tensor in files.state_of(module).items()}
+        chosen = names if isinstance(names, Whole) else tuple(names)
+        ensemble.recipe = Recipe(state, chosen, tuple(mutations), include_parent, held)
         return ensemble
 
     def member_logits(self, *inputs: Tensor) -> Tensor:
@@ -140,6 +144,7 @@ class Ensemble(nn.Module):
             "include_parent": recipe.include_parent,
             "combine": self.combine,
             "weights": self.given_weights,
+            **({"held": True} if recipe.held else {}),
         }
         files.save_tensors(
             path, recipe.parent if parent_weights else {}, kind=KIND, description=description
@@ -149,7 +154,7 @@ class Ensemble(nn.Module):
         tensors = {
             f"{index}.{name}": tensor
             for index, member in enumerate(self.members)
-            for name, tensor in member.state_dict().items()
+            for name, tensor in files.state_of(member).items()
         }
         description = {
             "members": len(self.members),
@@ -209,7 +214,7 @@ class Ensemble(nn.Module):
                 raise files.StorageError(f"{path} holds no weights of the parent to restore")
             parent = copy.deepcopy(module)
             files.load_state(path, parent, tensors=tensors)
-        found = files.fingerprint(parent.state_dict())
+        found = files.fingerprint(files.state_of(parent))
         if found != description["fingerprint"]:
             raise files.StorageError(
                 f"{path} was made of another parent: fingerprint "
@@ -217,11 +222,12 @@ class Ensemble(nn.Module):
                 "that parent, or pass restore=True to take the weights of the file"
             )
         mutations = [Mutation(*numbers) for numbers in description["mutations"]]
+        names = description["include"]
         return cls.from_mutations(
             parent,
             mutations,
             include_parent=description["include_parent"],
             combine=description["combine"],
             weights=description["weights"],
-            include=description["include"],
+            include=names if description.get("held") else Whole(names),
         )

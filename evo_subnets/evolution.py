@@ -260,7 +260,7 @@ def evolve(
     stopped; `workers`: where children are evaluated, see `evaluate`.
     """
     evolution = Evolution(module, search)
-    run.ask("evolve", {**search.about(), "parent": files.fingerprint(module.state_dict())})
+    run.ask("evolve", {**search.about(), "parent": files.fingerprint(files.state_of(module))})
     mutations = evolution.ask()
     with run.bar("children", len(mutations)) as advance:
 

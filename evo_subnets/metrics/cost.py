@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from evo_subnets.subnetworks import parameters, weights
+from evo_subnets import files
+from evo_subnets.subnetworks import parameters
 
 FORWARD_AND_BACKWARD = 3
 """Training in units of inference: the outputs, the gradients of inputs, and those of weights."""
@@ -26,14 +27,13 @@ def count_parameters(module: nn.Module) -> int:
 def ensemble_parameters(module: nn.Module, densities: Sequence[float]) -> int:
     """How many parameters the members keep together, one density for each member.
 
-    Each keeps its density's part of the weights, the parameters of two or more dimensions, and all
-    others. Six children of a WRN-28-10 of CIFAR-10 have 109.5, 73.0 and 36.6 million at densities
+    Each keeps its density's part of the weights (see `evo_subnets.weights`) and all others. Six children of a WRN-28-10 of CIFAR-10 have 109.5, 73.0 and 36.6 million at densities
     of 1/2, 1/3 and 1/6. Whitaker 2023, table 5.3 prints 36.5 for the last, which is a sixth of the
     parent, norms included, six times (that would be 109.4 for the first).
     """
     _check_densities(dict(enumerate(densities)))
     params = parameters(module)
-    pruned = sum(tensor.numel() for name, tensor in params.items() if weights(name, tensor))
+    pruned = sum(params[name].numel() for name in params.weights)
     kept = count_parameters(module) - pruned
     return round(pruned * sum(densities)) + kept * len(densities)
 
@@ -48,7 +48,8 @@ def multiply_adds(module: nn.Module, inputs: Tensor) -> dict[str, int]:
     """
     if not len(inputs):
         raise ValueError("one sample is needed to measure, got no inputs")
-    names = {id(parameter): name for name, parameter in module.named_parameters()}
+    module = files.unwrapped(module)
+    names = {id(parameter): name for name, parameter in files.parameters_of(module).items()}
     found: dict[str, int] = {}
 
     def counter(path: str) -> Callable[..., None]:
