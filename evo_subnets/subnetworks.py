@@ -83,7 +83,11 @@ class Parameters(Params):
         found = {}
         strided = {name: tensor for name, tensor in self.items() if tensor.layout == torch.strided}
         for name, tensor in strided.items():
-            place = tensor.untyped_storage().data_ptr(), tensor.storage_offset(), tensor.numel()
+            place = (
+                tensor.untyped_storage().data_ptr(),
+                int(tensor.storage_offset()),
+                tensor.numel(),
+            )
             if place[0] and tensor.numel() and first.setdefault(place, name) != name:
                 found[name] = first[place]
         return found

@@ -27,6 +27,10 @@ MAX_TRIALS = 40
 DEFAULT = Search()
 
 
+class NoRoot(ValueError):
+    """No sigma has a divergence within the tolerance of the target."""
+
+
 def divergence(parent_logits: Tensor, child_logits: Tensor, *, measure: Measure = "kl") -> float:
     """How far the child's outputs are from the parent's, averaged over samples; not negative.
 
@@ -99,8 +103,9 @@ def search_trust_region(
     function of sigma. With `sigmas` every pair of the grid is tried (the paper's search) and the
     pair closest to the target is returned. Without, a root search per density (see `find_root`)
     finds sigma to within a tenth of the target, and the first density that gets there is returned;
-    it begins at the search's sigma, if there is one. A ValueError says why where none gets there. `densities`: None is the search's own.
-    `module` is left alone; it runs in eval mode, on `batch_size` inputs at a time.
+    it begins at the search's sigma, if there is one. A ValueError says why where none gets there.
+    `densities`: None is the search's own. `module` is left alone; it runs in eval mode, on
+    `batch_size` inputs at a time.
     """
     densities = (search.density,) if densities is None else densities
     children = min(4, search.population_size) if children is None else children
@@ -152,13 +157,11 @@ def search_trust_region(
         found = _first_root(measured, target, densities=densities, sigma=start)
         best = table[-1]
     sigma, density = found
-    return TrustRegion(
-        replace(search, sigma=sigma, density=density), best.divergence, tuple(table)
-    )
+    return TrustRegion(replace(search, sigma=sigma, density=density), best.divergence, tuple(table))
 
 
 def _first_root(
-    measured: Callable[[float, float], float],
+    measured: Callable[..., float],
     target: float,
     *,
     densities: Sequence[float],
@@ -169,9 +172,9 @@ def _first_root(
     for density in densities:
         try:
             return find_root(partial(measured, density=density), target, sigma=sigma), density
-        except ValueError as error:
+        except NoRoot as error:
             reasons.append(f"density {density:g}: {error}")
-    raise ValueError("; ".join(reasons))
+    raise NoRoot("; ".join(reasons))
 
 
 def find_root(measured: Callable[[float], float], target: float, *, sigma: float) -> float:
@@ -180,7 +183,7 @@ def find_root(measured: Callable[[float], float], target: float, *, sigma: float
     Divergence grows like a power of sigma, the square as long as sigma is small, so a secant on
     the logarithms converges in a few steps. A bracket keeps it from running away: a step that
     leaves it, or outputs that are not finite, bisect, and so does every step after SECANTS. A
-    ValueError says what was found where no sigma gets there.
+    ValueError, `NoRoot`, says what was found where no sigma gets there.
     """
     low, high = 0.0, math.inf
     previous: tuple[float, float] | None = None
@@ -207,7 +210,7 @@ def find_root(measured: Callable[[float], float], target: float, *, sigma: float
         if not low < step < high or (len(tried) >= SECANTS and 0 < low < high < math.inf):
             step = math.sqrt(low * high) if low > 0 else high / 10.0
         sigma = step
-    raise ValueError(_why_not(tried, target))
+    raise NoRoot(_why_not(tried, target))
 
 
 def _why_not(tried: Sequence[tuple[float, float]], target: float) -> str:
@@ -220,7 +223,7 @@ def _why_not(tried: Sequence[tuple[float, float]], target: float) -> str:
         sigma, value = max(below, key=lambda trial: trial[1])
         return (
             f"no sigma reaches a divergence of {target:g}, the largest is {value:.3g} at sigma "
-            f"{sigma:.3g}: take a lower target, other inputs, or mutate parameters that the outputs "
+            f"{sigma:.3g}: take a lower target, other inputs, or parameters that the outputs "
             "depend on (include)"
         )
     if not below:

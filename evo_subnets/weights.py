@@ -29,7 +29,9 @@ TABLES = (nn.Embedding, nn.EmbeddingBag)
 LAYERS = (
     nn.Linear, nn.Bilinear, _ConvNd, nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention, *TABLES,
 )  # fmt: skip
-POSITION = r"(^|_)(pos(ition(s|al)?)?|wpe)(_|$)|(^|_|rel)pos(ition(al)?)?_?(emb|enc)|_bias(es)?(_|$)"
+POSITION = (
+    r"(^|_)(pos(ition(s|al)?)?|wpe)(_|$)|(^|_|rel)pos(ition(al)?)?_?(emb|enc)|_bias(es)?(_|$)"
+)
 POSITIONS = re.compile(POSITION, re.IGNORECASE)
 NO_WEIGHT = re.compile(
     rf"{POSITION}|(^|_)((class_?|cls_?|mask_?|dist_?)?tokens?|scales?|gammas?|betas?|gains?|bias(es)?"
@@ -86,7 +88,9 @@ def places(module: nn.Module) -> list[Place]:
             around, _, tensor = path.rpartition(".")
             layer = layers[around.removesuffix("parametrizations").removesuffix(".")]
             own = own.removesuffix(f"parametrizations.{tensor}").removesuffix(".")
-            largest = max((each.numel() for each in layers[path].parameters(recurse=False)), default=0)
+            largest = max(
+                (each.numel() for each in layers[path].parameters(recurse=False)), default=0
+            )
         for attribute, parameter in layers[path]._parameters.items():
             if parameter is not None:
                 called = tensor or attribute

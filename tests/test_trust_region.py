@@ -200,7 +200,9 @@ def test_a_density_that_cannot_reach_the_target_gives_way_to_the_next():
             return x
 
     trials = []
-    with pytest.raises(ValueError, match=r"density 0.4: no sigma reaches .*; density 0.8: no sigma"):
+    with pytest.raises(
+        ValueError, match=r"density 0.4: no sigma reaches .*; density 0.8: no sigma"
+    ):
         search_trust_region(
             Dead(), noise(8, 3), target=0.02, densities=(0.4, 0.8), on_trial=trials.append
         )
@@ -293,11 +295,17 @@ def test_find_root_of_synthetic_curves(curve, target, start):
 
 NO_ROOTS = {
     "nothing": (lambda sigma: 0.0, "no sigma reaches a divergence of 0.02, the largest is 0 "),
-    "too little": (lambda sigma: 1e-9, "no sigma reaches a divergence of 0.02, the largest is 1e-09"),
+    "too little": (
+        lambda sigma: 1e-9,
+        "no sigma reaches a divergence of 0.02, the largest is 1e-09",
+    ),
     "too much": (lambda sigma: 5.0, r"even sigma \S+ gives a divergence of 5, above 0.02"),
     "NaN": (lambda sigma: math.nan, "no sigma gave a finite divergence"),
     "infinite": (lambda sigma: math.inf, "no sigma gave a finite divergence"),
-    "a jump": (lambda sigma: 5.0 if sigma > 0.3 else 0.001, "it is 0.001 at sigma 0.3.* and 5 at"),
+    "a jump": (
+        lambda sigma: 5.0 if sigma > 0.3 else 1e-3,
+        r"it is 0.001 at sigma \S+ and 5 at 0.3",
+    ),
     "a plateau": (lambda sigma: min(sigma, 0.01), "no sigma reaches .* the largest is 0.01"),
 }
 
@@ -316,7 +324,9 @@ HARD = {
     "very steep": lambda sigma: 1e30 * sigma**40,
     "up, down and up": lambda sigma: sigma**2 * (1 + 0.8 * math.sin(9 * sigma)) + sigma**8,
     "NaN in the middle": lambda sigma: math.nan if 0.05 < sigma < 0.07 else sigma**2,
-    "a cliff with a foothold": lambda sigma: 1e-6 + 1 / (1 + math.exp(-3000 * (sigma - 0.37))),
+    "a cliff with a foothold": lambda sigma: (
+        1e-6 + 1 / (1 + math.exp(min(-1500 * (sigma - 0.37), 600)))
+    ),
 }
 
 

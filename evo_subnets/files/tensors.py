@@ -101,7 +101,8 @@ def load_state(
 ) -> None:
     """Gives `module` the weights and buffers of a file, which must be its own, name by name.
 
-    Names are those of what torch.compile or DataParallel is wrapped around. `assign` puts the tensors themselves into the module, which may be on the meta device.
+    Names are those of what torch.compile or DataParallel is wrapped around. `assign` puts the
+    tensors themselves into the module, which may be on the meta device.
     """
     expected, found = (
         {name: (tensor.shape, tensor.dtype) for name, tensor in side.items()}
@@ -116,7 +117,9 @@ def load_state(
             f"{', '.join(different[:3])}{' and more' if len(different) > 3 else ''}"
         )
     own = list(module.state_dict())
-    state = {name: tensors[plain] for name, plain in zip(own, plain_names(module, own), strict=True)}
+    state = {
+        name: tensors[plain] for name, plain in zip(own, plain_names(module, own), strict=True)
+    }
     module.load_state_dict(state, assign=assign)
 
 

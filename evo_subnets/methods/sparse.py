@@ -108,13 +108,15 @@ class Pruning:
     ) -> Masks:
         """The masks that a subnetwork means in `module`.
 
-        What is zero in a sparse parent stays out: magnitudes count it among what they remove, others
-        take their fraction of what is left. Padding rows stay in. `inputs`, of one sample, are for networks that torch.fx cannot trace
-        (see `structure.classifier`).
+        What is zero in a sparse parent stays out: magnitudes count it among what they remove,
+        others take their fraction of what is left. Padding rows stay in. `inputs`, of one sample,
+        are for networks that torch.fx cannot trace (see `structure.classifier`).
         """
         params = parameters(module)
         if self.structure == "connections":
-            masks = self._connections(params, subnetwork, prunable(module, self.classifier, inputs=inputs))
+            masks = self._connections(
+                params, subnetwork, prunable(module, self.classifier, inputs=inputs)
+            )
         else:
             masks = self._neurons(find_neurons(module), subnetwork, params)
         for name in params.weights:
@@ -199,21 +201,23 @@ class Sparse:
         subnetworks = self.pruning.subnetworks(self.ensemble_size, self.seed)
         inputs = task.example()
 
+        def masks(index: int) -> Masks:
+            return self.pruning.masks(parent, subnetworks[index], inputs=inputs)
+
         def train(
             index: int, checkpoint: Path | None, on_epoch: Callable[[int, float], None]
         ) -> nn.Module:
             child = copy.deepcopy(parent)
             tune(
                 child, task, tuning=self.tuning, seed=derive_seed(self.seed, "tuning", index),
-                binding=Pruned(child, self.pruning.masks(parent, subnetworks[index], inputs=inputs)),
-                on_epoch=on_epoch, checkpoint=checkpoint,
+                binding=Pruned(child, masks(index)), on_epoch=on_epoch, checkpoint=checkpoint,
             )  # fmt: skip
             return child
 
         tunings = [self.tuning] * self.ensemble_size
         children = train_members(train, tunings, what="sparse", run=run, workers=workers)
-        masks = (self.pruning.masks(parent, each, inputs=inputs) for each in subnetworks)
-        return finished(children, masks, parent=parent, task=task, tuning=self.tuning)
+        found = (masks(index) for index in range(self.ensemble_size))
+        return finished(children, found, parent=parent, task=task, tuning=self.tuning)
 
 
 def sparse_cost(parent: nn.Module, masks: Masks, *, inputs: Tensor) -> tuple[float, int]:

@@ -27,9 +27,10 @@ def count_parameters(module: nn.Module) -> int:
 def ensemble_parameters(module: nn.Module, densities: Sequence[float]) -> int:
     """How many parameters the members keep together, one density for each member.
 
-    Each keeps its density's part of the weights (see `evo_subnets.weights`) and all others. Six children of a WRN-28-10 of CIFAR-10 have 109.5, 73.0 and 36.6 million at densities
-    of 1/2, 1/3 and 1/6. Whitaker 2023, table 5.3 prints 36.5 for the last, which is a sixth of the
-    parent, norms included, six times (that would be 109.4 for the first).
+    Each keeps its density's part of the weights (see `evo_subnets.weights`) and all other
+    parameters. Six children of a WRN-28-10 of CIFAR-10 have 109.5, 73.0 and 36.6 million at
+    densities of 1/2, 1/3 and 1/6. Whitaker 2023, table 5.3 prints 36.5 for the last, which is a
+    sixth of the parent, norms included, six times (that would be 109.4 for the first).
     """
     _check_densities(dict(enumerate(densities)))
     params = parameters(module)

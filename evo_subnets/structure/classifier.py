@@ -95,7 +95,7 @@ def _source(node: fx.Node) -> fx.Node:
 
 
 def _asked(module: nn.Module, weights: Weights, *, inputs: Inputs) -> list[str]:
-    """Which layers' outputs the output has a gradient of, where each layer's own inputs have none."""
+    """The layers that the output has a gradient of, where no layer passes one to what is before."""
     work = copy.deepcopy(module).eval()
     names = {id(parameter): name for name, parameter in parameters_of(work).items()}
     bare = [each.requires_grad_() for each in work.parameters() if each.is_floating_point()]
@@ -103,7 +103,7 @@ def _asked(module: nn.Module, weights: Weights, *, inputs: Inputs) -> list[str]:
 
     def cut(path: str) -> Callable[..., Any]:
         def hook(layer: nn.Module, given: Any, output: Any) -> Any:
-            return _mapped(output, lambda tensor: leaf(tensor))
+            return _mapped(output, leaf)
 
         def leaf(tensor: Tensor) -> Tensor:
             own = tensor.detach().requires_grad_()
@@ -114,19 +114,29 @@ def _asked(module: nn.Module, weights: Weights, *, inputs: Inputs) -> list[str]:
 
     for path, layer in work.named_modules():
         has_own = path in weights.layers
-        if has_own and (isinstance(layer, LAYERS) or set(weights.inside(path)) == set(weights.layers[path])):
+        if has_own and (
+            isinstance(layer, LAYERS) or set(weights.inside(path)) == set(weights.layers[path])
+        ):
             layer.register_forward_hook(cut(path))
     with torch.enable_grad():
         outputs: list[Tensor] = []
-        _mapped(ask(work, inputs), lambda tensor: outputs.append(tensor) or tensor)
-        total = sum(output.sum() for output in outputs if output.requires_grad)
-    if not isinstance(total, Tensor):
-        return []
+
+        def kept(output: Tensor) -> Tensor:
+            if output.requires_grad:
+                outputs.append(output.sum())
+            return output
+
+        _mapped(ask(work, inputs), kept)
+        if not outputs:
+            return []
+        total = torch.stack(outputs).sum()
     own = torch.autograd.grad(total, [*bare, *(tensor for _, tensor in said)], allow_unused=True)
     wanted = {names[id(each)] for each, grad in zip(bare, own, strict=False) if grad is not None}
     if functional := [name for name in weights.bare.values() if name in wanted]:
         return functional
-    last = [path for (path, _), grad in zip(said, own[len(bare) :], strict=True) if grad is not None]
+    last = [
+        path for (path, _), grad in zip(said, own[len(bare) :], strict=True) if grad is not None
+    ]
     return [name for path in last for name in weights.inside(path)]
 
 
