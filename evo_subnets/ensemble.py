@@ -15,7 +15,7 @@ from evo_subnets import engines, files
 from evo_subnets.inputs import ask
 from evo_subnets.mutation import Mutation, materialize
 from evo_subnets.outputs import CLASSES, Combine, Outputs, Values
-from evo_subnets.subnetworks import Include, Params, included, parameters
+from evo_subnets.subnetworks import Include, Params, Whole, included, parameters, staying
 
 KIND = "evo_subnets.ensemble"
 
@@ -28,6 +28,8 @@ class Recipe:
     include: tuple[str, ...]
     mutations: tuple[Mutation, ...]
     include_parent: bool
+    held: bool = False
+    """Whether zeros or padding rows of the parent stayed as they are; else all was mutated."""
 
 
 class Ensemble(nn.Module):
@@ -101,6 +103,7 @@ class Ensemble(nn.Module):
         """
         parent = parameters(module)
         names = included(parent, include)
+        held = bool(staying(parent, names))
         members = [copy.deepcopy(module)] if include_parent else []
         for mutation in mutations:
             member = copy.deepcopy(module)
@@ -109,8 +112,9 @@ class Ensemble(nn.Module):
         ensemble = cls(
             members, combine=combine, weights=weights, outputs=outputs, side_by_side=side_by_side
         )
-        state = {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
-        ensemble.recipe = Recipe(state, tuple(names), tuple(mutations), include_parent)
+        state = {name: tensor.detach().clone() for name, tensor in files.state_of(module).items()}
+        chosen = names if isinstance(names, Whole) else tuple(names)
+        ensemble.recipe = Recipe(state, chosen, tuple(mutations), include_parent, held)
         return ensemble
 
     def member_outputs(self, *inputs: Any, **options: Any) -> Tensor:
@@ -162,6 +166,7 @@ class Ensemble(nn.Module):
             "include_parent": recipe.include_parent,
             "combine": self.combine,
             "weights": self.given_weights,
+            **({"held": True} if recipe.held else {}),
         }
         files.save_tensors(
             path, recipe.parent if parent_weights else {}, kind=KIND, description=description
@@ -171,7 +176,7 @@ class Ensemble(nn.Module):
         tensors = {
             f"{index}.{name}": tensor
             for index, member in enumerate(self.members)
-            for name, tensor in member.state_dict().items()
+            for name, tensor in files.state_of(member).items()
         }
         description = {
             "members": len(self.members),
@@ -231,7 +236,7 @@ class Ensemble(nn.Module):
                 raise files.StorageError(f"{path} holds no weights of the parent to restore")
             parent = copy.deepcopy(module)
             files.load_state(path, parent, tensors=tensors)
-        found = files.fingerprint(parent.state_dict())
+        found = files.fingerprint(files.state_of(parent))
         if found != description["fingerprint"]:
             raise files.StorageError(
                 f"{path} was made of another parent: fingerprint "
@@ -239,11 +244,12 @@ class Ensemble(nn.Module):
                 "that parent, or pass restore=True to take the weights of the file"
             )
         mutations = [Mutation(*numbers) for numbers in description["mutations"]]
+        names = description["include"]
         return cls.from_mutations(
             parent,
             mutations,
             include_parent=description["include_parent"],
             combine=description["combine"],
             weights=description["weights"],
-            include=description["include"],
+            include=names if description.get("held") else Whole(names),
         )

@@ -30,7 +30,7 @@ from evo_subnets.runs import Run
 from evo_subnets.search import Search
 from evo_subnets.spread import Spread, spread_of
 from evo_subnets.streams import derive_seed
-from evo_subnets.subnetworks import Include, included, parameters
+from evo_subnets.subnetworks import Include, included, parameters, staying
 from evo_subnets.trust_region import divergence, find_root, outputs_of, search_trust_region
 from evo_subnets.workers import Here, Workers
 
@@ -185,7 +185,7 @@ def evolve(
 
     moving = _checked(moving, search, generations=generations, inputs=inputs)
     about = {"generations": generations, "moving": described(moving)} if moving else {}
-    parent = files.fingerprint(module.state_dict())
+    parent = files.fingerprint(files.state_of(module))
     run.ask("evolve", {**search.about(), "parent": parent, **about})
     evolved = move(
         module,
@@ -301,6 +301,7 @@ class _Walk:
         self.inputs = None if inputs is None else list(batches_of(inputs, BATCH))
         weights = parameters(module)
         self.names = included(weights, search.include)
+        self.fixed = staying(weights, self.names)
         self.memories = {
             name: [torch.zeros_like(wide(weights[name])) for _ in range(moving.rule.memories)]
             for name in self.names
@@ -410,6 +411,8 @@ class _Walk:
                 name, total, memories=memories, step=step, rule=self.moving.rule, number=number
             )
             new[name].copy_(total.view(new[name].shape))
+        for name, stays in self.fixed.items():
+            torch.where(stays, old[name], new[name], out=new[name])
 
 
 def _from_record(record: dict[str, Any]) -> Generation:

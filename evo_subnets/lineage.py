@@ -18,7 +18,7 @@ from torch import Tensor
 from evo_subnets import engines, files
 from evo_subnets.draws import CarryOut, Change, Draw
 from evo_subnets.mutation import Mutation, fastest
-from evo_subnets.subnetworks import Include, Params, included
+from evo_subnets.subnetworks import Include, Params, included, staying
 
 KIND = "evo_subnets.lineage"
 PIECE = 2**16
@@ -127,7 +127,8 @@ class Lineage:
         bits for any number of threads, on every device.
         """
         out = {} if out is None else out
-        names = set(included(root, include))
+        chosen = included(root, include)
+        names, fixed = set(chosen), staying(root, chosen)
         for name, weight in root.items():
             if name not in names:
                 out[name] = weight
@@ -138,6 +139,8 @@ class Lineage:
                 add_step(name, total, memories=memories, step=step, rule=self.rule, number=number)
             held = out.setdefault(name, torch.empty_like(weight))
             held.copy_(total.view(weight.shape))
+            if name in fixed:
+                torch.where(fixed[name], weight, held, out=held)
         return out
 
     def save(self, path: str | Path, root: Mapping[str, Tensor], *, include: Include) -> None:

@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -18,9 +18,17 @@ from evo_subnets.subnetworks import included, parameters
 
 TOLERANCE = 0.1
 """The root search ends within this fraction of the target."""
-MAX_TRIALS = 8
-"""Divergence evaluations that the root search may spend on one density."""
+LEAST_STEP = 1e-7
+"""Of sigma: float32 children of sigmas that differ by less are the same."""
+SECANTS = 8
+"""Divergence evaluations within which the root search lands on most networks."""
+MAX_TRIALS = 40
+"""Those that it may spend on one density; from SECANTS on it halves its bracket."""
 DEFAULT = Search()
+
+
+class NoRoot(ValueError):
+    """No sigma has a divergence within the tolerance of the target."""
 
 
 def divergence(parent: Tensor, child: Tensor, *, outputs: Outputs = CLASSES) -> float:
@@ -90,10 +98,11 @@ def search_trust_region(
     function of sigma. With `sigmas` every pair of the grid is tried (the paper's search) and the
     pair closest to the target is returned. Without, a root search per density (see `find_root`)
     finds sigma to within a tenth of the target, and the first density that gets there is returned;
-    it begins at the search's sigma, if there is one. `densities`: None is the search's own.
-    `module` is left alone; it runs in eval mode, on `batch_size` inputs at a time. `inputs`: a
-    tensor, a tuple of tensors, a mapping of keyword arguments, or an iterable of batches of such,
-    which are moved to the module's device. `outputs`: what kind of outputs these are.
+    it begins at the search's sigma, if there is one. A ValueError says why where none gets there.
+    `densities`: None is the search's own. `module` is left alone; it runs in eval mode, on
+    `batch_size` inputs at a time. `inputs`: a tensor, a tuple of tensors, a mapping of keyword
+    arguments, or an iterable of batches of such, which are moved to the module's device. `outputs`:
+    what kind of outputs these are.
     """
     densities = (search.density,) if densities is None else densities
     children = min(4, search.population_size) if children is None else children
@@ -131,22 +140,35 @@ def search_trust_region(
             for sigma in sigmas:
                 measured(sigma, density)
         best = min(table, key=lambda trial: _distance(trial.divergence, target))
+        if not math.isfinite(best.divergence):
+            raise ValueError(
+                "no trial gave a finite divergence: are the parent's outputs on these inputs "
+                "finite?"
+            )
+        found = best.sigma, best.density
     else:
-        start = search.sigma or _weight_scale([parent[name] for name in names]) * 0.1
-        for density in densities:
-            first = len(table)
-            find_root(partial(measured, density=density), target, sigma=start)
-            best = min(table[first:], key=lambda trial: _distance(trial.divergence, target))
-            if abs(best.divergence - target) <= TOLERANCE * target:
-                break
-        else:
-            best = min(table, key=lambda trial: _distance(trial.divergence, target))
-    if not math.isfinite(best.divergence):
-        raise ValueError(
-            "no trial gave a finite divergence: are the parent's outputs on these inputs finite?"
-        )
-    found = replace(search, sigma=best.sigma, density=best.density)
-    return TrustRegion(found, best.divergence, tuple(table))
+        start = search.sigma or _weight_scale({name: parent[name] for name in names}) * 0.1
+        found = _first_root(measured, target, densities=densities, sigma=start)
+        best = table[-1]
+    sigma, density = found
+    return TrustRegion(replace(search, sigma=sigma, density=density), best.divergence, tuple(table))
+
+
+def _first_root(
+    measured: Callable[..., float],
+    target: float,
+    *,
+    densities: Sequence[float],
+    sigma: float,
+) -> tuple[float, float]:
+    """The sigma and density of the first density that gets to the target."""
+    reasons = []
+    for density in densities:
+        try:
+            return find_root(partial(measured, density=density), target, sigma=sigma), density
+        except NoRoot as error:
+            reasons.append(f"density {density:g}: {error}")
+    raise NoRoot("; ".join(reasons))
 
 
 @torch.no_grad()
@@ -169,12 +191,15 @@ def find_root(measured: Callable[[float], float], target: float, *, sigma: float
 
     Divergence grows like a power of sigma, the square as long as sigma is small, so a secant on
     the logarithms converges in a few steps. A bracket keeps it from running away: a step that
-    leaves it, or outputs that are not finite, bisect. After MAX_TRIALS the last sigma is returned.
+    leaves it, or outputs that are not finite, bisect, and so does every step after SECANTS. A
+    ValueError, `NoRoot`, says what was found where no sigma gets there.
     """
     low, high = 0.0, math.inf
     previous: tuple[float, float] | None = None
-    for _ in range(MAX_TRIALS):
+    tried: list[tuple[float, float]] = []
+    while len(tried) < MAX_TRIALS and high > low * (1 + LEAST_STEP) and 0 < sigma < math.inf:
         value = measured(sigma)
+        tried.append((sigma, value))
         if abs(value - target) <= TOLERANCE * target:
             return sigma
         if math.isfinite(value) and value < target:
@@ -191,10 +216,36 @@ def find_root(measured: Callable[[float], float], target: float, *, sigma: float
             previous = here
             factor = (math.log(target) - here[1]) / slope
             step = sigma * math.exp(min(max(factor, -math.log(100.0)), math.log(100.0)))
-        if not low < step < high:
+        if not low < step < high or (len(tried) >= SECANTS and 0 < low < high < math.inf):
             step = math.sqrt(low * high) if low > 0 else high / 10.0
         sigma = step
-    return sigma
+    raise NoRoot(_why_not(tried, target))
+
+
+def _why_not(tried: Sequence[tuple[float, float]], target: float) -> str:
+    """What the trials of a search that did not end at its target say."""
+    below = [trial for trial in tried if trial[1] < target]
+    above = [trial for trial in tried if trial[1] > target]
+    if not any(math.isfinite(value) for _, value in tried):
+        return "no sigma gave a finite divergence: are the parent's outputs on these inputs finite?"
+    if not above:
+        sigma, value = max(below, key=lambda trial: trial[1])
+        return (
+            f"no sigma reaches a divergence of {target:g}, the largest is {value:.3g} at sigma "
+            f"{sigma:.3g}: take a lower target, other inputs, or parameters that the outputs "
+            "depend on (include)"
+        )
+    if not below:
+        sigma, value = min(above)
+        return (
+            f"even sigma {sigma:.3g} gives a divergence of {value:.3g}, above {target:g}: does the "
+            "module draw random numbers, or keep a state between its calls?"
+        )
+    low, high = max(below), min(above)
+    return (
+        f"no sigma gives a divergence of {target:g}: it is {low[1]:.3g} at sigma {low[0]:.9g} and "
+        f"{high[1]:.3g} at {high[0]:.9g}; take another target, or a grid of sigmas"
+    )
 
 
 def _distance(value: float, target: float) -> float:
@@ -202,7 +253,12 @@ def _distance(value: float, target: float) -> float:
     return abs(math.log(value / target)) if value > 0 and math.isfinite(value) else math.inf
 
 
-def _weight_scale(weights: Sequence[Tensor]) -> float:
+def _weight_scale(weights: Mapping[str, Tensor]) -> float:
     """Root mean square of the weights, of the layer where it is smallest."""
-    scales = [weight.double().square().mean().sqrt().item() for weight in weights]
-    return min((scale for scale in scales if scale > 0), default=1.0)
+    scales = {
+        name: weight.double().square().mean().sqrt().item() for name, weight in weights.items()
+    }
+    broken = [name for name, scale in scales.items() if not math.isfinite(scale)]
+    if broken:
+        raise ValueError(f"the parent's {', '.join(broken[:3])} has values that are not finite")
+    return min((scale for scale in scales.values() if scale > 0), default=1.0)

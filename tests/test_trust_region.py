@@ -18,7 +18,7 @@ from evo_subnets import (
     singles,
 )
 from evo_subnets.outputs import CLASSES, Binary, Classes, Values
-from evo_subnets.trust_region import MAX_TRIALS, find_root
+from evo_subnets.trust_region import MAX_TRIALS, SECANTS, find_root
 
 # enough is drawn here to ask for a compiler, and a machine may have none
 pytestmark = pytest.mark.filterwarnings("ignore:no compiled draws:RuntimeWarning")
@@ -101,7 +101,7 @@ def test_root_search_comes_within_a_tenth_in_eight_trials(network, target):
     module, inputs = make().eval(), noise(32, *shape)
     region = search_trust_region(module, inputs, target=target, search=Search(seed=3))
     assert abs(region.divergence - target) <= 0.1 * target
-    assert 1 <= len(region.table) <= MAX_TRIALS == 8
+    assert 1 <= len(region.table) <= SECANTS == 8
     assert region.density == 0.5
     assert (region.sigma, region.divergence) in [(t.sigma, t.divergence) for t in region.table]
     again = measured(module, inputs, region.sigma, 0.5, 4, 3)
@@ -199,12 +199,14 @@ def test_a_density_that_cannot_reach_the_target_gives_way_to_the_next():
             return x
 
     trials = []
-    region = search_trust_region(
-        Dead(), noise(8, 3), target=0.02, densities=(0.4, 0.8), on_trial=trials.append
-    )
+    with pytest.raises(
+        ValueError, match=r"density 0.4: no sigma reaches .*; density 0.8: no sigma"
+    ):
+        search_trust_region(
+            Dead(), noise(8, 3), target=0.02, densities=(0.4, 0.8), on_trial=trials.append
+        )
     assert {trial.density for trial in trials} == {0.4, 0.8}
     assert len(trials) <= 2 * MAX_TRIALS
-    assert region.divergence == 0
 
 
 def test_the_module_is_left_alone():
@@ -290,14 +292,50 @@ def test_find_root_of_synthetic_curves(curve, target, start):
 
     sigma = find_root(measure, target, sigma=start)
     assert abs(CURVES[curve](sigma) - target) <= 0.1 * target
-    assert len(tried) <= MAX_TRIALS
+    assert len(tried) <= SECANTS
     assert tried[-1] == sigma
     assert all(0 < s < math.inf for s in tried)
 
 
-@pytest.mark.parametrize("value", [0.0, 1e-9, 5.0, math.nan, math.inf])
-def test_find_root_ends_where_there_is_no_root(value):
+NO_ROOTS = {
+    "nothing": (lambda sigma: 0.0, "no sigma reaches a divergence of 0.02, the largest is 0 "),
+    "too little": (
+        lambda sigma: 1e-9,
+        "no sigma reaches a divergence of 0.02, the largest is 1e-09",
+    ),
+    "too much": (lambda sigma: 5.0, r"even sigma \S+ gives a divergence of 5, above 0.02"),
+    "NaN": (lambda sigma: math.nan, "no sigma gave a finite divergence"),
+    "infinite": (lambda sigma: math.inf, "no sigma gave a finite divergence"),
+    "a jump": (
+        lambda sigma: 5.0 if sigma > 0.3 else 1e-3,
+        r"it is 0.001 at sigma \S+ and 5 at 0.3",
+    ),
+    "a plateau": (lambda sigma: min(sigma, 0.01), "no sigma reaches .* the largest is 0.01"),
+}
+
+
+@pytest.mark.parametrize("curve", NO_ROOTS)
+def test_find_root_says_why_there_is_no_root(curve):
     tried = []
-    sigma = find_root(lambda sigma: (tried.append(sigma), value)[1], 0.02, sigma=0.1)
-    assert len(tried) == MAX_TRIALS
-    assert all(0 < s < math.inf for s in [*tried, sigma])
+    measured, why = NO_ROOTS[curve]
+    with pytest.raises(ValueError, match=why):
+        find_root(lambda sigma: (tried.append(sigma), measured(sigma))[1], 0.02, sigma=0.1)
+    assert len(tried) <= MAX_TRIALS
+    assert all(0 < s < math.inf for s in tried)
+
+
+HARD = {
+    "very steep": lambda sigma: 1e30 * sigma**40,
+    "up, down and up": lambda sigma: sigma**2 * (1 + 0.8 * math.sin(9 * sigma)) + sigma**8,
+    "NaN in the middle": lambda sigma: math.nan if 0.05 < sigma < 0.07 else sigma**2,
+    "a cliff with a foothold": lambda sigma: (
+        1e-6 + 1 / (1 + math.exp(min(-1500 * (sigma - 0.37), 600)))
+    ),
+}
+
+
+@pytest.mark.parametrize("start", [1e-3, 0.1, 20.0])
+@pytest.mark.parametrize("curve", HARD)
+def test_find_root_bisects_where_secants_fail(curve, start):
+    sigma = find_root(HARD[curve], 0.02, sigma=start)
+    assert abs(HARD[curve](sigma) - 0.02) <= 0.002

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from evo_subnets.files import writing
+from evo_subnets.files.names import plain_names, state_of
 from evo_subnets.files.packing import pack, unpack
 from evo_subnets.files.writing import StorageError, write_atomically
 
@@ -100,11 +101,12 @@ def load_state(
 ) -> None:
     """Gives `module` the weights and buffers of a file, which must be its own, name by name.
 
-    `assign` puts the tensors themselves into the module, which may be on the meta device.
+    Names are those of what torch.compile or DataParallel is wrapped around. `assign` puts the
+    tensors themselves into the module, which may be on the meta device.
     """
     expected, found = (
         {name: (tensor.shape, tensor.dtype) for name, tensor in side.items()}
-        for side in (module.state_dict(), tensors)
+        for side in (state_of(module), tensors)
     )
     different = sorted(
         name for name in {*expected, *found} if expected.get(name) != found.get(name)
@@ -114,7 +116,11 @@ def load_state(
             f"{path} holds weights of another architecture than this module's: they differ in "
             f"{', '.join(different[:3])}{' and more' if len(different) > 3 else ''}"
         )
-    module.load_state_dict(dict(tensors), assign=assign)
+    own = list(module.state_dict())
+    state = {
+        name: tensors[plain] for name, plain in zip(own, plain_names(module, own), strict=True)
+    }
+    module.load_state_dict(state, assign=assign)
 
 
 def _checksum(tensors: Mapping[str, Tensor], kind: str, description: str) -> str:
