@@ -9,6 +9,7 @@ import collections
 import copy
 from collections.abc import Callable
 
+import gymnasium
 import pytest
 import torch
 from networks import built, noise
@@ -17,6 +18,7 @@ from torch import nn
 from evo_subnets import Ensemble, Task, quads, search_trust_region
 from evo_subnets.outputs import Binary, Classes, Values
 from evo_subnets.prediction import predict
+from evo_subnets.rl import EnsemblePolicy
 from evo_subnets.schedules import Constant
 from evo_subnets.tuning import Tuning, tune
 
@@ -168,6 +170,24 @@ def an_output_that_nobody_can_read():
 
     with pytest.raises(ValueError, match=r"a mapping of left, right: say which tensor is meant"):
         Ensemble([Two()])(noise(3, 4))
+
+
+@case
+def a_policy_that_gives_mean_actions():
+    """Continuous actions, no index of the largest."""
+    network = built(lambda: nn.Linear(3, 2))
+    space = gymnasium.spaces.Box(-1, 1, (3,))
+    ensemble = Ensemble.from_mutations(
+        network, quads(4, 0.1, density=0.5, seed=0), outputs=Values()
+    )
+    observation = noise(5, 3).numpy()
+    actions, _ = EnsemblePolicy(ensemble, space).predict(observation)
+    assert actions.shape == (5, 2)
+    torch.testing.assert_close(torch.as_tensor(actions), ensemble(torch.as_tensor(observation)))
+    alone, _ = EnsemblePolicy(network, space, outputs=Values()).predict(observation[0])
+    assert alone.shape == (2,)
+    with pytest.raises(ValueError, match=r"a temperature is of numbered actions"):
+        EnsemblePolicy(ensemble, space, temperature=0.5)
 
 
 # --- An ensemble is its members; a child is the parent plus its mutation ------------------------
