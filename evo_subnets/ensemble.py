@@ -4,7 +4,6 @@ import copy
 import dataclasses
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
@@ -12,24 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from evo_subnets import engines, files
+from evo_subnets.copies import copied
 from evo_subnets.inputs import ask
 from evo_subnets.mutation import Mutation, materialize
 from evo_subnets.outputs import CLASSES, Combine, Outputs, Values
+from evo_subnets.recipes import Kept, Recipe, WorkCopy, check_parent, dtypes_of, set_dtypes
 from evo_subnets.subnetworks import Include, Params, Whole, included, parameters, staying
 
 KIND = "evo_subnets.ensemble"
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """What an ensemble of mutations is made of."""
-
-    parent: dict[str, Tensor]
-    include: tuple[str, ...]
-    mutations: tuple[Mutation, ...]
-    include_parent: bool
-    held: bool = False
-    """Whether zeros or padding rows of the parent stayed as they are; else all was mutated."""
 
 
 class Ensemble(nn.Module):
@@ -48,6 +37,9 @@ class Ensemble(nn.Module):
     """
 
     weights: Tensor
+    members: nn.ModuleList | tuple[nn.Module, ...]
+    parent: nn.Module | None = None
+    """Of members that are kept as recipes."""
 
     def __init__(
         self,
@@ -74,7 +66,8 @@ class Ensemble(nn.Module):
                 f"weights must be {len(members)} finite numbers, none negative and not all zero, "
                 f"got {weights}"
             )
-        self.members = nn.ModuleList(members)
+        kept = all(isinstance(member, Kept) for member in members)
+        self.members = tuple(members) if kept else nn.ModuleList(members)
         self.combine: Combine = combine
         self.outputs = outputs
         self.register_buffer("weights", torch.tensor(given) / math.fsum(given), persistent=False)
@@ -95,32 +88,55 @@ class Ensemble(nn.Module):
         outputs: Outputs = CLASSES,
         include: Include = None,
         side_by_side: bool = False,
+        resident: bool = True,
     ) -> "Ensemble":
         """The children of `module`, each a module of its own; with `include_parent` it comes first.
 
         BatchNorm keeps the parent's statistics, as in the paper: the noise within a trust region
         moves them little. Re-estimate them (`torch.optim.swa_utils.update_bn`) for strong noise.
+
+        `resident=False` keeps the members as recipes, which are built one after the other at every
+        call: the ensemble has two copies of the weights, `parent` and one that is worked in,
+        however many members there are. Such members give no gradients and are neither trained nor
+        exported.
         """
+        if side_by_side and not resident:
+            raise ValueError("members that are built one after the other cannot go side_by_side")
         parent = parameters(module)
         names = included(parent, include)
         held = bool(staying(parent, names))
-        members = [copy.deepcopy(module)] if include_parent else []
-        for mutation in mutations:
-            member = copy.deepcopy(module)
-            materialize(parent, mutation, out=parameters(member), include=names)
-            members.append(member)
+        every: list[Mutation | None] = [*([None] if include_parent else []), *mutations]
+        own = None
+        if resident:
+            check_parent(module, names)
+            members = [copied(module) for _ in every]
+            for member, mutation in zip(members, every, strict=True):
+                if mutation is not None:
+                    materialize(parent, mutation, out=parameters(member), include=names)
+        else:
+            own = copied(module).eval()
+            work = WorkCopy(own, names)
+            members = [Kept(work, mutation) for mutation in every]
         ensemble = cls(
             members, combine=combine, weights=weights, outputs=outputs, side_by_side=side_by_side
         )
-        state = {name: tensor.detach().clone() for name, tensor in files.state_of(module).items()}
+        ensemble.parent = own
+        state = _copied_state(module) if own is None else {}
         chosen = names if isinstance(names, Whole) else tuple(names)
         ensemble.recipe = Recipe(state, chosen, tuple(mutations), include_parent, held)
         return ensemble
 
+    def train(self, mode: bool = True) -> "Ensemble":
+        """Itself; a ValueError where members are kept as recipes, which are not trained."""
+        for member in self.members:
+            member.train(mode)
+        super().train(mode)
+        return self
+
     def member_outputs(self, *inputs: Any, **options: Any) -> Tensor:
         """(members, batch, ...): what each member says, as `outputs` reads it."""
         found = None
-        if self.side_by_side and not options:
+        if self.side_by_side and not options and isinstance(self.members, nn.ModuleList):
             found = engines.ask_members(self.members, inputs)
         if found is not None:
             return torch.stack([self.outputs.tensor(each) for each in found])
@@ -152,25 +168,47 @@ class Ensemble(nn.Module):
         """Writes the parent's weights once and four numbers a member, whole or not at all.
 
         `parent_weights=False` leaves the weights out: what remains is some hundred bytes, among
-        them the parent's fingerprint. Members that are no mutations, as tuned children are, are
-        written with all their weights.
+        them the parent's fingerprint. Members that are not what their recipe gives, bit by bit, as
+        after tuning, re-estimated norms or `.half()`, are written with all their weights, as are
+        those without a recipe; a ValueError where `parent_weights=False`. Members are built and
+        compared one at a time.
         """
-        if self.recipe is None:
+        recipe = self.recipe
+        if recipe is not None and self.parent is not None:
+            recipe = dataclasses.replace(recipe, parent=files.state_of(self.parent))
+        elif recipe is not None and not recipe.gives(list(self.members)):
+            recipe = None
+        if recipe is None:
+            if not parent_weights:
+                raise ValueError(
+                    "these members are no mutations of one parent, or were changed since: they "
+                    "can only be saved with all their weights (parent_weights=True)"
+                )
             self._save_members(path)
             return
-        recipe = self.recipe
         description = {
             "fingerprint": files.fingerprint(recipe.parent),
             "include": recipe.include,
             "mutations": [dataclasses.astuple(mutation) for mutation in recipe.mutations],
             "include_parent": recipe.include_parent,
             "combine": self.combine,
-            "weights": self.given_weights,
+            **self._described_weights(),
             **({"held": True} if recipe.held else {}),
         }
         files.save_tensors(
             path, recipe.parent if parent_weights else {}, kind=KIND, description=description
         )
+
+    def _described_weights(self) -> dict[str, Any]:
+        """The weights as given, and the buffer's where it holds others by now."""
+        given = torch.tensor(self.given_weights) / math.fsum(self.given_weights)
+        now = self.weights.detach().cpu()
+        if torch.equal(given.to(now.dtype), now):
+            return {"weights": self.given_weights}
+        numbers = now.double().tolist()
+        if not (0 < sum(numbers) < math.inf and min(numbers) >= 0):
+            raise ValueError(f"the ensemble's weights are no longer those of a mean: {numbers}")
+        return {"weights": numbers, "exactly": True}
 
     def _save_members(self, path: str | Path) -> None:
         tensors = {
@@ -181,40 +219,80 @@ class Ensemble(nn.Module):
         description = {
             "members": len(self.members),
             "combine": self.combine,
-            "weights": self.given_weights,
+            **self._described_weights(),
         }
         files.save_tensors(path, tensors, kind=KIND, description=description)
 
     @classmethod
     def _load_members(
-        cls, path: str | Path, module: nn.Module, tensors: Params, description: dict[str, Any]
+        cls,
+        path: str | Path,
+        modules: Sequence[nn.Module],
+        tensors: Params,
+        description: dict[str, Any],
     ) -> "Ensemble":
+        count = description["members"]
+        if len(modules) not in (1, count):
+            raise files.StorageError(
+                f"{path} holds {count} members: give one module for all, or one for each, got "
+                f"{len(modules)}"
+            )
         members = []
-        for index in range(description["members"]):
-            member = copy.deepcopy(module)
+        for index in range(count):
             start = f"{index}."
             state = {
                 name.removeprefix(start): tensor
                 for name, tensor in tensors.items()
                 if name.startswith(start)
             }
-            files.load_state(path, member, tensors=state)
-            members.append(member)
+            member = modules[index % len(modules)]
+            try:
+                members.append(_restored(path, member, state))
+            except files.StorageError as error:
+                hint = "" if len(modules) > 1 else "; members of several need a module for each"
+                raise files.StorageError(f"{error} (member {index + 1}{hint})") from None
         return cls(members, combine=description["combine"], weights=description["weights"])
 
     @classmethod
-    def load(cls, path: str | Path, module: nn.Module, *, restore: bool = False) -> "Ensemble":
+    def load(
+        cls,
+        path: str | Path,
+        module: nn.Module | Sequence[nn.Module],
+        *,
+        restore: bool = False,
+        resident: bool = True,
+    ) -> "Ensemble":
         """The ensemble of a file that `save` wrote, on `module`'s device.
 
         `module` must be the parent: a ValueError says so if its weights are others. With `restore`
         it gives only the architecture, and the parent's weights come from the file. Members that
-        were written with all their weights need the architecture alone.
+        were written with all their weights need the architecture alone, or one module for each
+        member where they are of several.
+
+        Weights of another precision than the module's are converted: children are built in the
+        file's and rounded to the module's then. `resident`: see `from_mutations`.
         """
+        modules = [module] if isinstance(module, nn.Module) else list(module)
         tensors, description = files.load_tensors(path, KIND)
         try:
             if "members" in description:
-                return cls._load_members(path, module, tensors, description)
-            return cls._load_mutations(path, module, tensors, description, restore)
+                if not resident:
+                    raise files.StorageError(
+                        f"{path} holds members with all their weights, no recipes: resident=True"
+                    )
+                ensemble = cls._load_members(path, modules, tensors, description)
+            else:
+                if len(modules) != 1:
+                    raise files.StorageError(
+                        f"{path} holds mutations of one parent: give that one module, got "
+                        f"{len(modules)}"
+                    )
+                ensemble = cls._load_mutations(
+                    path, modules[0], tensors, description, restore, resident
+                )
+            if description.get("exactly"):
+                ensemble.weights.copy_(torch.tensor(description["weights"], dtype=torch.float64))
+            return ensemble
         except files.StorageError:
             raise
         except (KeyError, TypeError, ValueError, OverflowError) as error:
@@ -229,13 +307,18 @@ class Ensemble(nn.Module):
         tensors: Params,
         description: dict[str, Any],
         restore: bool,
+        resident: bool,
     ) -> "Ensemble":
-        parent = module
+        parent, wanted = module, dtypes_of(module)
         if restore:
             if not tensors:
                 raise files.StorageError(f"{path} holds no weights of the parent to restore")
-            parent = copy.deepcopy(module)
-            files.load_state(path, parent, tensors=tensors)
+            parent = _restored(path, module, tensors, convert=False)
+            if not resident and wanted != dtypes_of(parent):
+                raise files.StorageError(
+                    f"{path} has weights of another precision than the module: load it with "
+                    "resident=True, or onto a module of that precision"
+                )
         found = files.fingerprint(files.state_of(parent))
         if found != description["fingerprint"]:
             raise files.StorageError(
@@ -245,11 +328,40 @@ class Ensemble(nn.Module):
             )
         mutations = [Mutation(*numbers) for numbers in description["mutations"]]
         names = description["include"]
-        return cls.from_mutations(
+        ensemble = cls.from_mutations(
             parent,
             mutations,
             include_parent=description["include_parent"],
             combine=description["combine"],
             weights=description["weights"],
             include=names if description.get("held") else Whole(names),
+            resident=resident,
         )
+        for member in ensemble.members if resident else []:
+            set_dtypes(member, wanted)
+        return ensemble
+
+
+def _copied_state(module: nn.Module) -> dict[str, Any]:
+    return {
+        name: value.detach().clone() if isinstance(value, Tensor) else copy.deepcopy(value)
+        for name, value in files.state_of(module).items()
+    }
+
+
+def _restored(
+    path: str | Path, module: nn.Module, tensors: Params, *, convert: bool = True
+) -> nn.Module:
+    """A copy of a module with a file's weights, in its own precision or (not `convert`) theirs."""
+    restored = copied(module)
+    own = dtypes_of(restored)
+    found = {
+        name: tensor.dtype
+        for name, tensor in tensors.items()
+        if name in own and tensor.is_floating_point() and own[name].is_floating_point
+    }
+    set_dtypes(restored, found)
+    files.load_state(path, restored, tensors=tensors)
+    if convert:
+        set_dtypes(restored, own)
+    return restored

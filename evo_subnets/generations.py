@@ -1,6 +1,5 @@
 """Generations: ask, evaluate, recombine, step, repeat."""
 
-import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass, field, replace
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from evo_subnets import files
+from evo_subnets.copies import copied
 from evo_subnets.ensemble import Ensemble
 from evo_subnets.evolution import (
     Child,
@@ -270,7 +270,7 @@ def _chosen(evolved: Evolved, judged: Callable[[], list[Child]], walk: "_Walk") 
 
 def stepped(module: nn.Module, step: Step, *, include: Include = None) -> nn.Module:
     """A copy of a module that is one step further."""
-    moved = copy.deepcopy(module)
+    moved = copied(module)
     Lineage((step,)).replay(parameters(module), out=parameters(moved), include=include)
     return moved
 
@@ -338,7 +338,7 @@ class _Walk:
         fitness = [math.nan if child.failed else child.fitness for child in children]
         weights = self.moving.recombine(fitness)
         step = Step(weighted([child.mutation for child in children], weights))
-        moved = copy.deepcopy(self.parent)
+        moved = copied(self.parent)
         length, divergence, drift = 1.0, 0.0, self._from_root(self.parent)
         if step.mutations:
             length, divergence, drift = self._bounded(step, moved)
@@ -393,7 +393,7 @@ class _Walk:
 
     def take(self, generation: Generation) -> None:
         """Moves the parent."""
-        moved = copy.deepcopy(self.parent)
+        moved = copied(self.parent)
         self._write(generation.step, moved, keep=True)
         self.parent, self.lineage = moved, self.lineage.then(generation.step)
         self.history.append(generation)

@@ -1,6 +1,5 @@
 """How strong a mutation may be: a bound on how far outputs move (Whitaker 2023, section 4.2.1)."""
 
-import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from evo_subnets.inputs import ask, batches_of, device_of, moved
-from evo_subnets.mutation import check_density, materialize
+from evo_subnets.mutation import check_density
 from evo_subnets.outputs import CLASSES, Outputs
+from evo_subnets.recipes import WorkCopy
 from evo_subnets.search import Search
 from evo_subnets.subnetworks import included, parameters
 
@@ -115,19 +115,18 @@ def search_trust_region(
         )
     for density in densities:
         check_density(density)
-    work = copy.deepcopy(module).eval()
-    parent, child = parameters(module), parameters(work)
+    parent = parameters(module)
     names = included(parent, search.include)
+    work = WorkCopy(module, names)
     table: list[Trial] = []
 
     asked = list(batches_of(inputs, batch_size))  # a loader that shuffles gives others each time
-    parent_outputs = outputs_of(work, asked, outputs=outputs)
+    parent_outputs = outputs_of(work.parent(), asked, outputs=outputs)
 
     def measured(sigma: float, density: float) -> float:
         total = 0.0
         for mutation in search.measured(sigma, density)[:children]:
-            materialize(parent, mutation, out=child, include=names)
-            found = outputs_of(work, asked, outputs=outputs)
+            found = outputs_of(work.child(mutation), asked, outputs=outputs)
             total += divergence(parent_outputs, found, outputs=outputs)
         trial = Trial(sigma, density, total / children)
         table.append(trial)

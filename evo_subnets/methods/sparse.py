@@ -1,6 +1,5 @@
 """Sparse subnetwork ensembles: prune and tune (Whitaker 2023, chapter 5; Whitaker 2022)."""
 
-import copy
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from evo_subnets.copies import copied
 from evo_subnets.ensemble import Ensemble
 from evo_subnets.inputs import Inputs
 from evo_subnets.methods.result import HERE, NOTHING_KEPT, Result, begin, train_members
@@ -208,7 +208,7 @@ class Sparse:
         def train(
             index: int, checkpoint: Path | None, on_epoch: Callable[[int, float], None]
         ) -> nn.Module:
-            child = copy.deepcopy(parent)
+            child = copied(parent)
             tune(
                 child, task, tuning=self.tuning, seed=derive_seed(self.seed, "tuning", index),
                 binding=Pruned(child, masks(index)), on_epoch=on_epoch, checkpoint=checkpoint,
