@@ -36,7 +36,7 @@ def copied(module: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
     copied. `memo`: what there is a copy of already, as `copy.deepcopy` has it; it gets all others.
     """
     memo = {} if memo is None else memo
-    _check(module)
+    check(module)
     for each in _reached(module):
         if isinstance(each, Tensor) and not each.is_leaf and id(each) not in memo:
             memo[id(each)] = each.detach().clone().requires_grad_(False)
@@ -48,7 +48,7 @@ def copied(module: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
         raise ValueError(f"{_culprit(module)}: {_line(error)}") from None
 
 
-def _check(module: nn.Module) -> None:
+def check(module: nn.Module) -> None:
     """A ValueError where `copy.deepcopy` would fail without a name, or share what it should not."""
     for name, layer in module.named_modules():
         tensors = (layer.named_parameters(recurse=False), layer.named_buffers(recurse=False))

@@ -15,8 +15,8 @@ from evo_subnets.copies import copied
 from evo_subnets.inputs import ask
 from evo_subnets.mutation import Mutation, materialize
 from evo_subnets.outputs import CLASSES, Combine, Outputs, Values
-from evo_subnets.recipes import Kept, Recipe, WorkCopy, check_parent, dtypes_of, set_dtypes
-from evo_subnets.subnetworks import Include, Params, Whole, included, parameters, staying
+from evo_subnets.recipes import Kept, Recipe, WorkCopy, dtypes_of, mutated, set_dtypes
+from evo_subnets.subnetworks import Include, Params, Whole, parameters, staying
 
 KIND = "evo_subnets.ensemble"
 
@@ -38,7 +38,7 @@ class Ensemble(nn.Module):
 
     weights: Tensor
     members: nn.ModuleList | tuple[nn.Module, ...]
-    parent: nn.Module | None = None
+    parent: nn.Module | None
     """Of members that are kept as recipes."""
 
     def __init__(
@@ -68,6 +68,7 @@ class Ensemble(nn.Module):
             )
         kept = all(isinstance(member, Kept) for member in members)
         self.members = tuple(members) if kept else nn.ModuleList(members)
+        self.parent = None
         self.combine: Combine = combine
         self.outputs = outputs
         self.register_buffer("weights", torch.tensor(given) / math.fsum(given), persistent=False)
@@ -102,13 +103,11 @@ class Ensemble(nn.Module):
         """
         if side_by_side and not resident:
             raise ValueError("members that are built one after the other cannot go side_by_side")
-        parent = parameters(module)
-        names = included(parent, include)
+        names, parent = mutated(module, include), parameters(module)
         held = bool(staying(parent, names))
         every: list[Mutation | None] = [*([None] if include_parent else []), *mutations]
         own = None
         if resident:
-            check_parent(module, names)
             members = [copied(module) for _ in every]
             for member, mutation in zip(members, every, strict=True):
                 if mutation is not None:

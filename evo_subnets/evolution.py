@@ -15,11 +15,11 @@ from evo_subnets import files
 from evo_subnets.ensemble import Ensemble
 from evo_subnets.mutation import Mutation
 from evo_subnets.outputs import CLASSES, Outputs
-from evo_subnets.recipes import WorkCopy
+from evo_subnets.recipes import WorkCopy, mutated
 from evo_subnets.runs import Run
 from evo_subnets.search import Search
 from evo_subnets.streams import derive_seed
-from evo_subnets.subnetworks import Include, included, parameters
+from evo_subnets.subnetworks import Include, parameters
 from evo_subnets.workers import Here, Workers
 
 Fitness = Callable[[nn.Module], float | Sequence[float]]
@@ -77,7 +77,7 @@ class Evaluator:
 
     def __init__(self, module: nn.Module, fitness: Fitness, *, include: Include = None) -> None:
         self.fitness = fitness
-        self.work = WorkCopy(module, included(parameters(module), include))
+        self.work = WorkCopy(module, include)
 
     def __call__(self, mutation: Mutation) -> Child:
         child = self.work.child(mutation)
@@ -164,8 +164,9 @@ def check_strength(
     module: nn.Module, mutations: Sequence[Mutation], *, include: Include = None
 ) -> None:
     """A ValueError where the noise is so strong that nothing of the parent would be left."""
-    weights = parameters(module)
-    sizes = [weights[name].double().square().mean().sqrt() for name in included(weights, include)]
+    names, weights = mutated(module, include), parameters(module)
+    # on the CPU, because not every device has float64
+    sizes = [weights[name].float().square().mean().cpu().double().sqrt() for name in names]
     largest = max((size.item() for size in sizes), default=0.0)
     sigma = max((abs(mutation.sigma) for mutation in mutations), default=0.0)
     if 0 < STRONGEST * largest < sigma:

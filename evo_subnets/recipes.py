@@ -8,20 +8,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from evo_subnets.copies import Likeness, copied
+from evo_subnets.copies import Likeness, check, copied
 from evo_subnets.files import state_of, unwrapped
 from evo_subnets.mutation import Mutation, materialize
-from evo_subnets.subnetworks import Parameters, parameters
+from evo_subnets.subnetworks import Include, Parameters, Whole, included, parameters
 
 FLOAT8 = 1
 """Bytes of an element: there is no noise of that precision."""
 
 
-def check_parent(module: nn.Module, names: Sequence[str]) -> None:
-    """A ValueError where children of a module cannot be built, with the layer's name.
-
-    names: of the parameters that are mutated.
+def mutated(module: nn.Module, include: Include = None) -> list[str] | Whole:
+    """The names of the parameters that mutations change; a ValueError, with the layer's name, where
+    children of the module cannot be built.
     """
+    check(module)
     for name, layer in module.named_modules():
         if ".nn.quantized." in type(layer).__module__:
             raise ValueError(
@@ -32,6 +32,7 @@ def check_parent(module: nn.Module, names: Sequence[str]) -> None:
     for name, weight in found.items():
         if weight.is_meta:
             raise ValueError(f"{name} is on the meta device, without values: load the weights")
+    names = included(found, include)
     for name in names:
         weight = found[name]
         if weight.element_size() == FLOAT8:
@@ -41,6 +42,7 @@ def check_parent(module: nn.Module, names: Sequence[str]) -> None:
             )
         if not torch.isfinite(weight).all():
             raise ValueError(f"{name} of the parent is not finite everywhere: train it anew")
+    return names
 
 
 class WorkCopy:
@@ -51,9 +53,8 @@ class WorkCopy:
     a new copy is made. Pickles and copies of it leave that module out.
     """
 
-    def __init__(self, module: nn.Module, names: Sequence[str]) -> None:
-        check_parent(module, names)
-        self.module, self.names = module, names
+    def __init__(self, module: nn.Module, include: Include = None) -> None:
+        self.module, self.names = module, mutated(module, include)
         self._made: _Made | None = None
         self._weights: Parameters | None = None
 

@@ -14,7 +14,7 @@ from evo_subnets.mutation import check_density
 from evo_subnets.outputs import CLASSES, Outputs
 from evo_subnets.recipes import WorkCopy
 from evo_subnets.search import Search
-from evo_subnets.subnetworks import included, parameters
+from evo_subnets.subnetworks import parameters
 
 TOLERANCE = 0.1
 """The root search ends within this fraction of the target."""
@@ -115,9 +115,8 @@ def search_trust_region(
         )
     for density in densities:
         check_density(density)
-    parent = parameters(module)
-    names = included(parent, search.include)
-    work = WorkCopy(module, names)
+    work = WorkCopy(module, search.include)
+    names, parent = work.names, parameters(module)
     table: list[Trial] = []
 
     asked = list(batches_of(inputs, batch_size))  # a loader that shuffles gives others each time

@@ -7,6 +7,8 @@ batches may go side by side.
 
 import collections
 import copy
+import tempfile
+import threading
 from collections.abc import Callable
 
 import gymnasium
@@ -14,10 +16,11 @@ import pytest
 import torch
 from networks import built, noise
 from torch import nn
+from torch.nn.utils import prune
 
-from evo_subnets import Ensemble, Task, quads, search_trust_region
+from evo_subnets import Ensemble, Mutation, Task, evaluate, quads, search_trust_region
 from evo_subnets.outputs import Binary, Classes, Values
-from evo_subnets.prediction import predict
+from evo_subnets.prediction import predict, reestimate_norms
 from evo_subnets.rl import EnsemblePolicy
 from evo_subnets.schedules import Constant
 from evo_subnets.tuning import Tuning, tune
@@ -191,6 +194,219 @@ def a_policy_that_gives_mean_actions():
 
 
 # --- An ensemble is its members; a child is the parent plus its mutation ------------------------
+
+
+def _small(*layers):
+    return built(lambda: nn.Sequential(*(layer() for layer in layers)))
+
+
+@case
+def members_of_other_code_asked_side_by_side():
+    """Each member's own outputs."""
+    members = [
+        _small(lambda: nn.Conv2d(1, 64, 3), activation, nn.Flatten, lambda: nn.Linear(2304, 10))
+        for activation in (nn.ReLU, nn.Tanh, nn.ReLU, nn.Tanh)
+    ]
+    ensemble, x = Ensemble(members, side_by_side=True), noise(64, 1, 8, 8)
+    with torch.no_grad():
+        said = torch.stack([member(x) for member in members])
+        torch.testing.assert_close(ensemble.member_outputs(x), said)
+
+
+@case
+def rows_that_mix_asked_side_by_side():
+    """The members in turn: batch statistics, time first."""
+    networks = [
+        lambda: _small(
+            lambda: nn.Conv2d(1, 64, 3),
+            lambda: nn.BatchNorm2d(64, track_running_stats=False),
+            nn.Flatten,
+            lambda: nn.Linear(2304, 10),
+        ),
+        lambda: _small(lambda: nn.GRU(8, 2048)),
+    ]
+    for make, x in zip(networks, (noise(64, 1, 8, 8), noise(64, 2, 8)), strict=True):
+        members = [make() for _ in range(4)]
+        kind = Classes(read=lambda found: found[0][:, 0] if isinstance(found, tuple) else found)
+        ensemble = Ensemble(members, side_by_side=True, outputs=kind)
+        with torch.no_grad():
+            said = torch.stack([kind.tensor(member.eval()(x)) for member in members])
+            assert torch.equal(ensemble.member_outputs(x), said)
+
+
+@case
+def a_weight_changed_through_its_data():
+    """The new weights answer, and are saved."""
+    network, x = _small(lambda: nn.Linear(4, 3)), noise(6, 4)
+    ensemble = Ensemble.from_mutations(network, quads(4, 0.1, density=0.5, seed=0))
+    ensemble(x)
+    ensemble.members[1][0].weight.data.mul_(2)
+    said = torch.stack([member(x) for member in ensemble.members])
+    torch.testing.assert_close(ensemble.member_outputs(x), said)
+    with tempfile.TemporaryDirectory() as folder:
+        ensemble.save(f"{folder}/ensemble.safetensors")
+        again = Ensemble.load(f"{folder}/ensemble.safetensors", network)
+        with pytest.raises(ValueError, match=r"can only be saved with all their weights"):
+            ensemble.save(f"{folder}/recipe.safetensors", parent_weights=False)
+    torch.testing.assert_close(again.member_outputs(x), said)
+
+
+@case
+def norms_estimated_anew():
+    """The file holds them."""
+    network = _small(lambda: nn.Linear(4, 4), lambda: nn.BatchNorm1d(4), lambda: nn.Linear(4, 3))
+    ensemble = Ensemble.from_mutations(network, quads(4, 0.1, density=0.5, seed=0))
+    for member in ensemble.members:
+        reestimate_norms(member, [(noise(32, 4), torch.zeros(32))])
+    ensemble.weights.copy_(torch.tensor([0.7, 0.1, 0.1, 0.1]))
+    with tempfile.TemporaryDirectory() as folder:
+        ensemble.save(f"{folder}/ensemble.safetensors")
+        again = Ensemble.load(f"{folder}/ensemble.safetensors", network)
+    torch.testing.assert_close(again(noise(6, 4)), ensemble(noise(6, 4)))
+
+
+@case
+def members_as_recipes():
+    """The same outputs from two copies of the weights."""
+    network, x = _small(lambda: nn.Linear(4, 8), nn.Tanh, lambda: nn.Linear(8, 3)), noise(6, 4)
+    mutations = quads(8, 0.1, density=0.5, seed=0)
+    kept = Ensemble.from_mutations(network, mutations, resident=False)
+    with torch.no_grad():
+        expected = Ensemble.from_mutations(network, mutations)(x)
+        assert torch.equal(kept(x), expected)
+    assert sum(weight.numel() for weight in kept.parameters()) == 67
+    with tempfile.TemporaryDirectory() as folder:
+        kept.save(f"{folder}/ensemble.safetensors")
+        with torch.no_grad():
+            loaded = Ensemble.load(f"{folder}/ensemble.safetensors", network)
+            assert torch.equal(loaded(x), expected)
+
+
+@case
+def a_policy_that_remembers_its_last_state():
+    """Every child starts from the parent's state."""
+
+    class Remembering(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.cell, self.head, self.hidden = nn.GRUCell(4, 6), nn.Linear(6, 3), None
+
+        def forward(self, x):
+            self.hidden = self.cell(x, self.hidden)
+            return self.head(self.hidden)
+
+    network, x = built(Remembering), noise(7, 4)
+    mutations = quads(4, 0.1, density=0.5, seed=0)
+
+    def fitness(model):
+        return model(x)[0, 0].item()
+
+    forwards = evaluate(network, mutations, fitness=fitness)
+    backwards = evaluate(network, mutations[::-1], fitness=fitness)
+    assert forwards == backwards[::-1]
+    assert network.hidden is None
+    region = search_trust_region(network, x, sigmas=(1e-9,))
+    assert region.divergence < 1e-12
+
+
+@case
+def a_fitness_that_rebuilds_the_child():
+    """It costs one child, and the next is the parent and its mutation again."""
+    network, x = _small(lambda: nn.Linear(4, 4), nn.ReLU, lambda: nn.Linear(4, 3)), noise(6, 4)
+    mutations = quads(8, 0.1, density=0.5, seed=0)
+
+    def spoiled(change):
+        calls = []
+
+        def fitness(model):
+            calls.append(None)
+            found = model(x).sum().item()
+            if len(calls) == 2:
+                change(model)
+            if len(calls) == 3:
+                raise RuntimeError("one child")
+            return found
+
+        return fitness
+
+    whole = evaluate(network, mutations, fitness=lambda model: model(x).sum().item())
+    changes = [
+        lambda model: setattr(model, "0", nn.Linear(4, 4, bias=False)),
+        lambda model: setattr(model[0], "bias", None),
+        lambda model: model[2].register_forward_hook(lambda *_: torch.zeros(6, 3)),
+        lambda model: model.half(),
+        lambda model: model.register_buffer("more", torch.zeros(3)),
+        lambda model: model.requires_grad_(False),
+        lambda model: setattr(model, "counter", 3),
+        lambda model: model.train(),
+        lambda model: model.append(nn.Linear(3, 3)),
+    ]
+    with torch.random.fork_rng(devices=[]):
+        for change in changes:
+            found = evaluate(network, mutations, fitness=spoiled(change))
+            assert found[2].reason == "RuntimeError: one child"
+            assert [*found[:2], *found[3:]] == [*whole[:2], *whole[3:]]
+
+
+@case
+def modules_that_cannot_be_copied():
+    """One sentence with the layer's name; what a pass without gradients lets copy works."""
+    pruned = _small(lambda: nn.Linear(4, 3))
+    prune.l1_unstructured(pruned[0], "weight", amount=0.5)
+    assert torch.isfinite(Ensemble.from_mutations(
+        pruned, quads(4, 0.1, density=0.5, seed=0))(noise(6, 4))).all()  # fmt: skip
+    locked = _small(lambda: nn.Linear(4, 3))
+    locked[0].lock = threading.Lock()
+    sparse = _small(lambda: nn.Linear(4, 3))
+    sparse[0].weight = nn.Parameter(sparse[0].weight.data.to_sparse())
+    lazy = nn.Sequential(nn.LazyLinear(3))
+    infinite = _small(lambda: nn.Linear(4, 3))
+    infinite[0].weight.data[0, 0] = torch.inf
+    with torch.device("meta"):
+        empty = nn.Sequential(nn.Linear(4, 3))
+    coarse = _small(lambda: nn.Linear(4, 3))
+    coarse[0].weight = nn.Parameter(coarse[0].weight.data.to(torch.float8_e4m3fn))
+    for network, words in (
+        (locked, r"lock of layer 0 \(Linear\), a lock, cannot be copied"),
+        (sparse, r"weight of layer 0 \(Linear\) is torch.sparse_coo"),
+        (lazy, r"layer 0 \(LazyLinear\) does not know its shape yet"),
+        (infinite, r"0.weight of the parent is not finite everywhere"),
+        (empty, r"on the meta device, without values"),
+        (coarse, r"0.weight is torch.float8_e4m3fn, which is too coarse for noise"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            Ensemble.from_mutations(network, [Mutation(0, 0.1, 0, 1)])
+        with pytest.raises(ValueError, match=words):
+            evaluate(network, [Mutation(0, 0.1, 0, 1)], fitness=lambda _: 0.0)
+
+
+@case
+def a_file_of_float32_onto_a_bfloat16_module():
+    """Converted: children are built in the file's precision and rounded."""
+    network = _small(lambda: nn.Linear(4, 3))
+    ensemble = Ensemble.from_mutations(network, quads(4, 0.1, density=0.5, seed=0))
+    with tempfile.TemporaryDirectory() as folder:
+        ensemble.save(f"{folder}/ensemble.safetensors")
+        half = copy.deepcopy(network).bfloat16()
+        again = Ensemble.load(f"{folder}/ensemble.safetensors", half, restore=True)
+    for member, before in zip(again.members, ensemble.members, strict=True):
+        assert torch.equal(member[0].weight, before[0].weight.bfloat16())
+
+
+@case
+def members_of_several_architectures():
+    """Saved and loaded with a module for each."""
+    networks = [
+        _small(lambda: nn.Linear(4, 3)),
+        _small(lambda: nn.Linear(4, 8), nn.ReLU, lambda: nn.Linear(8, 3)),
+    ]
+    ensemble = Ensemble(networks)
+    with tempfile.TemporaryDirectory() as folder:
+        ensemble.save(f"{folder}/ensemble.safetensors")
+        again = Ensemble.load(f"{folder}/ensemble.safetensors", networks)
+        with pytest.raises(ValueError, match=r"members of several need a module for each"):
+            Ensemble.load(f"{folder}/ensemble.safetensors", networks[0])
+    torch.testing.assert_close(again(noise(6, 4)), ensemble(noise(6, 4)))
 
 
 # --- What is a weight ---------------------------------------------------------------------------

@@ -66,7 +66,7 @@ def may_go(members: nn.ModuleList, inputs: Inputs) -> bool:
         return False
     if torch.is_grad_enabled() or watched() or not _threads_help():
         return False
-    return _ordinary(inputs) and not _trains(members)
+    return _ordinary(inputs) and not _trains(members) and not any(map(_mixes, members.modules()))
 
 
 def _threads_help() -> bool:
@@ -85,6 +85,16 @@ def _ordinary(inputs: Inputs) -> bool:
     )
     lengths = {len(tensor) for tensor in inputs} if plain else {0}
     return len(lengths) == 1 and 0 not in lengths
+
+
+def _mixes(layer: nn.Module) -> bool:
+    """Whether a layer's output for a row depends on the others of its batch, or the batch is not
+    its first axis: slices would give something else."""
+    if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+        return layer.running_mean is None
+    if isinstance(layer, nn.RNNBase | nn.MultiheadAttention):
+        return not layer.batch_first
+    return False
 
 
 def _trains(module: nn.Module) -> bool:
