@@ -6,6 +6,7 @@ batches may go side by side.
 """
 
 import collections
+import contextlib
 import copy
 import tempfile
 import threading
@@ -18,11 +19,23 @@ from networks import built, noise
 from torch import nn
 from torch.nn.utils import prune
 
-from evo_subnets import Ensemble, Mutation, Task, evaluate, quads, search_trust_region
+from evo_subnets import (
+    Ensemble,
+    Mutation,
+    Task,
+    evaluate,
+    materialize,
+    parameters,
+    quads,
+    search_trust_region,
+)
+from evo_subnets.methods import Sparse
+from evo_subnets.methods.sparse import Pruning
 from evo_subnets.outputs import Binary, Classes, Values
 from evo_subnets.prediction import predict, reestimate_norms
 from evo_subnets.rl import EnsemblePolicy
 from evo_subnets.schedules import Constant
+from evo_subnets.trust_region import NoRoot
 from evo_subnets.tuning import Tuning, tune
 
 CASES: list[Callable[[], None]] = []
@@ -410,6 +423,140 @@ def members_of_several_architectures():
 
 
 # --- What is a weight ---------------------------------------------------------------------------
+
+
+def _mutated(network):
+    """The names of what a mutation changes, and by how many elements of each."""
+    before = parameters(network)
+    after = materialize(before, Mutation(0, 0.1, 0, 1))
+    changed = {name: int((after[name] != before[name]).sum()) for name in before}
+    return {name: count for name, count in changed.items() if count}
+
+
+@case
+def zeros_of_a_sparse_parent():
+    """They stay zero."""
+    network = _small(lambda: nn.Linear(8, 8), nn.ReLU, lambda: nn.Linear(8, 3))
+    network[0].weight.data[:4] = 0
+    assert _mutated(network) == {"0.weight": 32, "2.weight": 24}
+    ensemble = Ensemble.from_mutations(network, quads(4, 0.1, density=0.5, seed=0))
+    assert all((member[0].weight[:4] == 0).all() for member in ensemble.members)
+
+
+@case
+def a_head_registered_before_the_body():
+    """The layer that makes the output is the classifier."""
+
+    class HeadFirst(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head = nn.Linear(6, 3)
+            self.body = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 6))
+
+        def forward(self, x):
+            return self.head(self.body(x))
+
+    batches = [(noise(8, 4), torch.arange(8) % 3)]
+    sparse = Sparse(2, Pruning("halves"), Tuning(1, Constant(0.01), "adam"))
+    children = sparse(built(HeadFirst), Task(batches)).ensemble
+    for child in children.members:
+        assert (child.head.weight != 0).all()
+        assert (child.body[2].weight == 0).any()
+
+
+@case
+def norms_positions_tokens_and_padding_rows():
+    """They are no weights."""
+
+    class Vision(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embedding = nn.Embedding(7, 8, padding_idx=0)
+            self.pos_embedding = nn.Parameter(torch.zeros(1, 5, 8))
+            self.class_token = nn.Parameter(torch.zeros(1, 1, 8))
+            self.layer_scale = nn.Parameter(torch.ones(8, 1, 1))
+            self.norm, self.head = nn.LayerNorm((5, 8)), nn.Linear(8, 3)
+
+        def forward(self, tokens):
+            x = self.embedding(tokens) + self.pos_embedding + self.class_token
+            return self.head(self.norm(x * self.layer_scale[:, 0, 0]).mean(1))
+
+    assert _mutated(built(Vision)) == {"embedding.weight": 48, "head.weight": 24}
+
+
+@case
+def a_frozen_base_with_small_additions():
+    """What is frozen is left alone, unless it is named or all is frozen."""
+    network = _small(lambda: nn.Linear(4, 4), lambda: nn.Linear(4, 3))
+    network[0].requires_grad_(False)
+    assert _mutated(network) == {"1.weight": 12}
+    named = materialize(parameters(network), Mutation(0, 0.1, 0, 1), include=["0.weight"])
+    assert (named["0.weight"] != network[0].weight).all()
+    assert set(_mutated(network.requires_grad_(False))) == {"0.weight", "1.weight"}
+
+
+@case
+def tied_weights():
+    """They are one, in every member."""
+
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embedding, self.head = nn.Embedding(6, 4), nn.Linear(4, 6, bias=False)
+            self.head.weight = self.embedding.weight
+
+        def forward(self, tokens):
+            return self.head(self.embedding(tokens))
+
+    network, tokens = built(Tied), torch.arange(6)
+    ensemble = Ensemble.from_mutations(network, quads(4, 0.1, density=0.5, seed=0))
+    for member in ensemble.members:
+        assert member.head.weight is member.embedding.weight
+    with tempfile.TemporaryDirectory() as folder:
+        ensemble.save(f"{folder}/ensemble.safetensors")
+        again = Ensemble.load(f"{folder}/ensemble.safetensors", network)
+    torch.testing.assert_close(again(tokens), ensemble(tokens))
+
+
+@case
+def a_classifier_that_is_a_convolution():
+    """It is left dense, as other classifiers."""
+    network = _small(
+        lambda: nn.Conv2d(1, 8, 3, padding=1), nn.ReLU, lambda: nn.Conv2d(8, 4, 3, padding=1),
+        nn.ReLU, lambda: nn.Conv2d(4, 3, 1), lambda: nn.AdaptiveAvgPool2d(1), nn.Flatten,
+    )  # fmt: skip
+    batches = [(noise(8, 1, 6, 6), torch.arange(8) % 3)]
+    sparse = Sparse(2, Pruning("halves"), Tuning(1, Constant(0.01), "adam"))
+    for child in sparse(network, Task(batches)).ensemble.members:
+        assert (child[4].weight != 0).all()
+        assert (child[2].weight == 0).any()
+
+
+@case
+def a_parent_in_a_wrapper():
+    """The same recipe is the same child, and its file the same parent's."""
+    network = _small(lambda: nn.Linear(4, 3))
+    wrapped = nn.DataParallel(network)
+    mutation = Mutation(0, 0.1, 0, 1)
+    bare, inside = (materialize(parameters(each), mutation) for each in (network, wrapped))
+    assert list(bare) == list(inside)
+    assert all(torch.equal(bare[name], inside[name]) for name in bare)
+    ensemble = Ensemble.from_mutations(wrapped, [mutation])
+    with tempfile.TemporaryDirectory() as folder:
+        ensemble.save(f"{folder}/ensemble.safetensors")
+        again = Ensemble.load(f"{folder}/ensemble.safetensors", network)
+    torch.testing.assert_close(again(noise(6, 4)), ensemble(noise(6, 4)))
+
+
+@case
+def a_deep_network_of_small_weights():
+    """The root search lands, or says that it does not."""
+    network = _small(*[lambda: nn.Linear(16, 16, bias=False)] * 40)
+    for layer in network:
+        layer.weight.data.mul_(0.3)
+    with contextlib.suppress(NoRoot):
+        region = search_trust_region(network, noise(20, 16))
+        assert region.divergence == pytest.approx(0.02, rel=0.1)
 
 
 # --- Simulators, agents, folders of pictures, devices, seeds ------------------------------------
