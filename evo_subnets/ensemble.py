@@ -3,7 +3,7 @@
 import copy
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from evo_subnets import engines, files
-from evo_subnets.copies import copied
+from evo_subnets.copies import copied, differing_dtypes, dtypes_of, set_dtypes
 from evo_subnets.mutation import Mutation, materialize
-from evo_subnets.recipes import Kept, Recipe, WorkCopy, check_parent, dtypes_of, set_dtypes
+from evo_subnets.recipes import Kept, Recipe, WorkCopy, check_parent
 from evo_subnets.subnetworks import Include, Params, included, parameters
 
 Combine = Literal["mean", "vote", "logits"]
@@ -107,7 +107,7 @@ class Ensemble(nn.Module):
             members = [Kept(work, mutation) for mutation in every]
         ensemble = cls(members, combine=combine, weights=weights, side_by_side=side_by_side)
         if resident:
-            state = _copied_state(module)
+            state = copy.deepcopy(dict(module.state_dict()))
         else:
             ensemble.parent, state = own.eval(), {}
         ensemble.recipe = Recipe(state, tuple(names), tuple(mutations), include_parent)
@@ -226,6 +226,7 @@ class Ensemble(nn.Module):
             member = modules[index % len(modules)]
             try:
                 members.append(_restored(path, member, state))
+                set_dtypes(members[-1], dtypes_of(member.state_dict()))
             except files.StorageError as error:
                 hint = "" if len(modules) > 1 else "; members of several need a module for each"
                 raise files.StorageError(f"{error} (member {index + 1}{hint})") from None
@@ -291,9 +292,13 @@ class Ensemble(nn.Module):
         if restore:
             if not tensors:
                 raise files.StorageError(f"{path} holds no weights of the parent to restore")
-            parent = _restored(path, module, tensors, convert=False)
-            if not resident and wanted != dtypes_of(parent.state_dict()):
-                ...
+            parent = _restored(path, module, tensors)
+        if others := differing_dtypes(wanted, dtypes_of(tensors)):
+            if not restore or not resident:
+                raise files.StorageError(
+                    f"{path} was made of another parent: {others}; pass restore=True and "
+                    "resident=True to have its members rounded to this module's types"
+                )
         found = files.fingerprint(parent.state_dict())
         if found != description["fingerprint"]:
             raise files.StorageError(
@@ -314,3 +319,12 @@ class Ensemble(nn.Module):
         for member in ensemble.members if resident else []:
             set_dtypes(member, wanted)
         return ensemble
+
+
+def _restored(path: str | Path, module: nn.Module, tensors: Params) -> nn.Module:
+    """A copy of a module with the weights of a file, in the file's types."""
+    made = copied(module)
+    own = dtypes_of(made.state_dict())
+    set_dtypes(made, {n: t.dtype for n, t in tensors.items() if n in own})
+    files.load_state(path, made, tensors=tensors)
+    return made

@@ -1,23 +1,22 @@
 """The evolution-strategy engine: mutate, evaluate, select (Whitaker 2023, algorithm 1)."""
 
 import contextlib
-import copy
 import math
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import astuple, dataclass
-from functools import cached_property, partial
+from functools import partial
 from itertools import chain
 
-import torch
 from torch import nn
 
 from evo_subnets import files
 from evo_subnets.ensemble import Ensemble
-from evo_subnets.mutation import Mutation, materialize
+from evo_subnets.mutation import Mutation
+from evo_subnets.recipes import WorkCopy
 from evo_subnets.runs import Run
 from evo_subnets.search import Search
-from evo_subnets.subnetworks import Include, Params, included, parameters
+from evo_subnets.subnetworks import Include, included, parameters
 from evo_subnets.workers import Here, Workers
 
 Fitness = Callable[[nn.Module], float]
@@ -64,36 +63,21 @@ class Evaluator:
 
     Children are built one after the other into one copy of the module (in eval mode), which is
     what `fitness` gets: memory does not grow with the population, and `module` is left alone. Its
-    buffers (BatchNorm's statistics) are the parent's; a fitness that re-estimates them is free to.
-    A child whose fitness raises or is NaN fails.
+    buffers (BatchNorm's statistics) and attributes are the parent's; a fitness is free to change
+    all of them, and the next child is as if it were the first (see `WorkCopy`). A child whose
+    fitness raises or is NaN fails.
     """
 
     def __init__(self, module: nn.Module, fitness: Fitness, *, include: Include = None) -> None:
         self.module, self.fitness = module, fitness
-        self.names = included(parameters(module), include)
+        self.work = WorkCopy(module, included(parameters(module), include))
 
     def __call__(self, mutation: Mutation) -> Child:
-        work = self._build(mutation, self._work)
+        model = self.work.child(mutation)
         try:
-            return Child.judged(mutation, self.fitness(work))
+            return Child.judged(mutation, self.fitness(model))
         except Exception as error:  # a failing child must not cost the generation
             return Child(mutation, math.nan, f"{type(error).__name__}: {error}")
-
-    def _build(self, mutation: Mutation, work: nn.Module) -> nn.Module:
-        # parameters are asked for each time: a fitness that moves the module makes them others
-        materialize(self._weights, mutation, out=parameters(work), include=self.names)
-        with torch.no_grad():
-            for own, buffer in zip(work.buffers(), self.module.buffers(), strict=True):
-                own.copy_(buffer)
-        return work.eval()
-
-    @cached_property
-    def _work(self) -> nn.Module:
-        return copy.deepcopy(self.module)
-
-    @cached_property
-    def _weights(self) -> Params:
-        return parameters(self.module)
 
 
 def evaluate(

@@ -1,6 +1,5 @@
 """How strong a mutation may be: a bound on how far outputs move (Whitaker 2023, section 4.2.1)."""
 
-import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -10,7 +9,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from evo_subnets.mutation import check_density, materialize
+from evo_subnets.mutation import check_density
+from evo_subnets.recipes import WorkCopy
 from evo_subnets.search import Search
 from evo_subnets.subnetworks import included, parameters
 
@@ -110,22 +110,22 @@ def search_trust_region(
         )
     for density in densities:
         check_density(density)
-    work = copy.deepcopy(module).eval()
-    parent, child = parameters(module), parameters(work)
+    parent = parameters(module)
     names = included(parent, search.include)
+    work = WorkCopy(module, names)
     table: list[Trial] = []
 
     @torch.no_grad()
-    def outputs() -> Tensor:
-        return torch.cat([work(batch) for batch in torch.split(inputs, batch_size)])
+    def outputs(network: nn.Module) -> Tensor:
+        return torch.cat([network(batch) for batch in torch.split(inputs, batch_size)])
 
-    parent_outputs = outputs()
+    parent_outputs = outputs(work.parent())
 
     def measured(sigma: float, density: float) -> float:
         total = 0.0
         for mutation in search.measured(sigma, density)[:children]:
-            materialize(parent, mutation, out=child, include=names)
-            total += divergence(parent_outputs, outputs(), measure=measure)
+            child_outputs = outputs(work.child(mutation))
+            total += divergence(parent_outputs, child_outputs, measure=measure)
         trial = Trial(sigma, density, total / children)
         table.append(trial)
         if on_trial is not None:

@@ -17,9 +17,14 @@ BITS, VALUES = ".bits", ".values"
 """Ends of the names of a packed tensor's two parts."""
 
 
-def fingerprint(tensors: Mapping[str, Tensor]) -> str:
+JSON = ".json"
+"""End of the name of what is no tensor in a state dict, as UTF-8."""
+
+
+def fingerprint(tensors: Mapping[str, Any]) -> str:
     """A hash of names, types, shapes and values: equal for equal parents alone, on any device."""
     digest = hashlib.sha256()
+    tensors = _as_tensors(tensors)
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
@@ -29,16 +34,20 @@ def fingerprint(tensors: Mapping[str, Tensor]) -> str:
 
 
 def save_tensors(
-    path: str | Path, tensors: Mapping[str, Tensor], *, kind: str, description: Mapping[str, Any]
+    path: str | Path, tensors: Mapping[str, Any], *, kind: str, description: Mapping[str, Any]
 ) -> None:
     """Writes tensors and a JSON description as a safetensors file of the given kind.
 
     Tensors with many zeros are packed (see `packing`); what is loaded is the same, bit by bit.
+    What else is in a state dict (`get_extra_state`) must be JSON.
     """
     from safetensors.torch import save  # importing the library must not need it
 
     # safetensors refuses tensors that share memory, as tied weights do
-    own = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    own = {
+        name: tensor.detach().cpu().contiguous().clone()
+        for name, tensor in _as_tensors(tensors).items()
+    }
     text = json.dumps(description)
     checksum = _checksum(own, kind, text)
     packed = {}
@@ -102,19 +111,78 @@ def load_state(
 
     `assign` puts the tensors themselves into the module, which may be on the meta device.
     """
-    expected, found = (
-        {name: (tensor.shape, tensor.dtype) for name, tensor in side.items()}
-        for side in (module.state_dict(), tensors)
-    )
+    state = module.state_dict(keep_vars=True)
+    expected, found = map(_kinds, (_as_tensors(state), tensors))
     different = sorted(
         name for name in {*expected, *found} if expected.get(name) != found.get(name)
     )
     if different:
+        if all(expected.get(name, [0])[0] == found.get(name, [1])[0] for name in different):
+            name = different[0]
+            raise StorageError(
+                f"{path} holds weights of another precision than this module's: {name} is "
+                f"{found[name][1]} there and {expected[name][1]} here, convert the module first"
+            )
         raise StorageError(
             f"{path} holds weights of another architecture than this module's: they differ in "
             f"{', '.join(different[:3])}{' and more' if len(different) > 3 else ''}"
         )
-    module.load_state_dict(dict(tensors), assign=assign)
+    tied = _tied(module)
+    for name, first in tied.items():
+        if name in tensors and fingerprint({"": tensors[name]}) != fingerprint({"": tensors[first]}):
+            raise StorageError(
+                f"{path} holds two weights for {first} and {name}, which are one in this module"
+            )
+    given = {name: tensor for name, tensor in tensors.items() if name in state}
+    for name in state.keys() - given.keys():
+        given[name] = json.loads(tensors[name + JSON].numpy().tobytes())
+    module.load_state_dict(given, assign=assign)
+    if assign:
+        _tie(module, tied)
+
+
+def _kinds(tensors: Mapping[str, Tensor]) -> dict[str, tuple[Any, Any]]:
+    """Shape and type of each; what is no tensor of the module's may have any length."""
+    return {
+        name: ((), None) if name.endswith(JSON) else (tensor.shape, tensor.dtype)
+        for name, tensor in tensors.items()
+    }
+
+
+def _as_tensors(state: Mapping[str, Any]) -> dict[str, Tensor]:
+    """A state dict whose other entries are tensors as well: of JSON, by another name."""
+    found: dict[str, Tensor] = {}
+    for name, value in state.items():
+        if isinstance(value, Tensor):
+            found[name] = value
+            continue
+        try:
+            text = json.dumps(value, sort_keys=True)
+            if json.loads(text) != value:
+                raise TypeError("JSON gives back another value")
+        except (TypeError, ValueError) as error:
+            raise StorageError(
+                f"{name} is neither a tensor nor JSON ({error}): what get_extra_state returns "
+                "must be one of them"
+            ) from None
+        found[name + JSON] = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
+    return found
+
+
+def _tied(module: nn.Module) -> dict[str, str]:
+    """The further names of parameters and buffers that have several, to their first ones."""
+    first: dict[int, str] = {}
+    state = module.state_dict(keep_vars=True).items()
+    names = {name: id(value) for name, value in state if isinstance(value, Tensor)}
+    return {name: first[of] for name, of in names.items() if first.setdefault(of, name) != name}
+
+
+def _tie(module: nn.Module, tied: Mapping[str, str]) -> None:
+    """Makes one of the weights that `assign` has put into a module one by one."""
+    for name, first in tied.items():
+        layer, own = name.rpartition(".")[::2]
+        place, there = first.rpartition(".")[::2]
+        setattr(module.get_submodule(layer), own, getattr(module.get_submodule(place), there))
 
 
 def _checksum(tensors: Mapping[str, Tensor], kind: str, description: str) -> str:
