@@ -293,12 +293,12 @@ class Ensemble(nn.Module):
             if not tensors:
                 raise files.StorageError(f"{path} holds no weights of the parent to restore")
             parent = _restored(path, module, tensors)
-        if others := differing_dtypes(wanted, dtypes_of(tensors)):
-            if not restore or not resident:
-                raise files.StorageError(
-                    f"{path} was made of another parent: {others}; pass restore=True and "
-                    "resident=True to have its members rounded to this module's types"
-                )
+        others = differing_dtypes(wanted, dtypes_of(tensors))
+        if others and not (restore and resident):
+            raise files.StorageError(
+                f"{path} was made of another parent: {others}; pass restore=True (and "
+                "resident=True) to have its members rounded to this module's types"
+            )
         found = files.fingerprint(parent.state_dict())
         if found != description["fingerprint"]:
             raise files.StorageError(

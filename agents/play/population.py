@@ -1,6 +1,5 @@
 """Policies on a course, all at once: one loop for a single policy and for a thousand children."""
 
-import copy
 import math
 import threading
 from collections import deque
@@ -18,6 +17,7 @@ from agents.impala import compiled_blocks, use_compiled_blocks
 from agents.play.blocks import Block, step_together
 from agents.play.course import Course, Episodes
 from envs.procgen import ProcgenSimulator
+from evo_subnets.copies import copied
 from evo_subnets.evolution import Child, check_strength, evaluate, gather
 from evo_subnets.mutation import Mutation, materialize
 from evo_subnets.rl import Actor, EnsemblePolicy
@@ -140,7 +140,7 @@ def evaluate_population(
     weights = parameters(parent)
 
     def policy(mutation: Mutation) -> EnsemblePolicy:
-        model = copy.deepcopy(parent)
+        model = copied(parent)
         materialize(weights, mutation, out=parameters(model))
         return EnsemblePolicy(model, space, device=device)
 

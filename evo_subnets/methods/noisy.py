@@ -1,6 +1,5 @@
 """Noisy subnetwork ensembles (Whitaker 2023, chapter 4, algorithm 1)."""
 
-import copy
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar, Literal
@@ -8,6 +7,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from evo_subnets.copies import copied
 from evo_subnets.ensemble import Ensemble
 from evo_subnets.evolution import evolve, show_fitness
 from evo_subnets.methods.result import HERE, NOTHING_KEPT, Result, begin
@@ -105,8 +105,8 @@ class Noisy:
         if norms is None:
             return result
         # recipes alone would not bring the statistics back
-        members = [copy.deepcopy(member) for member in result.ensemble.members]
-        again = copy.deepcopy(parent)
+        members = [copied(member) for member in result.ensemble.members]
+        again = copied(parent)
         for network in (*members, again):
             reestimate_norms(network, norms)
         return replace(result, ensemble=Ensemble(members), reference=again)

@@ -1,6 +1,5 @@
 """Sparse subnetwork ensembles: prune and tune (Whitaker 2023, chapter 5; Whitaker 2022)."""
 
-import copy
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from evo_subnets.copies import copied
 from evo_subnets.ensemble import Ensemble
 from evo_subnets.methods.result import HERE, NOTHING_KEPT, Result, begin, train_members
 from evo_subnets.metrics import count_parameters, inference_flops
@@ -170,7 +170,7 @@ class Sparse:
         def train(
             index: int, checkpoint: Path | None, on_epoch: Callable[[int, float], None]
         ) -> nn.Module:
-            child = copy.deepcopy(parent)
+            child = copied(parent)
             tune(
                 child, task, tuning=self.tuning, seed=derive_seed(self.seed, "tuning", index),
                 binding=Pruned(child, self.pruning.masks(parent, subnetworks[index])),

@@ -1,6 +1,5 @@
 """Stochastic subnetwork ensembles: pruning annealed (Whitaker 2023, chapter 6)."""
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from evo_subnets.annealing import (
     random_probabilities,
     temperature_probabilities,
 )
+from evo_subnets.copies import copied
 from evo_subnets.methods.result import HERE, NOTHING_KEPT, Result, begin, train_members
 from evo_subnets.methods.sparse import Pruning, finished
 from evo_subnets.options import refuse_idle
@@ -138,7 +138,7 @@ class Stochastic:
         def train(
             index: int, checkpoint: Path | None, on_epoch: Callable[[int, float], None]
         ) -> nn.Module:
-            child = copy.deepcopy(parent)
+            child = copied(parent)
             binding = annealing.bind(
                 child, self.pruning, subnetwork=subnetworks[index],
                 seed=derive_seed(self.seed, "annealing", index),
