@@ -113,7 +113,7 @@ class Kept(nn.Module):
         self.training = False
 
     def forward(self, *inputs: Any, **options: Any) -> Any:
-        if torch.compiler.is_exporting() or torch.jit.is_tracing():  # type: ignore[no-untyped-call]
+        if torch.compiler.is_exporting() or torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
             raise self._refused("exported")
         if torch.is_grad_enabled() and any(_needs_gradients(each) for each in inputs):
             raise self._refused("asked for gradients")
