@@ -7,7 +7,7 @@ import re
 import types
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from itertools import chain
 from typing import Any
 
@@ -201,3 +201,30 @@ def _layout(tensor: Tensor) -> Any:
         tensor.dtype, tensor.device, tensor.shape, tensor.stride(), tensor.requires_grad,
         len(hooks) if hooks else 0,
     )  # fmt: skip
+
+
+Dtypes = dict[str, torch.dtype]
+
+
+def dtypes_of(state: Mapping[str, Any]) -> Dtypes:
+    """Of the floating-point tensors of a state dict, by name."""
+    return {
+        name: value.dtype
+        for name, value in state.items()
+        if isinstance(value, Tensor) and value.is_floating_point()
+    }
+
+
+def differing_dtypes(module: Mapping[str, torch.dtype], file: Mapping[str, torch.dtype]) -> str:
+    """A sentence about the first tensor whose type is another in a file; empty without one."""
+    for name in module.keys() & file.keys():
+        if module[name] != file[name]:
+            return f"{name} is {file[name]} there and {module[name]} in this module"
+    return ""
+
+
+def set_dtypes(module: nn.Module, dtypes: Mapping[str, torch.dtype]) -> None:
+    """Converts floating-point parameters and buffers in place; tied ones stay tied."""
+    for name, tensor in module.state_dict(keep_vars=True).items():
+        if name in dtypes and tensor.is_floating_point():
+            tensor.data = tensor.data.to(dtypes[name])

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from evo_subnets import engines, files
-from evo_subnets.copies import copied
+from evo_subnets.copies import copied, differing_dtypes, dtypes_of, set_dtypes
 from evo_subnets.inputs import ask
 from evo_subnets.mutation import Mutation, materialize
 from evo_subnets.outputs import CLASSES, Combine, Outputs, Values
-from evo_subnets.recipes import Kept, Recipe, WorkCopy, dtypes_of, mutated, set_dtypes
+from evo_subnets.recipes import Kept, Recipe, WorkCopy, mutated
 from evo_subnets.subnetworks import Include, Params, Whole, parameters, staying
 
 KIND = "evo_subnets.ensemble"
@@ -120,7 +120,7 @@ class Ensemble(nn.Module):
             members, combine=combine, weights=weights, outputs=outputs, side_by_side=side_by_side
         )
         ensemble.parent = own
-        state = _copied_state(module) if own is None else {}
+        state = copy.deepcopy(files.state_of(module)) if own is None else {}
         chosen = names if isinstance(names, Whole) else tuple(names)
         ensemble.recipe = Recipe(state, chosen, tuple(mutations), include_parent, held)
         return ensemble
@@ -247,6 +247,7 @@ class Ensemble(nn.Module):
             member = modules[index % len(modules)]
             try:
                 members.append(_restored(path, member, state))
+                set_dtypes(files.unwrapped(members[-1]), dtypes_of(files.state_of(member)))
             except files.StorageError as error:
                 hint = "" if len(modules) > 1 else "; members of several need a module for each"
                 raise files.StorageError(f"{error} (member {index + 1}{hint})") from None
@@ -308,16 +309,17 @@ class Ensemble(nn.Module):
         restore: bool,
         resident: bool,
     ) -> "Ensemble":
-        parent, wanted = module, dtypes_of(module)
+        parent, wanted = module, dtypes_of(files.state_of(module))
         if restore:
             if not tensors:
                 raise files.StorageError(f"{path} holds no weights of the parent to restore")
-            parent = _restored(path, module, tensors, convert=False)
-            if not resident and wanted != dtypes_of(parent):
-                raise files.StorageError(
-                    f"{path} has weights of another precision than the module: load it with "
-                    "resident=True, or onto a module of that precision"
-                )
+            parent = _restored(path, module, tensors)
+        others = differing_dtypes(wanted, dtypes_of(tensors))
+        if others and not (restore and resident):
+            raise files.StorageError(
+                f"{path} was made of another parent: {others}; pass restore=True (and "
+                "resident=True) to have its members rounded to this module's types"
+            )
         found = files.fingerprint(files.state_of(parent))
         if found != description["fingerprint"]:
             raise files.StorageError(
@@ -337,30 +339,14 @@ class Ensemble(nn.Module):
             resident=resident,
         )
         for member in ensemble.members if resident else []:
-            set_dtypes(member, wanted)
+            set_dtypes(files.unwrapped(member), wanted)
         return ensemble
 
 
-def _copied_state(module: nn.Module) -> dict[str, Any]:
-    return {
-        name: value.detach().clone() if isinstance(value, Tensor) else copy.deepcopy(value)
-        for name, value in files.state_of(module).items()
-    }
-
-
-def _restored(
-    path: str | Path, module: nn.Module, tensors: Params, *, convert: bool = True
-) -> nn.Module:
-    """A copy of a module with a file's weights, in its own precision or (not `convert`) theirs."""
-    restored = copied(module)
-    own = dtypes_of(restored)
-    found = {
-        name: tensor.dtype
-        for name, tensor in tensors.items()
-        if name in own and tensor.is_floating_point() and own[name].is_floating_point
-    }
-    set_dtypes(restored, found)
-    files.load_state(path, restored, tensors=tensors)
-    if convert:
-        set_dtypes(restored, own)
-    return restored
+def _restored(path: str | Path, module: nn.Module, tensors: Params) -> nn.Module:
+    """A copy of a module with the weights of a file, in the file's types."""
+    made = copied(module)
+    own = dtypes_of(files.state_of(made))
+    set_dtypes(files.unwrapped(made), {n: t.dtype for n, t in tensors.items() if n in own})
+    files.load_state(path, made, tensors=tensors)
+    return made

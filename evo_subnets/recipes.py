@@ -195,16 +195,3 @@ def same_bits(one: Any, other: Any) -> bool:
         return bool(one == other)
     flat = (each.detach().cpu().contiguous().view(-1).view(torch.uint8) for each in (one, other))
     return torch.equal(*flat)
-
-
-def dtypes_of(module: nn.Module) -> dict[str, torch.dtype]:
-    """By the name of each tensor of a module's state."""
-    return {name: each.dtype for name, each in state_of(module).items() if isinstance(each, Tensor)}
-
-
-def set_dtypes(module: nn.Module, dtypes: Mapping[str, torch.dtype]) -> None:
-    """Converts a module's floating-point parameters and buffers to those named."""
-    bare = unwrapped(module)
-    for name, tensor in chain(bare.named_parameters(), bare.named_buffers()):
-        if name in dtypes and tensor.dtype != dtypes[name]:
-            tensor.data = tensor.data.to(dtypes[name])

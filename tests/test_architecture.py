@@ -39,7 +39,7 @@ MAY_IMPORT = {
     "evo_subnets/__init__.py": [*FLAT, "evo_subnets/runs", "evo_subnets/workers"],
     # what serves the idea
     "evo_subnets/files": ["evo_subnets/files"],
-    "evo_subnets/engines": ["evo_subnets/engines", *FLAT[:2]],
+    "evo_subnets/engines": ["evo_subnets/engines", *FLAT[:3]],
     "evo_subnets/runs": ["evo_subnets/runs", "evo_subnets/files"],
     "evo_subnets/workers": ["evo_subnets/workers"],
     "evo_subnets/workers/evotorch.py": ["evo_subnets/workers", *FLAT],

@@ -253,6 +253,7 @@ def test_memory_is_two_copies_however_many_generations():
     size = sum(weight.nbytes for weight in module.parameters())
 
     def fitness(model):
+        gc.collect()
         copies.append(_tensor_bytes() / size)
         return float(model(noise(4, 256)).sum())
 

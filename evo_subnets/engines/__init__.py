@@ -54,11 +54,17 @@ def ask_members(members: nn.ModuleList, inputs: Sequence[Tensor]) -> Tensor | No
     return found
 
 
+def plainly(member: nn.Module, inputs: Any) -> Tensor:
+    """What a member that takes and gives one tensor says."""
+    outputs: Tensor = member(inputs)
+    return outputs
+
+
 def ask_batches(
     members: Sequence[nn.Module],
     batches: Iterable[Tensor],
     *,
-    answer: Callable[[nn.Module, Any], Tensor],
+    answer: Callable[[nn.Module, Any], Tensor] = plainly,
     promised: bool,
 ) -> list[Tensor] | None:
     """(members, batch, ...) of each batch, without gradients, a thread to a batch.

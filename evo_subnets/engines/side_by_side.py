@@ -7,6 +7,7 @@ in the channels-last layout, which is made once for all members.
 
 import os
 from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
 from queue import SimpleQueue
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -14,7 +15,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from evo_subnets.engines import has_convolutions, watched
+from evo_subnets.engines import has_convolutions, plainly, watched
+from evo_subnets.engines.rows import keeps_and_draws_nothing, may_be_asked, seen_to_change
 from evo_subnets.engines.threads import share_out
 from evo_subnets.engines.twins import twin, with_fast_convolutions
 
@@ -44,9 +46,15 @@ def ask_members(members: nn.ModuleList, inputs: Inputs) -> Tensor | None:
         _pays[members] = rows_that_pay(members)
     if len(inputs[0]) not in _pays[members]:
         return None
+    fit: list[bool] = []
+
+    def judge(member: nn.Module) -> None:
+        fit.append(all(fit) and may_be_asked(member, inputs, rows=SLICE))
+
+    share_out(judge, members, threads=1)  # some are tried out, where they will be asked
     try:
-        return _members(members, inputs)
-    except (RuntimeError, TypeError):  # `view` of a channels-last picture, or no tensors
+        return _members(members, inputs) if all(fit) else None
+    except (RuntimeError, TypeError):  # `view` of a channels-last picture, perhaps
         return None
 
 
@@ -60,13 +68,13 @@ def rows_that_pay(members: nn.ModuleList) -> range:
 
 def may_go(members: nn.ModuleList, inputs: Inputs) -> bool:
     """Whether there are threads for the members, tensors that can be cut in slices, and nothing
-    that other threads would not see: gradients, autocast, tracing, layers that train."""
+    that other threads would not see: gradients, autocast, tracing."""
     threads = torch.get_num_threads()
     if len(members) % threads and len(members) < 4 * threads:
         return False
     if torch.is_grad_enabled() or watched() or not _threads_help():
         return False
-    return _ordinary(inputs) and not _trains(members) and not any(map(_mixes, members.modules()))
+    return _ordinary(inputs)
 
 
 def _threads_help() -> bool:
@@ -85,20 +93,6 @@ def _ordinary(inputs: Inputs) -> bool:
     )
     lengths = {len(tensor) for tensor in inputs} if plain else {0}
     return len(lengths) == 1 and 0 not in lengths
-
-
-def _mixes(layer: nn.Module) -> bool:
-    """Whether a layer's output for a row depends on the others of its batch, or the batch is not
-    its first axis: slices would give something else."""
-    if isinstance(layer, nn.modules.batchnorm._BatchNorm):
-        return layer.running_mean is None
-    if isinstance(layer, nn.RNNBase | nn.MultiheadAttention):
-        return not layer.batch_first
-    return False
-
-
-def _trains(module: nn.Module) -> bool:
-    return module.training or any(map(_trains, module.children()))
 
 
 def _members(members: nn.ModuleList, inputs: Inputs) -> Tensor:
@@ -123,7 +117,7 @@ def ask_batches(
     members: Sequence[nn.Module],
     batches: Iterable[Tensor],
     *,
-    answer: Callable[[nn.Module, Any], Tensor],
+    answer: Callable[[nn.Module, Any], Tensor] = plainly,
     promised: bool,
 ) -> list[Tensor] | None:
     """(members, batch, ...) of each batch; None where members are to be asked in turn.
@@ -133,10 +127,16 @@ def ask_batches(
     """
     together = nn.ModuleList(members)
     elsewhere = any(each.device.type != "cpu" for each in together.parameters())
-    if elsewhere or not has_convolutions(together) or watched() or any(map(_trains, members)):
+    if elsewhere or not has_convolutions(together) or watched():
         return None
-    if not (promised or all(map(_is_known, members))):
+    if any(seen_to_change(list(member.modules())) for member in members):
         return None
+    if not all(map(keeps_and_draws_nothing, members)):
+        if not promised:
+            return None
+        first, batches = _first(batches)
+        if not all(may_be_asked(member, (first[:1],), rows=1) for member in members):
+            return [torch.stack([answer(member, some) for member in members]) for some in batches]
     threads = torch.get_num_threads() if _threads_help() else 1
     twins: SimpleQueue[nn.ModuleList] = SimpleQueue()
     for _ in range(threads):
@@ -161,12 +161,11 @@ def ask_batches(
     return [outputs[number] for number in sorted(outputs)]
 
 
-KNOWN = ("torch.nn.modules.", "evo_subnets.models.")
-"""Whose layers draw no random numbers in eval mode, and keep nothing."""
-
-
-def _is_known(module: nn.Module) -> bool:
-    return all(type(layer).__module__.startswith(KNOWN) for layer in module.modules())
+def _first(batches: Iterable[Tensor]) -> tuple[Tensor, Iterable[Tensor]]:
+    """The first batch, and all of them."""
+    coming = iter(batches)
+    first = next(coming)
+    return first, chain([first], coming)
 
 
 def _channels_last(tensor: Tensor) -> Tensor:

@@ -1,11 +1,11 @@
 """Networks without their silent neurons: smaller, dense and as fast as they are small."""
 
-import copy
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
+from evo_subnets.copies import copied
 from evo_subnets.structure.neurons import STAYS, Neurons, every_neuron, find_neurons
 
 
@@ -35,7 +35,7 @@ def compact(module: nn.Module, neurons: Neurons, *, kept: Mapping[str, Tensor]) 
 
     `module` must have them silenced (see `neuron_masks`). Every layer keeps an output at least.
     """
-    small = copy.deepcopy(module)
+    small = copied(module)
     keep = every_neuron(neurons, kept)
     for name, numbers in neurons.outputs.items():
         rows = keep[numbers].nonzero()[:, 0]

@@ -207,12 +207,13 @@ class Busy(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.lock = threading.Lock()
+        lock = threading.Lock()
+        self.acquire, self.release = lock.acquire, lock.release
 
     def forward(self, x):
-        assert self.lock.acquire(blocking=False)
-        product = x @ x.T @ x
-        self.lock.release()
+        assert self.acquire(blocking=False)
+        product = x @ x.new_ones(400, 400)
+        self.release()
         return product
 
 
