@@ -4,11 +4,11 @@ import functools
 
 import pytest
 import torch
-from networks import PLAIN, built, noise
+from networks import built, noise
 from torch import nn
 
 from evo_subnets import Ensemble, Search, evolve, parameters, search_trust_region
-from evo_subnets.data import Images
+from evo_subnets.data import Augmentation, Images
 from evo_subnets.data.downloads import import_torchvision
 from evo_subnets.methods import Pruning, Sparse
 from evo_subnets.pruning import Pruned
@@ -17,6 +17,7 @@ from evo_subnets.task import Task
 from evo_subnets.tuning import Tuning
 
 CLASSES = 3
+COLOUR = Augmentation((0.5,) * 3, (0.25,) * 3, padding=0, flip=False)
 
 
 def convnext(models):
@@ -100,7 +101,8 @@ def test_noise_from_trust_region_to_file(name, threads, tmp_path):
         assert region.divergence == pytest.approx(0.02, rel=0.1)
 
         def fitness(model):
-            return float(model(inputs)[:, 0].sum())
+            with torch.no_grad():
+                return float(model(inputs)[:, 0].sum())
 
         evolution = evolve(parent, fitness, search=region.search)
         assert not any(child.failed for child in evolution.children)
@@ -116,7 +118,7 @@ def test_noise_from_trust_region_to_file(name, threads, tmp_path):
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_sparse_children_and_compaction(name):
-    parent, images = family(name), Images(pixels(), torch.arange(6) % CLASSES, PLAIN)
+    parent, images = family(name), Images(pixels(), torch.arange(6) % CLASSES, COLOUR)
     result = Sparse(2, tuning=Tuning(1, batch_size=6))(parent, Task(images))
     params = parameters(parent)
     first, second = (parameters(member) for member in result.ensemble.members)
