@@ -5,7 +5,8 @@ import torch
 from networks import built, mlp, noise
 from torch import nn
 
-from evo_subnets import Mutation, materialize, parameters
+from evo_subnets import Ensemble, Mutation, files, materialize, parameters, quads
+from evo_subnets.ensemble import KIND
 from evo_subnets.subnetworks import Whole, included
 from evo_subnets.weights import padding_rows, weight_names
 
@@ -13,7 +14,8 @@ NO_WEIGHTS = [
     "cls_token", "class_token", "mask_token", "dist_token", "register_tokens", "pos_embed",
     "pos_embedding", "position_embeddings", "positional_embedding", "embed_positions", "rel_pos_h",
     "relative_position_bias_table", "attention_biases", "layer_scale", "layer_scale_1",
-    "logit_scale", "gamma", "gamma_1", "beta", "gain", "scale", "shift", "temperature", "bias", "wpe",
+    "logit_scale", "gamma", "gamma_1", "beta", "gain", "scale", "shift", "temperature", "bias",
+    "wpe",
 ]  # fmt: skip
 WEIGHTS = [
     "weight", "weight1", "W", "A", "lora_A", "kernel", "in_proj", "experts", "compose",
@@ -132,3 +134,18 @@ def test_zeros_stay_in_every_type_and_memory_format(dtype):
 def test_weights_that_are_not_sparse_have_nothing_that_stays():
     params = parameters(mlp())
     assert all(params.stays(name) is None for name in params)
+
+
+def test_files_of_before_zeros_stayed_load_as_they_were(tmp_path):
+    module, x = mlp(), noise(4, 5)
+    with torch.no_grad():
+        module[0].weight[:, 0] = 0.0
+    mutations, everything = quads(4, 0.1, density=0.5, seed=0), Whole(parameters(module).weights)
+    Ensemble.from_mutations(module, mutations).save(tmp_path / "new")
+    tensors, description = files.load_tensors(tmp_path / "new", KIND)
+    assert description.pop("held")
+    files.save_tensors(tmp_path / "old", tensors, kind=KIND, description=description)
+    before = Ensemble.from_mutations(module, mutations, include=everything)
+    after = Ensemble.load(tmp_path / "old", module)
+    assert torch.equal(after(x), before(x))
+    assert not torch.equal(after(x), Ensemble.load(tmp_path / "new", module)(x))
