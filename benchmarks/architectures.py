@@ -80,9 +80,10 @@ def build(name: str, *, pixels: int, classes: int) -> nn.Module:
 
 def main(args: Args) -> None:
     names, pixels = (("squeezenet1_1",), 32) if args.tiny else (args.names, args.pixels)
-    rows = []
+    rows: list[list[str]] = []
+    reasons: list[str] = []
     for name in names:
-        row = searched(name, args, pixels=pixels)
+        row = searched(name, args, pixels=pixels, reasons=reasons)
         print("  ".join(row), flush=True)
         rows.append(row)
     counts = {
@@ -94,13 +95,13 @@ def main(args: Args) -> None:
         + ", ".join(f"{count} {what}" for what, count in counts.items())
         + f".\n\n{table(['architecture', 'search', 'divergence', 'sigma', 'trials', 's'], rows)}"
     )
-    publish(__file__, text, args.save)
+    publish(__file__, "\n".join([text, *reasons]), args.save)
     if counts["silent miss"]:
         raise SystemExit(1)
 
 
-def searched(name: str, args: Args, *, pixels: int) -> list[str]:
-    """A row of the table."""
+def searched(name: str, args: Args, *, pixels: int, reasons: list[str]) -> list[str]:
+    """A row of the table; why a search raised is added to the reasons."""
     module = build(name, pixels=pixels, classes=args.classes)
     inputs = torch.randn(args.inputs, 3, pixels, pixels, generator=torch.Generator().manual_seed(0))
     search = Search(args.children, 1, sampler=singles)
@@ -111,7 +112,8 @@ def searched(name: str, args: Args, *, pixels: int) -> list[str]:
             module, inputs, search=search, target=args.target, on_trial=trials.append
         )
     except ValueError as error:
-        return [name, "raised", str(error), "", f"{len(trials)}", f"{time.monotonic() - began:.1f}"]
+        reasons.append(f"{name}: {error}")
+        return [name, "raised", "", "", f"{len(trials)}", f"{time.monotonic() - began:.1f}"]
     landed = abs(math.log(found.divergence / args.target)) <= math.log(1.2)
     return [
         name, "landed" if landed else "silent miss", f"{found.divergence:.4g}",

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from evo_subnets.copies import Likeness, check, copied
-from evo_subnets.files import state_of, unwrapped
+from evo_subnets.files import state_of
+from evo_subnets.files.names import plain_names
 from evo_subnets.mutation import Mutation, materialize
 from evo_subnets.subnetworks import Include, Parameters, Whole, included, parameters
 
@@ -168,7 +169,11 @@ class Recipe:
             return False
         try:
             parent = copied(members[0])
-            unwrapped(parent).load_state_dict(self.parent)
+            own = list(parent.state_dict())
+            plain = plain_names(parent, own)
+            parent.load_state_dict(
+                {name: self.parent[each] for name, each in zip(own, plain, strict=True)}
+            )
             work = WorkCopy(parent, self.include)
         except ValueError:  # no child of theirs could be built
             return False

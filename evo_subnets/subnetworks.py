@@ -1,6 +1,6 @@
 """φ: which weights of the parent are in a subnetwork (Whitaker 2023, section 3.2.1)."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -118,10 +118,11 @@ def included(params: Mapping[str, Tensor], include: Include = None) -> list[str]
     if callable(include):
         names = [name for name, parameter in params.items() if include(name, parameter)]
     else:
-        unknown = sorted(set(include) - set(params))
+        chosen = set(include)
+        unknown = sorted(chosen - set(params))
         if unknown:
             raise ValueError(f"there are no parameters {unknown}; there are {list(params)}")
-        names = [name for name in params if name in include]
+        names = [name for name in params if name in chosen]
     if isinstance(params, Parameters) and params.ties:
         names = list(dict.fromkeys(params.ties.get(name, name) for name in names))
     for name in names:
@@ -137,12 +138,11 @@ def included(params: Mapping[str, Tensor], include: Include = None) -> list[str]
     return Whole(names) if isinstance(include, Whole) else names
 
 
-def staying(params: Mapping[str, Tensor], include: Include = None) -> dict[str, Tensor]:
+def staying(params: Mapping[str, Tensor], names: Sequence[str]) -> dict[str, Tensor]:
     """By the name of an included parameter, where mutations leave it (see `Parameters.stays`).
 
     Empty for `Whole` names, and for a plain mapping, of which nothing is known.
     """
-    names = included(params, include)
     if not isinstance(params, Parameters) or isinstance(names, Whole):
         return {}
     return {name: stays for name in names if (stays := params.stays(name)) is not None}
