@@ -169,11 +169,10 @@ class Recipe:
             return False
         try:
             parent = copied(members[0])
-            own = list(parent.state_dict())
-            plain = plain_names(parent, own)
-            parent.load_state_dict(
-                {name: self.parent[each] for name, each in zip(own, plain, strict=True)}
-            )
+            state = parent.state_dict()  # with the versions of the layers
+            for name, plain in zip(state, plain_names(parent, list(state)), strict=True):
+                state[name] = self.parent[plain]
+            parent.load_state_dict(state)
             work = WorkCopy(parent, self.include)
         except ValueError:  # no child of theirs could be built
             return False

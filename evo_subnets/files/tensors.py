@@ -140,7 +140,9 @@ def load_state(
     given = {name: tensor for name, tensor in tensors.items() if name in state}
     for name in state.keys() - given.keys():
         given[name] = json.loads(tensors[name + JSON].numpy().tobytes())
-    module.load_state_dict({names[name]: value for name, value in given.items()}, assign=assign)
+    full = module.state_dict()  # with the versions of the layers
+    full.update({names[name]: value for name, value in given.items()})
+    module.load_state_dict(full, assign=assign)
     if assign:
         _tie(module, {names[name]: names[first] for name, first in tied.items()})
 
