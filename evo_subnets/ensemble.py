@@ -14,7 +14,7 @@ from evo_subnets import engines, files
 from evo_subnets.copies import copied, differing_dtypes, dtypes_of, set_dtypes
 from evo_subnets.inputs import ask
 from evo_subnets.mutation import Mutation, materialize
-from evo_subnets.outputs import CLASSES, Combine, Outputs, Values
+from evo_subnets.outputs import CLASSES, Combine, Outputs, Values, as_json, from_json
 from evo_subnets.recipes import Kept, Recipe, WorkCopy, mutated
 from evo_subnets.subnetworks import Include, Params, Whole, parameters, staying
 
@@ -191,6 +191,7 @@ class Ensemble(nn.Module):
             "mutations": [dataclasses.astuple(mutation) for mutation in recipe.mutations],
             "include_parent": recipe.include_parent,
             "combine": self.combine,
+            **({} if self.outputs == CLASSES else {"outputs": as_json(self.outputs)}),
             **self._described_weights(),
             **({"held": True} if recipe.held else {}),
         }
@@ -218,6 +219,7 @@ class Ensemble(nn.Module):
         description = {
             "members": len(self.members),
             "combine": self.combine,
+            **({} if self.outputs == CLASSES else {"outputs": as_json(self.outputs)}),
             **self._described_weights(),
         }
         files.save_tensors(path, tensors, kind=KIND, description=description)
@@ -261,6 +263,7 @@ class Ensemble(nn.Module):
         *,
         restore: bool = False,
         resident: bool = True,
+        outputs: Outputs | None = None,
     ) -> "Ensemble":
         """The ensemble of a file that `save` wrote, on `module`'s device.
 
@@ -270,7 +273,8 @@ class Ensemble(nn.Module):
         member where they are of several.
 
         Weights of another precision than the module's are converted: children are built in the
-        file's and rounded to the module's then. `resident`: see `from_mutations`.
+        file's and rounded to the module's then. `resident`: see `from_mutations`. `outputs`: their
+        kind, where it has functions of its own, which no file can keep; None: the file's.
         """
         modules = [module] if isinstance(module, nn.Module) else list(module)
         tensors, description = files.load_tensors(path, KIND)
@@ -290,6 +294,13 @@ class Ensemble(nn.Module):
                 ensemble = cls._load_mutations(
                     path, modules[0], tensors, description, restore, resident
                 )
+            kept = description.get("outputs", as_json(CLASSES))
+            if kept is None and outputs is None:
+                raise files.StorageError(
+                    f"{path} holds no kind of outputs, for it has functions of its own: give "
+                    "outputs="
+                )
+            ensemble.outputs = outputs or from_json(kept or [])
             if description.get("exactly"):
                 ensemble.weights.copy_(torch.tensor(description["weights"], dtype=torch.float64))
             return ensemble

@@ -288,6 +288,21 @@ class Distribution:
 CLASSES = Classes()
 
 
+def as_json(kind: Outputs) -> list[Any] | None:
+    """A kind as a file keeps it; None where it has functions of its own, which no file can keep."""
+    if isinstance(kind, Classes) and kind.read is read:
+        return ["Classes", kind.axis]
+    if isinstance(kind, Binary | Values) and kind.read is read:
+        return [type(kind).__name__]
+    return None
+
+
+def from_json(found: list[Any]) -> Outputs:
+    """The kind that `as_json` described."""
+    name, *options = found
+    return {"Classes": Classes, "Binary": Binary, "Values": Values}[name](*options)  # type: ignore[no-any-return]
+
+
 def _batched(outputs: Tensor) -> Tensor:
     if not outputs.ndim:
         raise ValueError("expected outputs for each sample of a batch, got a single number")

@@ -349,3 +349,22 @@ def test_a_single_value_must_be_said_to_be_one():
         Ensemble.from_mutations(built(regression), [Mutation(0, 0.1, 0, 1)])(noise(8, 4))
     with pytest.raises(ValueError, match="one output cannot be classes"):
         Task([(noise(8, 4), torch.zeros(8, dtype=int))]).loss_of(noise(8, 1), torch.zeros(8))
+
+
+@pytest.mark.parametrize("kind", [Classes(), Classes(1), Binary(), Values(), GAUSSIAN])
+@pytest.mark.parametrize("tuned", [False, True])
+def test_a_file_keeps_the_kind_of_outputs(kind, tuned, tmp_path):
+    network = built(lambda: nn.Linear(4, 2))
+    ensemble = Ensemble.from_mutations(network, quads(4, 0.1, density=0.5, seed=0), outputs=kind)
+    if tuned:
+        ensemble.members[0].bias.data.add_(1)
+    ensemble.save(tmp_path / "ensemble")
+    if kind is GAUSSIAN:
+        with pytest.raises(ValueError, match=r"functions of its own: give outputs="):
+            Ensemble.load(tmp_path / "ensemble", network)
+        again = Ensemble.load(tmp_path / "ensemble", network, outputs=GAUSSIAN)
+    else:
+        again = Ensemble.load(tmp_path / "ensemble", network)
+    assert again.outputs == kind
+    x = noise(6, 4)
+    torch.testing.assert_close(again(x), ensemble(x))
