@@ -153,6 +153,12 @@ class ProcgenVecEnv(VecEnv):
         """Frees the simulator."""
         self.simulator.close()
 
+    def render(self, mode: str | None = None) -> npt.NDArray[Any] | None:
+        """One picture of all environments, where the simulator has `high_resolution`."""
+        if mode == "human":
+            raise ValueError("Procgen opens no window: show the picture that render() returns")
+        return super().render(mode)
+
     def get_images(self) -> Sequence[npt.NDArray[Any] | None]:
         """(512, 512, 3) pictures, where the simulator has `high_resolution`."""
         if self.render_mode is None:

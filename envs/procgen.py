@@ -177,6 +177,7 @@ class ProcgenSimulator:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state, _env=None)
+        self._stack, self.elapsed = self._stack.copy(), self.elapsed.copy()  # in copy.copy's
         if state["_env"] is not None:
             self._open(0)
             self.set_state(state["_env"])

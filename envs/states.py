@@ -29,8 +29,8 @@ class SlotState(NamedTuple):
     frames: Frames
     """Shape (64, 64, 3 * frame_stack)."""
     elapsed: int
-    checksum: int | None = None
-    """Of `simulator`; None in states of older versions, where the bytes' ends alone are checked."""
+    checksum: int
+    """Of `simulator`: the process ends with bytes that Procgen cannot read."""
 
 
 def checksum(simulator: bytes) -> int:
@@ -48,7 +48,7 @@ def check_state(state: Any, *, game: str, mode: Mode, shape: tuple[int, ...]) ->
     if not isinstance(state.simulator, bytes):
         raise ValueError(f"a state's bytes are bytes, got a {type(state.simulator).__name__}")
     theirs = _origin(state.simulator)
-    if theirs is None or state.checksum not in (None, checksum(state.simulator)):
+    if theirs is None or state.checksum != checksum(state.simulator):
         raise ValueError("a state's bytes are damaged: save it again with get_state()")
     if theirs != (game, mode):
         raise ValueError(
