@@ -17,7 +17,8 @@ def whole(name: str, value: Any, *, low: int, high: int | None = None) -> int:
 
     Booleans are no integers, and neither are floats with a whole value.
     """
-    integer = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    integer = isinstance(value, int | np.integer)
+    integer &= not isinstance(value, bool | np.timedelta64)  # which are integers to isinstance
     if integer and low <= value and (high is None or value <= high):
         return int(value)
     bounds = f"of at least {low}" if high is None else f"in {low}..{high}"

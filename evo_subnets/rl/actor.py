@@ -58,7 +58,9 @@ class Actor(nn.Module):
         the network alone.
         """
         if not isinstance(agent, BaseAlgorithm):
-            raise ValueError(f"expected an agent of stable-baselines3, got a {type(agent).__name__}")
+            raise ValueError(
+                f"expected an agent of stable-baselines3, got a {type(agent).__name__}"
+            )
         policy = agent.policy
         check_actions(agent.action_space, "this agent has")
         if not isinstance(policy, ActorCriticPolicy) or not isinstance(
