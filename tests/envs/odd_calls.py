@@ -66,7 +66,7 @@ class Calls:
     def __call__(self, name, call, *arguments, allowed=None, **options):
         """What a call returns, or None where it is refused: by us, as the caller's mistake.
 
-        allowed: whether a call that comes back may have been made, where that is known.
+        allowed: whether it should be made, where that is known.
         """
         self.made += 1
         print(self.made, name, *(repr(each)[:80] for each in (arguments, options)), flush=True)
@@ -76,6 +76,8 @@ class Calls:
             where = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
             if where.parent != OURS:
                 raise RuntimeError(f"this error comes from {where}") from error
+            if allowed:
+                raise RuntimeError("this call is right") from error
             self.refused += 1
             return None
         assert allowed is not False, f"{name} took {arguments} {options}"
@@ -87,17 +89,17 @@ class Calls:
                  "high_resolution"]  # fmt: skip
         odd = {name: self.one_of(ODD) for name in self.draw.choice(names, self.one_of([1, 1, 2]))}
         whole = {"num_envs": 1, "frame_stack": 1, "seed": 0, "num_threads": 0}
-        allowed = all(is_whole(odd[name], low) for name, low in whole.items() if name in odd)
+        wrong = any(not is_whole(odd[name], low) for name, low in whole.items() if name in odd)
         asked = {"game": "maze", "num_envs": 2} | odd
         made = self("ProcgenSimulator", ProcgenSimulator, asked.pop("game"), asked.pop("num_envs"),
-                    allowed=allowed, **asked)  # fmt: skip
+                    allowed=False if wrong else None, **asked)  # fmt: skip
         if made is not None:
             made.step(np.full(made.num_envs, 1))
             made.close()
 
     def levels(self):
         start, count = self.one_of(ODD), self.one_of(ODD)
-        allowed = is_whole(start, 0) and is_whole(count, 1) and start + count < 2**31
+        allowed = is_whole(start, 0) and is_whole(count, 1) and int(start) + int(count) < 2**31
         self("Levels", Levels, start, count, allowed=allowed)
 
     def actions(self):
@@ -122,27 +124,35 @@ class Calls:
             self("set_options", vec_env.set_options, options)
 
     def states_(self):
-        states = list(self.one_of(self.states))
-        slot = self.draw.integers(COUNT)
-        damage = self.draw.integers(6)
-        state = states[slot]
+        source, slot = self.draw.integers(len(self.states)), self.draw.integers(COUNT)
+        states = list(self.states[source])
+        state, first, damage = states[slot], None, self.draw.integers(8)
+        allowed = None if source == 0 else False
         if damage == 0:
-            states[slot] = self.one_of(ODD)
+            states[slot], allowed = self.one_of(ODD), False
         elif damage == 1:
             name = self.one_of(state._fields)
             states[slot] = state._replace(**{name: self.one_of(ODD + ARRAYS)})
         elif damage == 2:
-            states[slot] = state._replace(simulator=self.damaged(state.simulator))
+            states[slot], allowed = self.damaged(state), False
         elif damage == 3:
-            states = self.one_of(ODD)
+            states, allowed = self.one_of(ODD), None
         elif damage == 4:
-            states = states[: self.draw.integers(COUNT + 1)] * self.draw.integers(3)
-        self("set_state", self.simulator.set_state, states, self.one_of([None, None, *ODD]))
+            states = states[: self.draw.integers(COUNT + 1)] * self.draw.integers(1, 4)
+            allowed = None if len(states) in (0, COUNT) else False
+        elif damage == 5:
+            first = self.one_of(ODD)
+        elif source == 0:
+            allowed = True
+        self("set_state", self.simulator.set_state, states, first, allowed=allowed)
 
-    def damaged(self, data):
-        changed, at = bytearray(data), int(self.draw.integers(len(data)))
+    def damaged(self, state):
+        data, at = state.simulator, int(self.draw.integers(1, len(state.simulator)))
+        changed = bytearray(data)
         changed[at] ^= int(self.draw.integers(1, 256))
-        return self.one_of([bytes(changed), data[:at], data + b"\0", data[at:], bytes(len(data))])
+        others = [bytes(changed), data[:at], data + b"\0", data[at:], bytes(len(data)),
+                  data.replace(b"maze", b"mazy")]  # fmt: skip
+        return state._replace(simulator=self.one_of(others))
 
     def pictures(self):
         vector, vec_env = ProcgenVectorEnv(self.simulator), ProcgenVecEnv(self.simulator)
