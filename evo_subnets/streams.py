@@ -12,6 +12,7 @@ blocks of four words: element 16 w + j of a tile is word w of its block j.
 import hashlib
 import math
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Final
 
 import torch
@@ -59,16 +60,17 @@ def training_stream(step: int) -> int:
     return step + 2
 
 
-def check_seed(seed: int) -> int:
-    """The seed itself; a ValueError where it does not fit 63 bits."""
-    if not isinstance(seed, int) or not 0 <= seed < 2**63:
-        raise ValueError(f"a seed must be an int in 0..2**63 - 1, got {seed!r}")
-    return seed
+def check_seed(seed: int, *, bits: int = 63) -> int:
+    """The seed as an int, also of numpy's integers; a ValueError where it does not fit the bits."""
+    whole = isinstance(seed, Integral) and not isinstance(seed, bool)
+    if not whole or not 0 <= seed < 2**bits:
+        raise ValueError(f"a seed must be an int in 0..2**{bits} - 1, got {seed!r}")
+    return int(seed)
 
 
 def derive_seed(seed: int, *path: int | str) -> int:
     """An independent seed below 2**53 for each path, which JSON and float64 hold exactly."""
-    text = "/".join(str(part) for part in (seed, *path))
+    text = "/".join(str(part) for part in (check_seed(seed), *path))
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 11
 
 

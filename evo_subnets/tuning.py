@@ -14,7 +14,7 @@ from evo_subnets.files.parents import load_parent, save_parent
 from evo_subnets.options import refuse_idle
 from evo_subnets.runs import Run
 from evo_subnets.schedules import OneCycle, Schedule, StepLinear
-from evo_subnets.streams import derive_seed
+from evo_subnets.streams import check_seed, derive_seed
 from evo_subnets.task import Data, Task, ask, check_finite, device_of, moved, samples_in
 
 
@@ -118,6 +118,7 @@ def tune(
     the same bits in the end, and has nothing left to do where the run was over. `on_epoch` then
     gets the epochs of before as well.
     """
+    seed = check_seed(seed)
     generator = torch.Generator().manual_seed(derive_seed(seed, "images"))
     data: Data = task.train
     if tuning.bagging < 1:

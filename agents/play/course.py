@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from envs.procgen import Levels, Mode, ProcgenSimulator, SlotState, check_game
-from evo_subnets.streams import derive_seed
+from evo_subnets.streams import check_seed, derive_seed
 
 GROUP = 32
 """Environments whose observations a policy sees together, at most: whatever else is played at the
@@ -39,6 +39,7 @@ class Course:
 
     def __post_init__(self) -> None:
         check_game(self.game)
+        object.__setattr__(self, "seed", check_seed(self.seed))
         if self.num_envs < 1 or self.frame_stack < 1:
             raise ValueError(
                 "num_envs and frame_stack must be at least 1, got "

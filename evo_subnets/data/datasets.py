@@ -101,7 +101,7 @@ def load(
     Raises ValueError for wrong arguments, damaged files, broken links and pictures of more than 8
     bits, OSError for a failed download.
     """
-    check_seed(seed)
+    seed = check_seed(seed)
     if validation not in ("train", "test"):
         raise ValueError(f"validation must come from 'train' or 'test', got {validation!r}")
     if not 0 < validation_fraction < 1:

@@ -157,7 +157,7 @@ class Sparse:
     """Of subnetworks, the order of the samples, dropout."""
 
     def __post_init__(self) -> None:
-        check_seed(self.seed)
+        object.__setattr__(self, "seed", check_seed(self.seed))
         self.pruning.check_size(self.ensemble_size)
 
     def __call__(

@@ -86,7 +86,7 @@ def difference_interval(
         raise ValueError(
             f"expected resamples >= 1 and 0 < level < 1, got resamples={resamples}, level={level}"
         )
-    check_seed(seed)
+    seed = check_seed(seed)
     pair = (log_probabilities_a, log_probabilities_b)
     if pair[0].shape != pair[1].shape:
         raise ValueError(

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from evo_subnets.ensemble import Ensemble
 from evo_subnets.rl.actor import Space
+from evo_subnets.streams import check_seed
 
 BATCH_SIZE = 64
 """Observations in one forward pass: on a CPU larger batches leave the cache and gain nothing."""
@@ -45,7 +46,7 @@ class EnsemblePolicy:
         self.observation_space, self.temperature = space, temperature
         self.network_shape: tuple[int, ...] = space.shape
         self.device = torch.device(device)
-        self._generator = np.random.default_rng(seed)
+        self._generator = np.random.default_rng(check_seed(seed))
 
     def observations(self, observations: Observations) -> Tensor:
         """(batch, *network shape), from one of the environment's layouts for images."""

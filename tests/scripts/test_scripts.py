@@ -277,7 +277,7 @@ BAD_VALUES = [
     ("--total-timesteps -5", ["total_timesteps must be at least 1, got -5"]),
     ("--sigma -0.1", ["sigma must be positive and finite, got -0.1"]),
     ("--target-kl 0", ["target_kl must be positive, got 0"]),
-    ("--seed -1", ["seed must be in 0..2**31 - 1, got -1"]),
+    ("--seed -1", ["seed must be an int in 0..2**31 - 1, got -1"]),
     ("--seed one", ["--seed", "one"]),
     ("--mode extreme", ["--mode", "extreme"]),
     ("--ppo.minibatches 7", ["cannot be cut into 7 equal minibatches"]),
