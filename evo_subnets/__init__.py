@@ -1,7 +1,9 @@
 """Subnetwork ensembles: mutate one trained network into many, and keep the best as one model."""
 
 from evo_subnets.ensemble import Ensemble
-from evo_subnets.evolution import Child, Evolution, PopulationError, evaluate, evolve, select
+from evo_subnets.evolution import Child, Evolution, PopulationError, evaluate, select
+from evo_subnets.generations import Moving, evolve
+from evo_subnets.lineage import Lineage
 from evo_subnets.mutation import Mutation, materialize, materialize_siblings, quads, singles
 from evo_subnets.runs import Run
 from evo_subnets.search import Search
@@ -17,6 +19,8 @@ __all__ = [
     "Ensemble",
     "Evolution",
     "Here",
+    "Lineage",
+    "Moving",
     "Mutation",
     "Params",
     "PopulationError",

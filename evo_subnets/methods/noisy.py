@@ -1,6 +1,5 @@
 """Noisy subnetwork ensembles (Whitaker 2023, chapter 4, algorithm 1)."""
 
-import copy
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar, Literal
@@ -8,16 +7,19 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from evo_subnets.copies import copied
 from evo_subnets.ensemble import Ensemble
-from evo_subnets.evolution import evolve, show_fitness
+from evo_subnets.evolution import show_fitness
+from evo_subnets.generations import evolve
 from evo_subnets.methods.result import HERE, NOTHING_KEPT, Result, begin
 from evo_subnets.metrics import count_parameters
 from evo_subnets.options import refuse_idle
+from evo_subnets.outputs import Classes
 from evo_subnets.prediction import Validation, inputs_for, predict, reestimate_norms
 from evo_subnets.racing import DEFAULT, Rules, Score, race
 from evo_subnets.runs import Run
 from evo_subnets.search import Search
-from evo_subnets.task import Data, Task, accuracy
+from evo_subnets.task import Data, Task
 from evo_subnets.trust_region import search_trust_region
 from evo_subnets.workers import Here, Workers
 
@@ -88,15 +90,19 @@ class Noisy:
     def _region(self, parent: nn.Module, task: Task) -> dict[str, float]:
         inputs = first_inputs(parent, task.selection)
         target = TARGET_KL if self.target_kl is None else self.target_kl
-        region = search_trust_region(parent, inputs, search=self.search, target=target)
+        region = search_trust_region(
+            parent, inputs, search=self.search, target=target, outputs=task.outputs
+        )
         return {"sigma": region.sigma, "divergence": region.divergence}
 
     def _evolved(
         self, parent: nn.Module, task: Task, search: Search, run: Run, workers: Workers
     ) -> Result:
         norms = task.train if self.reestimate_norms else None
-        fitness = Validation(task.selection, task.metric, norms)
-        found = evolve(parent, fitness, search=search, run=run, workers=workers)
+        fitness = Validation(task.selection, task.metric, norms, task.outputs)
+        found = evolve(
+            parent, fitness, search=search, outputs=task.outputs, run=run, workers=workers
+        )
         result = replace(
             _result(parent, found.ensemble, search),
             children=tuple(found.children),
@@ -105,11 +111,11 @@ class Noisy:
         if norms is None:
             return result
         # recipes alone would not bring the statistics back
-        members = [copy.deepcopy(member) for member in result.ensemble.members]
-        again = copy.deepcopy(parent)
+        members = [copied(member) for member in result.ensemble.members]
+        again = copied(parent)
         for network in (*members, again):
             reestimate_norms(network, norms)
-        return replace(result, ensemble=Ensemble(members), reference=again)
+        return replace(result, ensemble=Ensemble(members, outputs=task.outputs), reference=again)
 
     def _raced(
         self, parent: nn.Module, task: Task, search: Search, run: Run, workers: Workers
@@ -117,7 +123,7 @@ class Noisy:
         data: Any = task.selection
         if not hasattr(data, "labels"):
             raise ValueError("a race chooses among samples in memory (data.Images): leave it out")
-        if task.metric is not accuracy:
+        if task.metric is not None or not isinstance(task.outputs, Classes):
             raise ValueError("a race scores samples by being right: leave out racing or metric")
         with run.bar("children", search.population_size) as advance:
             found = race(

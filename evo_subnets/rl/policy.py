@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from evo_subnets.ensemble import Ensemble
+from evo_subnets.outputs import CLASSES, Classes, Outputs, Values
 from evo_subnets.rl.actor import Space
 from evo_subnets.streams import check_seed
 
@@ -21,6 +22,10 @@ class EnsemblePolicy:
     """A model that gives logits or log-probabilities (an `Actor`, an `Ensemble` of them), as an
     agent: `predict` is stable-baselines3's, so its `evaluate_policy` and recorders take it.
 
+    `outputs`: the kind of what the model gives, an ensemble's own by default. Of `Values`, which
+    are the means of continuous actions, the actions are the outputs themselves; other kinds than
+    these and `Classes` are refused.
+
     `observation_space`: the network's; None is the model's own, or that of its first member.
     Acting by sampling uses the policy's own generator; `temperature` divides the logits first.
     """
@@ -30,12 +35,22 @@ class EnsemblePolicy:
         model: nn.Module,
         observation_space: Space | None = None,
         *,
+        outputs: Outputs | None = None,
         temperature: float = 1.0,
         device: torch.device | str = "cpu",
         seed: int = 0,
     ) -> None:
         if not 0 < temperature < float("inf"):
             raise ValueError(f"temperature must be positive, got {temperature}")
+        kind = getattr(model, "outputs", CLASSES) if outputs is None else outputs
+        if not isinstance(kind, Classes | Values):
+            raise ValueError(
+                f"an agent acts by classes (numbered actions) or by values (continuous ones), this "
+                f"model gives {kind}"
+            )
+        if isinstance(kind, Values) and temperature != 1:
+            raise ValueError("a temperature is of numbered actions: leave it out with Values()")
+        self.outputs: Outputs = kind
         space = space_of(model) if observation_space is None else observation_space
         if space is None or space.shape is None:
             raise ValueError(
@@ -63,14 +78,18 @@ class EnsemblePolicy:
     @torch.inference_mode()
     def log_probabilities(self, observations: Observations) -> Tensor:
         """(batch, actions) log-probabilities of the actions."""
+        if not isinstance(self.outputs, Classes):
+            raise ValueError(f"{self.outputs} has no numbered actions, and so no probabilities")
+        return (self._answers(observations) / self.temperature).log_softmax(dim=-1)
+
+    def _answers(self, observations: Observations) -> Tensor:
         batches = torch.split(self.observations(observations), BATCH_SIZE)
-        outputs = torch.cat([self.model(batch) for batch in batches])
-        return (outputs / self.temperature).log_softmax(dim=-1)
+        return torch.cat([self.outputs.tensor(self.model(batch)) for batch in batches])
 
     @torch.inference_mode()
     def choose(self, observations: Observations, uniforms: Tensor | None) -> Tensor:
         """(batch,) actions, on the policy's device: the most likely ones, or those that `uniforms`,
-        float64 in [0, 1) and there as well, choose.
+        float64 in [0, 1) and there as well, choose. Continuous ones are (batch, ...) values.
 
         Two policies with the same uniforms choose as alike as their probabilities are.
         """
@@ -79,6 +98,8 @@ class EnsemblePolicy:
                 f"temperature {self.temperature:g} changes no most likely action: "
                 "use deterministic=False, or leave the temperature out"
             )
+        if isinstance(self.outputs, Values):
+            return self._answers(observations)
         log_probabilities = self.log_probabilities(observations)
         if uniforms is None:
             return log_probabilities.argmax(dim=-1)
@@ -88,7 +109,7 @@ class EnsemblePolicy:
 
     def act(
         self, observations: Observations, uniforms: npt.NDArray[np.float64] | None
-    ) -> npt.NDArray[np.int64]:
+    ) -> npt.NDArray[Any]:
         """What `choose` chooses, as an array."""
         there = None if uniforms is None else torch.as_tensor(uniforms, device=self.device)
         return self.choose(observations, there).cpu().numpy()
@@ -99,7 +120,7 @@ class EnsemblePolicy:
         state: tuple[npt.NDArray[Any], ...] | None = None,
         episode_start: npt.NDArray[np.bool_] | None = None,
         deterministic: bool = False,
-    ) -> tuple[npt.NDArray[np.int64], None]:
+    ) -> tuple[npt.NDArray[Any], None]:
         """Actions for one observation or a batch, and no state, as stable-baselines3's agents.
 
         The signature is theirs. A policy without memory has no use for `episode_start`, which
