@@ -114,7 +114,7 @@ def make_training_env(
         levels=levels,
         mode=mode,
         frame_stack=settings.frame_stack,
-        seed=seed,
+        seed=check_seed(seed),
         num_threads=num_threads,
     )
     monitored = VecMonitor(ProcgenVecEnv(simulator))

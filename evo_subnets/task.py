@@ -10,6 +10,7 @@ from torch import Tensor
 
 from evo_subnets.inputs import Inputs, batches_of
 from evo_subnets.outputs import CLASSES, Outputs
+from evo_subnets.streams import check_seed
 
 Batch = tuple[Inputs, Tensor]
 Loss = Callable[[Any, Tensor], Tensor]
@@ -105,7 +106,7 @@ class Stream:
 def seeded(batches: Iterable[Any], seed: int) -> Iterator[Any]:
     """One pass, whose draws from torch's global generator are its own, and move it for nobody."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.manual_seed(check_seed(seed))
         coming = iter(batches)
         state = torch.get_rng_state()
     while True:

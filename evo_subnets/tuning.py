@@ -212,5 +212,5 @@ def own_randomness(seed: int, device: torch.device) -> Iterator[None]:
     """Inside, the global generators (of dropout, of initialisation) are seeded; then as before."""
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices):
-        torch.manual_seed(seed)
+        torch.manual_seed(check_seed(seed))
         yield
