@@ -8,6 +8,8 @@ from weakref import WeakSet
 import torch
 from torch import Tensor, nn
 
+from evo_subnets.streams import WITHOUT_DOUBLE
+
 Inputs = Any
 """A tensor; a tuple of tensors, which are positional arguments; or a mapping of keyword ones."""
 
@@ -77,8 +79,13 @@ def device_of(module: nn.Module) -> torch.device:
 
 
 def moved(value: Any, device: torch.device) -> Any:
-    """Tensors, and tuples, lists and mappings of them, on a device."""
+    """Tensors, and tuples, lists and mappings of them, on a device.
+
+    What is float64 becomes float32 where the device has none.
+    """
     if isinstance(value, Tensor):
+        if value.dtype == torch.float64 and device.type in WITHOUT_DOUBLE:
+            value = value.float()
         return value if value.device == device else value.to(device, non_blocking=True)
     if isinstance(value, Mapping):
         return {key: moved(each, device) for key, each in value.items()}

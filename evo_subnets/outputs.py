@@ -314,7 +314,7 @@ def _mean_of_positions(values: Tensor) -> Tensor:
 
 
 def _shaped(weights: Tensor, members: Tensor) -> Tensor:
-    return weights.to(members.dtype).view(-1, *[1] * (members.ndim - 1))
+    return weights.to(members.device, members.dtype).view(-1, *[1] * (members.ndim - 1))
 
 
 def _alike(outputs: Tensor, targets: Tensor, what: str) -> Tensor:

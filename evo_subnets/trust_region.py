@@ -14,6 +14,7 @@ from evo_subnets.mutation import check_density
 from evo_subnets.outputs import CLASSES, Outputs
 from evo_subnets.recipes import WorkCopy
 from evo_subnets.search import Search
+from evo_subnets.streams import in_double
 from evo_subnets.subnetworks import parameters
 
 TOLERANCE = 0.1
@@ -254,7 +255,7 @@ def _distance(value: float, target: float) -> float:
 def _weight_scale(weights: Mapping[str, Tensor]) -> float:
     """Root mean square of the weights, of the layer where it is smallest."""
     scales = {
-        name: weight.double().square().mean().sqrt().item() for name, weight in weights.items()
+        name: in_double(weight).square().mean().sqrt().item() for name, weight in weights.items()
     }
     broken = [name for name, scale in scales.items() if not math.isfinite(scale)]
     if broken:

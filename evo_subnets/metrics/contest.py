@@ -14,6 +14,7 @@ from evo_subnets.metrics.report import COLUMNS, CORRUPTED, SCORES, report
 from evo_subnets.metrics.robustness import corrupted_scores
 from evo_subnets.prediction import predict, predict_members
 from evo_subnets.runs.report import table
+from evo_subnets.streams import in_double
 from evo_subnets.trust_region import divergence
 
 FEWEST = 100
@@ -99,7 +100,7 @@ def further(
     (Whitaker 2023, figure 4.3)."""
     logits = predict_members(ensemble, images)
     votes = Ensemble(list(ensemble.members), combine="vote").combined(logits)
-    right = float((votes.argmax(1) == images.labels).double().mean())
+    right = float(in_double(votes.argmax(1) == images.labels).mean())
     if parent is None:
         return {"vote_accuracy": right, "divergence": None}
     own = predict(parent, images)

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from evo_subnets.streams import check_seed
+from evo_subnets.streams import check_seed, in_double
 
 Score = Literal["accuracy", "nll", "ece"]
 
@@ -162,18 +162,18 @@ def check_predictions(log_probabilities: Tensor, labels: Tensor) -> None:
 
 
 def _correct(log_probabilities: Tensor, labels: Tensor) -> Tensor:
-    return (log_probabilities.argmax(dim=1) == labels).double()
+    return in_double(log_probabilities.argmax(dim=1) == labels)
 
 
 def _surprise(log_probabilities: Tensor, labels: Tensor) -> Tensor:
-    return -log_probabilities.gather(1, labels.long()[:, None])[:, 0].double()
+    return -in_double(log_probabilities.gather(1, labels.long()[:, None])[:, 0])
 
 
 def _gaps(log_probabilities: Tensor, labels: Tensor, bins: int) -> tuple[Tensor, Tensor]:
     """(samples,) of correct minus confidence, and the bin of each."""
     if bins < 1:
         raise ValueError(f"confidences need at least one bin, got bins={bins}")
-    confidence = log_probabilities.amax(dim=1).double().exp()
+    confidence = in_double(log_probabilities.amax(dim=1)).exp()
     edges = torch.arange(1, bins, dtype=torch.float64, device=confidence.device) / bins
     return _correct(log_probabilities, labels) - confidence, torch.bucketize(confidence, edges)
 

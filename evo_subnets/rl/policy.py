@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from evo_subnets.ensemble import Ensemble
+from evo_subnets.inputs import moved
 from evo_subnets.outputs import CLASSES, Classes, Outputs, Values
 from evo_subnets.rl.actor import Space
-from evo_subnets.streams import check_seed
+from evo_subnets.streams import check_seed, double_device, in_double
 
 BATCH_SIZE = 64
 """Observations in one forward pass: on a CPU larger batches leave the cache and gain nothing."""
@@ -65,7 +66,8 @@ class EnsemblePolicy:
 
     def observations(self, observations: Observations) -> Tensor:
         """(batch, *network shape), from one of the environment's layouts for images."""
-        tensor, shape = torch.as_tensor(observations, device=self.device), self.network_shape
+        tensor: Tensor = moved(torch.as_tensor(observations), self.device)
+        shape = self.network_shape
         if tensor.ndim == 4 and tensor.shape[1:] != shape:
             tensor = tensor.permute(0, 3, 1, 2)
         if tensor.shape[1:] != shape:
@@ -89,7 +91,8 @@ class EnsemblePolicy:
     @torch.inference_mode()
     def choose(self, observations: Observations, uniforms: Tensor | None) -> Tensor:
         """(batch,) actions, on the policy's device: the most likely ones, or those that `uniforms`,
-        float64 in [0, 1) and there as well, choose. Continuous ones are (batch, ...) values.
+        float64 in [0, 1) and on its `double_device`, choose. Continuous ones are (batch, ...)
+        values.
 
         Two policies with the same uniforms choose as alike as their probabilities are.
         """
@@ -103,15 +106,19 @@ class EnsemblePolicy:
         log_probabilities = self.log_probabilities(observations)
         if uniforms is None:
             return log_probabilities.argmax(dim=-1)
-        cumulative = log_probabilities.exp().double().cumsum(dim=-1)
+        cumulative = in_double(log_probabilities.exp()).cumsum(dim=-1)
         drawn = uniforms[:, None] * cumulative[:, -1:]  # the sum may miss 1 by a rounding
-        return (drawn >= cumulative).sum(dim=1)
+        return (drawn >= cumulative).sum(dim=1).to(log_probabilities.device)
 
     def act(
         self, observations: Observations, uniforms: npt.NDArray[np.float64] | None
     ) -> npt.NDArray[Any]:
         """What `choose` chooses, as an array."""
-        there = None if uniforms is None else torch.as_tensor(uniforms, device=self.device)
+        there = (
+            None
+            if uniforms is None
+            else torch.as_tensor(uniforms, device=double_device(self.device))
+        )
         return self.choose(observations, there).cpu().numpy()
 
     def predict(
