@@ -151,8 +151,9 @@ class Ensemble(nn.Module):
         return self.combined(self.member_outputs(*inputs, **options))
 
     def combined(self, members: Tensor) -> Tensor:
-        """What `forward` gives, of (members, batch, ...) member outputs."""
-        return self.outputs.combined(members, self.weights, how=self.combine)
+        """What `forward` gives, of (members, batch, ...) member outputs, rounded to their dtype."""
+        found = self.outputs.combined(_exact(members), self.weights, how=self.combine)
+        return found.to(members.dtype) if found.is_floating_point() else found
 
     def spread(self, *inputs: Any, **options: Any) -> Tensor:
         """(batch, ...): the members' standard deviation around their mean, of real values."""
@@ -161,7 +162,8 @@ class Ensemble(nn.Module):
                 f"members' spread is one of real values, these outputs are {self.outputs}: see "
                 "metrics for the diversity of classes"
             )
-        return self.outputs.spread(self.member_outputs(*inputs, **options), self.weights)
+        members = self.member_outputs(*inputs, **options)
+        return self.outputs.spread(_exact(members), self.weights).to(members.dtype)
 
     def save(self, path: str | Path, parent_weights: bool = True) -> None:
         """Writes the parent's weights once and four numbers a member, whole or not at all.
@@ -352,6 +354,11 @@ class Ensemble(nn.Module):
         for member in ensemble.members if resident else []:
             set_dtypes(files.unwrapped(member), wanted)
         return ensemble
+
+
+def _exact(members: Tensor) -> Tensor:
+    """In float32 where they are coarser: sums and squares are rounded once, in the end."""
+    return members.float() if members.dtype in (torch.float16, torch.bfloat16) else members
 
 
 def _restored(path: str | Path, module: nn.Module, tensors: Params) -> nn.Module:

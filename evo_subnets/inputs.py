@@ -2,8 +2,8 @@
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
-from weakref import WeakSet
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -13,36 +13,50 @@ from evo_subnets.streams import WITHOUT_DOUBLE
 Inputs = Any
 """A tensor; a tuple of tensors, which are positional arguments; or a mapping of keyword ones."""
 
-_asked: WeakSet[nn.Module] = WeakSet()
-_flattens: WeakSet[nn.Module] = WeakSet()
-"""Modules that answered, and those that want plain layouts: they flatten by `view`."""
+
+class Form(NamedTuple):
+    """What a module wants of the inputs that it is given."""
+
+    plain: bool = False
+    """The plain layout: it flattens by `view`."""
+    dtype: torch.dtype | None = None
+    """Real numbers of this precision, its weights'."""
+
+
+_forms: WeakKeyDictionary[nn.Module, dict[tuple[Any, ...], Form]] = WeakKeyDictionary()
+"""Of modules that answered, for each kind of inputs."""
+PRECISIONS = ("dtype", "scalar type", "should be the same")
+"""What torch's messages say where the precision of inputs is not a module's."""
 
 
 def ask(module: nn.Module, inputs: Inputs) -> Any:
     """The module's outputs for a batch's inputs.
 
-    Pictures come in the channels-last layout, in which convolutions are fast, and which `view`
-    cannot flatten. A network that does so gets the plain layout from then on; whatever its first,
-    failed pass has drawn or counted is undone.
+    Pictures come in float32 and in the channels-last layout, in which convolutions are fast, and
+    which `view` cannot flatten. A network that does so gets the plain layout, and one that cannot
+    take the inputs' precision gets real numbers in its weights'; whatever its first, failed pass
+    has drawn or counted is undone.
     """
     if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
         return _called(module, inputs)
-    if module in _flattens:
-        return _called(module, _plain(inputs))
-    if module in _asked or not _channels_last(inputs):
-        return _called(module, inputs)
-    before = _state(module)
-    try:
-        outputs = _called(module, inputs)
-    except RuntimeError as error:
-        if "view size is not compatible" not in str(error):
-            raise
-        _restore(module, before)
-        outputs = _called(module, _plain(inputs))
-        _flattens.add(module)
-        return outputs
-    _asked.add(module)
-    return outputs
+    tensors = _tensors(inputs)
+    kind = tuple((each.dtype, each.ndim == 4 and not each.is_contiguous()) for each in tensors)
+    known = _forms.setdefault(module, {})
+    if kind in known:
+        return _called(module, _formed(inputs, known[kind]))
+    form, before = Form(), _state(module)
+    while True:
+        try:
+            outputs = _called(module, _formed(inputs, form))
+        except RuntimeError as error:
+            other = _other_form(module, form, tensors=tensors, message=str(error))
+            if other == form:
+                raise
+            form = other
+            _restore(module, before)
+        else:
+            known[kind] = form
+            return outputs
 
 
 def batches_of(inputs: Any, size: int) -> Iterator[Inputs]:
@@ -119,16 +133,29 @@ def _tensors(inputs: Inputs) -> list[Tensor]:
     return [each for each in several if isinstance(each, Tensor)]
 
 
-def _channels_last(inputs: Inputs) -> bool:
-    return any(each.ndim == 4 and not each.is_contiguous() for each in _tensors(inputs))
+def _other_form(module: nn.Module, form: Form, *, tensors: list[Tensor], message: str) -> Form:
+    """What may help after such an error; the form itself where nothing does."""
+    if "view size is not compatible" in message:
+        return form._replace(plain=True)
+    weights = (each.dtype for each in module.parameters() if each.is_floating_point())
+    own = next(weights, None)  # of the first layer, most likely
+    if any(each in message for each in PRECISIONS) and any(
+        each.is_floating_point() and each.dtype != own for each in tensors
+    ):
+        return form._replace(dtype=own)
+    return form
 
 
-def _plain(inputs: Inputs) -> Inputs:
+def _formed(inputs: Inputs, form: Form) -> Inputs:
+    if form == (False, None):
+        return inputs
     if isinstance(inputs, Tensor):
-        return inputs.contiguous()
+        inputs = inputs.contiguous() if form.plain else inputs
+        return inputs.to(form.dtype) if form.dtype and inputs.is_floating_point() else inputs
     if isinstance(inputs, Mapping):
-        return {key: _plain(value) for key, value in inputs.items()}
-    return tuple(map(_plain, inputs)) if isinstance(inputs, tuple | list) else inputs
+        return {key: _formed(value, form) for key, value in inputs.items()}
+    several = isinstance(inputs, tuple | list)
+    return tuple(_formed(each, form) for each in inputs) if several else inputs
 
 
 def _state(module: nn.Module) -> tuple[list[Tensor], list[Tensor]]:

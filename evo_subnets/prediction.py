@@ -128,8 +128,20 @@ def reestimate_norms(module: nn.Module, data: Any, *, batch_size: int | None = N
     found, device = as_data(data), device_of(module)
     size = BATCH if batch_size is None and found.input_bytes is not None else batch_size
     with own_randomness(0, device):  # dropout draws while the statistics are taken
-        loader = (moved(inputs, device) for inputs, _ in found.in_order(size))
-        torch.optim.swa_utils.update_bn(loader, module, device=device)
+        # of a list it takes the first, of which it must not take the first again
+        loader = ([moved(inputs, device)] for inputs, _ in found.in_order(size))
+        torch.optim.swa_utils.update_bn(loader, _Asked(module))
+
+
+class _Asked(nn.Module):
+    """A module that is asked as everywhere here."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module, self.training = module, module.training
+
+    def forward(self, inputs: Any) -> Any:
+        return ask(self.module, inputs)
 
 
 @dataclass(frozen=True)

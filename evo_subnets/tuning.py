@@ -116,13 +116,14 @@ def tune(
     loader draws from generators of its own). A batch of one sample, which the last one may be, is
     left out where the module has batch norms and there are others. `on_epoch` gets the number of
     each finished epoch, from 1 on, and its mean loss. A loss that is not finite raises a ValueError
-    at the end of the epoch.
+    at the end of the epoch, and weights in float16, which cannot be trained, one at once.
 
     `checkpoint` is a file that is written between epochs: the same call goes on from there, with
     the same bits in the end, and has nothing left to do where the run was over. `on_epoch` then
     gets the epochs of before as well.
     """
     seed = check_seed(seed)
+    _check_precision(module)
     generator = torch.Generator().manual_seed(derive_seed(seed, "images"))
     data: Data = task.train
     if tuning.bagging < 1:
@@ -175,6 +176,15 @@ def tune(
     if binding is not None:
         binding.before_pass(float(tuning.epochs), optimizer)
     module.eval()
+
+
+def _check_precision(module: nn.Module) -> None:
+    for name, weight in module.named_parameters():
+        if weight.requires_grad and weight.dtype == torch.float16:
+            raise ValueError(
+                f"{name} is float16, in which small gradients become zero: train module.float(), "
+                "whose passes Tuning(bf16=True) makes cheaper, and round the result by .half()"
+            )
 
 
 def tune_once(
