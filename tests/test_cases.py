@@ -11,12 +11,16 @@ import math
 import tempfile
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
 import gymnasium
+import numpy as np
 import pytest
 import torch
 import torch.nn.utils.prune
+from half_a_device import apple
 from networks import all_same_bits, built, copied, mlp, noise, tied
+from PIL import Image
 from torch import nn
 from torch.nn.utils import prune
 
@@ -32,6 +36,7 @@ from evo_subnets import (
     quads,
     search_trust_region,
 )
+from evo_subnets.data import load
 from evo_subnets.methods import Pruning, Sparse, Stochastic
 from evo_subnets.methods.stochastic import Annealing
 from evo_subnets.outputs import Binary, Classes, Values
@@ -872,6 +877,113 @@ def a_trust_region_that_cannot_be_had_says_why():
 
 
 # --- Simulators, agents, folders of pictures, devices, seeds ------------------------------------
+
+
+@case
+def pictures_in_folders_of_their_own_and_of_other_formats():
+    """Read as torchvision reads them; a broken link and what is turned or left out are named."""
+    grey = np.arange(64, dtype=np.uint8).reshape(8, 8)
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder, "pictures")
+        places = ["cat/{}.png", "cat/old/{}.tiff", "dog/{}.gif", "dog/new/er/{}.TIF"]
+        for number in range(20):
+            file = Path(root, places[number % 4].format(number))
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(grey + np.uint8(number)).save(file)
+        data = load(f"imagefolder:{root}", Path(folder, "cache"))
+        every = torch.cat([part.pixels for part in (data.train, data.validation, data.test)])
+        assert sorted(every[:, 0, 0, 0].tolist()) == list(range(20))
+        turned = Image.Exif()
+        turned[0x0112] = 6
+        Image.fromarray(grey).save(Path(root, "dog", "e.png"), exif=turned)
+        with pytest.warns(RuntimeWarning, match=r"e\.png has an EXIF orientation"):
+            load(f"imagefolder:{root}", Path(folder, "cache"))
+        Path(root, "dog", "e.png").rename(Path(root, "e.png"))
+        with pytest.warns(RuntimeWarning, match=r"e\.png is a picture that is left out"):
+            load(f"imagefolder:{root}", Path(folder, "cache"))
+        Path(root, "e.png").unlink()
+        Path(root, "dog", "f.png").symlink_to("nowhere.png")
+        with pytest.raises(ValueError, match=r"f\.png is a link to nothing"):
+            load(f"imagefolder:{root}", Path(folder, "cache"))
+
+
+@case
+def seeds_that_are_none():
+    """One sentence; numpy's integers are seeds (all that take one: test_seeds.py)."""
+    for seed in (1.5, -1, True, "3", None, 2**63):
+        for use in (
+            lambda seed: Mutation(seed, 0.1, 0, 0.5),
+            lambda seed: Search(4, 2, seed=seed),
+            lambda seed: tune(mlp(), Task([]), tuning=Tuning(1), seed=seed),
+        ):
+            with pytest.raises(
+                ValueError, match=r"^a seed must be an int in 0\.\.2\*\*63 - 1, got "
+            ):
+                use(seed)
+    assert Mutation(np.int64(3), 0.1, 0, 0.5) == Mutation(3, 0.1, 0, 0.5)
+    assert quads(4, 0.1, density=0.5, seed=np.uint8(3)) == quads(4, 0.1, density=0.5, seed=3)
+
+
+@case
+def a_device_without_float64():
+    """Apple's: the CPU's children and trust region (more: test_without_float64.py)."""
+    here = mlp()
+    with apple() as device:
+        there = mlp().to(device)
+        children = [materialize(parameters(each), quads(4, 0.1, density=0.5, seed=0)[0])
+                    for each in (here, there)]  # fmt: skip
+        assert all_same_bits(children[0], {name: each.cpu() for name, each in children[1].items()})
+        found = search_trust_region(there, noise(20, 5))
+        said = Ensemble.from_mutations(there, found.search.mutations()[:4])(noise(20, 5).to(device))
+    wanted = search_trust_region(here, noise(20, 5))
+    assert found.sigma == pytest.approx(wanted.sigma, rel=1e-5)
+    said_here = Ensemble.from_mutations(here, wanted.search.mutations()[:4])(noise(20, 5))
+    torch.testing.assert_close(said.cpu(), said_here)
+
+
+@case
+def a_network_in_half_precision():
+    """Float32's answers to that precision, from inputs of any; no training in float16."""
+    network, x = mlp().half(), noise(20, 5)
+    for inputs in (x, x.half(), x.double()):
+        region = search_trust_region(network, inputs)
+        assert region.sigma == pytest.approx(search_trust_region(mlp(), x).sigma, rel=0.05)
+    said = Ensemble.from_mutations(network, quads(4, 0.1, density=0.5, seed=0))(x.half())
+    wanted = Ensemble.from_mutations(mlp(), quads(4, 0.1, density=0.5, seed=0))(x)
+    torch.testing.assert_close(said.float(), wanted, rtol=0, atol=2e-3)
+    with pytest.raises(ValueError, match=r"0\.weight is float16, in which small gradients become"):
+        tune(network, Task([(x, torch.arange(20) % 3)]), tuning=Tuning(1, Constant(0.1), "adam"))
+
+
+@case
+def numbers_from_numpy_in_float64():
+    """In the precision of the network's weights."""
+    x, y = noise(20, 5).double(), torch.arange(20) % 3
+    found, wanted = mlp(), mlp()
+    for network, inputs in ((found, x), (wanted, x.float())):
+        tune(network, Task([(inputs, y)]), tuning=Tuning(1, Constant(0.1), "adam"))
+    assert all_same_bits(dict(found.named_parameters()), dict(wanted.named_parameters()))
+    torch.testing.assert_close(predict(found, [(x, y)]), predict(wanted, [(x.float(), y)]))
+
+
+@case
+def norms_of_a_network_with_several_inputs():
+    """Their statistics, of all inputs, and what was in eval mode stays in it."""
+
+    class Sum(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm = nn.BatchNorm1d(3)
+
+        def forward(self, first, second):
+            return self.norm(first + second)
+
+    first, second, y = noise(8, 3), noise(8, 3, seed=1), torch.arange(8) % 3
+    for inputs in ((first, second), {"first": first, "second": second}):
+        network = Sum().eval()
+        reestimate_norms(network, [(inputs, y)])
+        torch.testing.assert_close(network.norm.running_mean, (first + second).mean(0))
+        assert not network.training
 
 
 @pytest.mark.parametrize("threads", [1, 2])
