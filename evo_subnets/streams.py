@@ -12,9 +12,9 @@ blocks of four words: element 16 w + j of a tile is word w of its block j.
 import hashlib
 import math
 from dataclasses import dataclass
-from numbers import Integral
 from typing import Final
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -65,7 +65,7 @@ def training_stream(step: int) -> int:
 
 def check_seed(seed: int, *, bits: int = 63) -> int:
     """The seed as an int, also of numpy's integers; a ValueError where it does not fit the bits."""
-    whole = isinstance(seed, Integral) and not isinstance(seed, bool)
+    whole = isinstance(seed, int | np.integer) and not isinstance(seed, bool | np.timedelta64)
     if not whole or not 0 <= seed < 2**bits:
         raise ValueError(f"a seed must be an int in 0..2**{bits} - 1, got {seed!r}")
     return int(seed)

@@ -66,7 +66,7 @@ class EnsemblePolicy:
 
     def observations(self, observations: Observations) -> Tensor:
         """(batch, *network shape), from one of the environment's layouts for images."""
-        tensor: Tensor = moved(torch.as_tensor(observations), self.device)
+        tensor: Tensor = moved(_tensor(observations), self.device)
         shape = self.network_shape
         if tensor.ndim == 4 and tensor.shape[1:] != shape:
             tensor = tensor.permute(0, 3, 1, 2)
@@ -91,8 +91,9 @@ class EnsemblePolicy:
     @torch.inference_mode()
     def choose(self, observations: Observations, uniforms: Tensor | None) -> Tensor:
         """(batch,) actions, on the policy's device: the most likely ones, or those that `uniforms`,
-        float64 in [0, 1) and on its `double_device`, choose. Continuous ones are (batch, ...)
-        values.
+        float64 in [0, 1) and on its `double_device`, choose; -1 where the model gives NaN, or no
+        action a probability. Continuous ones are (batch, ...) values, not finite where the model's
+        are not.
 
         Two policies with the same uniforms choose as alike as their probabilities are.
         """
@@ -105,21 +106,21 @@ class EnsemblePolicy:
             return self._answers(observations)
         log_probabilities = self.log_probabilities(observations)
         if uniforms is None:
-            return log_probabilities.argmax(dim=-1)
-        cumulative = in_double(log_probabilities.exp()).cumsum(dim=-1)
-        drawn = uniforms[:, None] * cumulative[:, -1:]  # the sum may miss 1 by a rounding
-        return (drawn >= cumulative).sum(dim=1).to(log_probabilities.device)
+            actions = log_probabilities.argmax(dim=-1)
+        else:
+            cumulative = in_double(log_probabilities.exp()).cumsum(dim=-1)
+            drawn = uniforms[:, None] * cumulative[:, -1:]  # the sum may miss 1 by a rounding
+            actions = (drawn >= cumulative).sum(dim=1).to(log_probabilities.device)
+        # one NaN in a softmax makes the whole row NaN
+        return actions.masked_fill(log_probabilities[:, 0].isnan(), -1)
 
     def act(
         self, observations: Observations, uniforms: npt.NDArray[np.float64] | None
     ) -> npt.NDArray[Any]:
-        """What `choose` chooses, as an array."""
-        there = (
-            None
-            if uniforms is None
-            else torch.as_tensor(uniforms, device=double_device(self.device))
-        )
-        return self.choose(observations, there).cpu().numpy()
+        """What `choose` chooses, as an array; a ValueError where the model gives no action."""
+        place = double_device(self.device)
+        there = None if uniforms is None else torch.as_tensor(uniforms, device=place)
+        return check_chosen(self.choose(observations, there).cpu().numpy())
 
     def predict(
         self,
@@ -131,16 +132,63 @@ class EnsemblePolicy:
         """Actions for one observation or a batch, and no state, as stable-baselines3's agents.
 
         The signature is theirs. A policy without memory has no use for `episode_start`, which
-        stable-baselines3 always gives; a `state` is refused.
+        stable-baselines3 always gives; a `state` is refused, and so are gymnasium's pairs of an
+        observation and its info.
         """
         if state is not None:
             raise ValueError("this policy has no memory: state must be None")
-        observation = np.asarray(observation)
+        observation = _array(observation)
         single = observation.ndim == len(self.network_shape)
         batch = observation[None] if single else observation
         uniforms = None if deterministic else self._generator.random(len(batch))
         actions = self.act(batch, uniforms)
         return (actions[0] if single else actions), None
+
+
+def check_chosen(actions: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """The actions that `choose` gave; a ValueError where there are none for an observation."""
+    missing = ~np.isfinite(actions) if actions.dtype.kind == "f" else actions < 0
+    if missing.any():
+        rows = int(missing.reshape(len(actions), -1).any(axis=1).sum())
+        raise ValueError(
+            f"the model's outputs give no action for {rows} of {len(actions)} observations, as "
+            "they are NaN or infinite: look at its weights and at the observations"
+        )
+    return actions
+
+
+def _array(observations: Any) -> npt.NDArray[Any]:
+    """Observations as one array of numbers; a ValueError where they are none."""
+    given = type(observations).__name__
+    if isinstance(observations, tuple) and any(isinstance(part, dict) for part in observations):
+        raise ValueError(
+            "expected observations, got a tuple of one and its info: gymnasium's environments "
+            "return both, `observation, info = env.reset()`, and predict takes the first"
+        )
+    if isinstance(observations, Tensor):
+        observations = observations.detach().cpu()
+    try:
+        array = np.asarray(observations)
+    except ValueError:  # parts of several shapes
+        raise ValueError(f"expected observations as one array, got a {given}") from None
+    if array.dtype.kind not in "biuf":
+        raise ValueError(
+            f"expected observations as one array of numbers, got a {given} of {array.dtype}"
+        )
+    return array
+
+
+def _tensor(observations: Observations) -> Tensor:
+    """Observations as they are, copied only where torch takes no such array."""
+    if isinstance(observations, Tensor):
+        return observations
+    array = _array(observations)
+    if array.dtype.itemsize > 8:
+        array = array.astype(np.float64)
+    mirrored = any(stride < 0 for stride in array.strides)
+    if mirrored or not array.flags.writeable or not array.dtype.isnative:
+        array = array.astype(array.dtype.newbyteorder("="), order="C")
+    return torch.as_tensor(array)
 
 
 def space_of(model: nn.Module) -> Space | None:
