@@ -6,18 +6,20 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 
 from evo_subnets import engines, files
+from evo_subnets.answers import checked
 from evo_subnets.mutation import Mutation, materialize
+from evo_subnets.outputs import Classes, Combine, Outputs
 from evo_subnets.subnetworks import Include, Params, included, parameters
-
-Combine = Literal["mean", "vote", "logits"]
+from evo_subnets.values import as_read, as_written
 
 KIND = "evo_subnets.ensemble"
+CLASSES = Classes()
 
 
 @dataclass(frozen=True)
@@ -31,11 +33,13 @@ class Recipe:
 
 
 class Ensemble(nn.Module):
-    """Models as one model, in eval mode, that gives log-probabilities.
+    """Models as one model, in eval mode: of classes it gives log-probabilities.
 
-    combine: "mean" averages the members' softmax probabilities, "logits" their logits, "vote"
-    counts their most likely classes (so that a class without a vote has log-probability -inf).
-    `weights`, one for each member, make any of these a weighted mean.
+    outputs: what the members' outputs mean, and so what combines them: `Classes()`, or on an axis,
+    `Binary()`, `Values()`, `Distribution(make)` (see `outputs` and `values`). combine: "mean"
+    averages the members' probabilities, or values, "logits" their logits, "vote" counts their most
+    likely classes (so that a class without a vote has log-probability -inf). `weights`, one for
+    each member, make any of these a weighted mean; a member of weight zero counts for nothing.
 
     `side_by_side`: on a CPU members may have a thread each, where that is faster, and see the batch
     in slices. For members of which a row's output does not depend on the other rows, and that have
@@ -52,12 +56,18 @@ class Ensemble(nn.Module):
         *,
         weights: Sequence[float] | None = None,
         side_by_side: bool = False,
+        outputs: Outputs = CLASSES,
     ) -> None:
         super().__init__()
         if not members:
             raise ValueError("an ensemble needs at least one member")
         if combine not in get_args(Combine):
             raise ValueError(f"combine must be one of {get_args(Combine)}, got {combine!r}")
+        if combine not in outputs.combines:
+            raise ValueError(
+                f"combine={combine!r} means nothing for outputs of {type(outputs).__name__}: it is "
+                f"one of {', '.join(outputs.combines)}"
+            )
         given = [1.0] * len(members) if weights is None else [float(w) for w in weights]
         if len(given) != len(members) or not 0 < sum(given) < math.inf or not min(given) >= 0:
             raise ValueError(
@@ -70,6 +80,7 @@ class Ensemble(nn.Module):
         self.given_weights = given  # as given: normalising them twice moves them
         self.recipe: Recipe | None = None
         self.side_by_side = side_by_side
+        self.outputs = outputs
         self.eval()
 
     @classmethod
@@ -83,6 +94,7 @@ class Ensemble(nn.Module):
         weights: Sequence[float] | None = None,
         include: Include = None,
         side_by_side: bool = False,
+        outputs: Outputs = CLASSES,
     ) -> "Ensemble":
         """The children of `module`, each a module of its own; with `include_parent` it comes first.
 
@@ -96,31 +108,34 @@ class Ensemble(nn.Module):
             member = copy.deepcopy(module)
             materialize(parent, mutation, out=parameters(member), include=names)
             members.append(member)
-        ensemble = cls(members, combine=combine, weights=weights, side_by_side=side_by_side)
+        ensemble = cls(
+            members, combine=combine, weights=weights, side_by_side=side_by_side, outputs=outputs
+        )
         state = {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
         ensemble.recipe = Recipe(state, tuple(names), tuple(mutations), include_parent)
         return ensemble
 
-    def member_logits(self, *inputs: Tensor) -> Tensor:
-        """(members, batch, classes): what each member says."""
-        found = engines.ask_members(self.members, inputs) if self.side_by_side else None
-        if found is not None:
-            return found
-        return torch.stack([member(*inputs) for member in self.members])
+    def member_logits(self, *inputs: Any, **named: Any) -> Tensor:
+        """(members, batch, ...): what each member says, as its kind of outputs reads it."""
+        read = checked(self.outputs.read)
+        if self.side_by_side and not named:
+            found = engines.ask_members(self.members, inputs, read=read)
+            if found is not None:
+                return found
+        return torch.stack([read(member(*inputs, **named)) for member in self.members])
 
-    def forward(self, *inputs: Tensor) -> Tensor:
-        """(batch, classes) log-probabilities."""
-        return self.combined(self.member_logits(*inputs))
+    def forward(self, *inputs: Any, **named: Any) -> Tensor:
+        """(batch, classes) log-probabilities; of other outputs what their kind says."""
+        return self.combined(self.member_logits(*inputs, **named))
 
-    def combined(self, logits: Tensor) -> Tensor:
-        """(batch, classes) log-probabilities of (members, batch, classes) member logits."""
-        weights = self.weights.to(logits.dtype).view(-1, *[1] * (logits.ndim - 1))
-        if self.combine == "logits":
-            return (logits * weights).sum(dim=0).log_softmax(dim=-1)
-        if self.combine == "vote":
-            votes = nn.functional.one_hot(logits.argmax(dim=-1), logits.shape[-1])
-            return (votes * weights).sum(dim=0).log()
-        return (logits.log_softmax(dim=-1) + weights.log()).logsumexp(dim=0)
+    def combined(self, members: Tensor) -> Tensor:
+        """The ensemble's outputs, of (members, batch, ...) of its members'."""
+        return self.outputs.combined(members, self.weights, combine=self.combine)
+
+    def spread(self, *inputs: Any, **named: Any) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of the members' values, or of their distributions' mixture;
+        a ValueError where outputs are classes."""
+        return self.outputs.spread(self.member_logits(*inputs, **named), self.weights)
 
     def save(self, path: str | Path, parent_weights: bool = True) -> None:
         """Writes the parent's weights once and four numbers a member, whole or not at all.
@@ -140,6 +155,7 @@ class Ensemble(nn.Module):
             "include_parent": recipe.include_parent,
             "combine": self.combine,
             "weights": self.given_weights,
+            **self._kind(),
         }
         files.save_tensors(
             path, recipe.parent if parent_weights else {}, kind=KIND, description=description
@@ -155,8 +171,14 @@ class Ensemble(nn.Module):
             "members": len(self.members),
             "combine": self.combine,
             "weights": self.given_weights,
+            **self._kind(),
         }
         files.save_tensors(path, tensors, kind=KIND, description=description)
+
+    def _kind(self) -> dict[str, Any]:
+        """What a file says of the outputs: nothing of `Classes()`, as files of before."""
+        written = as_written(self.outputs)
+        return {} if written is None else {"outputs": written}
 
     @classmethod
     def _load_members(
@@ -173,17 +195,31 @@ class Ensemble(nn.Module):
             }
             files.load_state(path, member, tensors=state)
             members.append(member)
-        return cls(members, combine=description["combine"], weights=description["weights"])
+        return cls(
+            members,
+            combine=description["combine"],
+            weights=description["weights"],
+            outputs=description["outputs"],
+        )
 
     @classmethod
-    def load(cls, path: str | Path, module: nn.Module, *, restore: bool = False) -> "Ensemble":
+    def load(
+        cls,
+        path: str | Path,
+        module: nn.Module,
+        *,
+        restore: bool = False,
+        outputs: Outputs | None = None,
+    ) -> "Ensemble":
         """The ensemble of a file that `save` wrote, on `module`'s device.
 
         `module` must be the parent: a ValueError says so if its weights are others. With `restore`
         it gives only the architecture, and the parent's weights come from the file. Members that
-        were written with all their weights need the architecture alone.
+        were written with all their weights need the architecture alone. `outputs`: None is what the
+        file says; those with functions of one's own are given again.
         """
         tensors, description = files.load_tensors(path, KIND)
+        description["outputs"] = as_read(description.get("outputs"), outputs)
         try:
             if "members" in description:
                 return cls._load_members(path, module, tensors, description)
@@ -224,4 +260,5 @@ class Ensemble(nn.Module):
             combine=description["combine"],
             weights=description["weights"],
             include=description["include"],
+            outputs=description["outputs"],
         )

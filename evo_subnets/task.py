@@ -1,20 +1,19 @@
 """What is learned from: data in passes, the loss, and what fitness means."""
 
-import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-Inputs = Any
-"""A tensor; a tuple of tensors, which are positional arguments; or a mapping of keyword ones."""
+from evo_subnets.inputs import Inputs, first_of, seeded, tensors_in
+from evo_subnets.outputs import Classes, Outputs
+
 Batch = tuple[Inputs, Tensor]
-Loss = Callable[[Any, Tensor], Tensor]
-"""Outputs and targets of a batch to the mean loss, a tensor of one number."""
+Loss = Callable[[Tensor, Tensor], Tensor]
+"""Outputs (as their kind reads them) and targets of a batch to the mean loss, one number."""
 Metric = Callable[[Tensor, Tensor], float]
 """Outputs and targets of all samples to a number; higher is better."""
 
@@ -38,6 +37,9 @@ class Data(Protocol):
 
     def bag(self, fraction: float, seed: int) -> "Data":
         """A sample of the samples, drawn without replacement."""
+
+
+NOTHING = "there is nothing to learn from: the data has no batches"
 
 
 class Stream:
@@ -66,7 +68,7 @@ class Stream:
             length = getattr(self.batches, "__len__", None)
             self._steps = length() if length else sum(1 for _ in seeded(self.batches, 0))
             if not self._steps:
-                raise ValueError("there is nothing to learn from: the data has no batches")
+                raise ValueError(NOTHING)
         return self._steps
 
     def training(self, batch_size: int | None, generator: torch.Generator) -> Iterator[Batch]:
@@ -85,6 +87,7 @@ class Stream:
                 raise ValueError(
                     f"data comes in batches of (inputs, targets), got a {type(batch).__name__}"
                     + (f" of {len(batch)}" if isinstance(batch, tuple | list) else "")
+                    + (": of a mapping make (mapping, its labels)" * isinstance(batch, Mapping))
                 )
             yield batch[0], batch[1]
 
@@ -103,32 +106,7 @@ class Stream:
             )
 
 
-def seeded(batches: Iterable[Any], seed: int) -> Iterator[Any]:
-    """One pass, whose draws from torch's global generator are its own, and move it for nobody."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        coming = iter(batches)
-        state = torch.get_rng_state()
-    while True:
-        with torch.random.fork_rng(devices=[]):
-            torch.set_rng_state(state)
-            try:
-                batch = next(coming)
-            except StopIteration:
-                return
-            state = torch.get_rng_state()
-        yield batch
-
-
-def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Of (batch, classes) logits, in float32, and (batch,) labels: the mean, in nats."""
-    return F.cross_entropy(outputs.float(), targets)
-
-
-def accuracy(outputs: Tensor, targets: Tensor) -> float:
-    """The fraction of samples whose most likely class is the target; NaN is no class."""
-    right = (outputs.argmax(dim=1) == targets) & ~outputs.isnan().any(dim=1)
-    return right.double().mean().item()
+CLASSES = Classes()
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,14 +114,18 @@ class Task:
     """What methods know of data: what to train on, what to select on, and what is good.
 
     `train`, `validation`: any iterable of (inputs, targets), a DataLoader, or `data.Images`, which
-    is in memory and faster. `loss` is descended, `metric` is what selection wants high. There is no
-    test data here: selection must not see it.
+    is in memory and faster. `outputs` says what the network's outputs mean: classes by default, or
+    `Classes(axis=...)`, `Binary()`, `Values()`, `Distribution(make)`. `loss` is descended, `metric`
+    is what selection wants high; None is that of the outputs' kind. Auxiliary outputs, as googlenet
+    has in training, are left out of the loss. There is no test data here: selection must not see
+    it.
     """
 
     train: Any
     validation: Any = None
-    loss: Loss = cross_entropy
-    metric: Metric = accuracy
+    loss: Loss | None = None
+    metric: Metric | None = None
+    outputs: Outputs = CLASSES
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "train", as_data(self.train))
@@ -158,15 +140,12 @@ class Task:
         found: Data = self.validation
         return found
 
-    def example(self) -> Tensor:
-        """(1, ...): the inputs of one training sample."""
-        first = next(iter(self.train.in_order(None)))[0]
-        if not isinstance(first, Tensor):
-            raise ValueError(
-                "operations are counted for networks of one tensor, these inputs are a "
-                f"{type(first).__name__}"
-            )
-        return first[:1]
+    def example(self) -> Inputs:
+        """The inputs of one training sample, as a batch of one."""
+        first = next(iter(self.train.in_order(None)), None)
+        if first is None:
+            raise ValueError(NOTHING)
+        return first_of(first[0])
 
 
 def as_data(given: Any) -> Data:
@@ -180,39 +159,16 @@ def as_data(given: Any) -> Data:
     return Stream(given)
 
 
-def device_of(module: nn.Module) -> torch.device:
-    """Where a module's parameters and buffers are; the CPU where it has none."""
-    for tensor in itertools.chain(module.parameters(), module.buffers()):
-        return tensor.device
-    return torch.device("cpu")
-
-
-def moved(value: Any, device: torch.device) -> Any:
-    """Tensors, and tuples, lists and mappings of them, on a device."""
-    if isinstance(value, Tensor):
-        return value if value.device == device else value.to(device, non_blocking=True)
-    if isinstance(value, Mapping):
-        return {key: moved(each, device) for key, each in value.items()}
-    if isinstance(value, tuple | list):
-        return tuple(moved(each, device) for each in value)
-    return value
-
-
-def ask(module: nn.Module, inputs: Inputs) -> Any:
-    """The module's outputs for a batch's inputs (see `Inputs`)."""
-    if isinstance(inputs, Mapping):
-        return module(**inputs)
-    return module(*inputs) if isinstance(inputs, tuple | list) else module(inputs)
-
-
-def samples_in(targets: Any) -> int:
-    """How many samples a batch's targets are of."""
-    return len(targets) if isinstance(targets, Tensor) and targets.ndim else 1
-
-
-def check_finite(loss: float, epoch: int) -> None:
-    """A ValueError where training has diverged."""
-    if not math.isfinite(loss):
-        raise ValueError(
-            f"training diverged: the loss is {loss} in epoch {epoch}; lower the learning rate"
-        )
+def check_finite(loss: float, epoch: int, *, data: Data) -> None:
+    """A ValueError where training has diverged, or where the data is not finite."""
+    if math.isfinite(loss):
+        return
+    for number, batch in enumerate(data.in_order(None), start=1):
+        if not all(bool(tensor.isfinite().all()) for tensor in tensors_in(batch)):
+            raise ValueError(
+                f"the loss is {loss} in epoch {epoch}, and batch {number} of the data, in order, "
+                "holds numbers that are not finite: mend the data"
+            )
+    raise ValueError(
+        f"training diverged: the loss is {loss} in epoch {epoch}; lower the learning rate"
+    )

@@ -2,47 +2,39 @@
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from evo_subnets.answers import checked
+from evo_subnets.inputs import ask, device_of, in_batches, moved, samples_in, tensors_in
 from evo_subnets.mutation import check_density, materialize
+from evo_subnets.outputs import Classes, Outputs
 from evo_subnets.search import Search
 from evo_subnets.subnetworks import included, parameters
-
-Measure = Literal["kl", "mse"]
 
 TOLERANCE = 0.1
 """The root search ends within this fraction of the target."""
 MAX_TRIALS = 8
 """Divergence evaluations that the root search may spend on one density."""
 DEFAULT = Search()
+CLASSES = Classes()
 
 
-def divergence(parent_logits: Tensor, child_logits: Tensor, *, measure: Measure = "kl") -> float:
+def divergence(parent: Any, child: Any, *, outputs: Outputs = CLASSES) -> float:
     """How far the child's outputs are from the parent's, averaged over samples; not negative.
 
-    Both are (samples, classes). "kl" is KL(parent || child) of their softmax in nats (Whitaker
-    2023, eq. 4.5); "mse" is the squared difference of the outputs as they are, summed over classes
-    (eq. 4.4). NaN where outputs are not finite.
+    Both are what the networks returned for the same samples. By default that is KL(parent || child)
+    of the softmax of (samples, classes) logits, in nats (Whitaker 2023, eq. 4.5); `outputs` says
+    what else they are: `Classes(axis=...)`, `Binary()`, `Values()` (a squared difference, as eq.
+    4.4), `Distribution(make)`. NaN where outputs are.
     """
-    if parent_logits.shape != child_logits.shape or parent_logits.ndim != 2:
-        raise ValueError(
-            "expected two (samples, classes) tensors, got "
-            f"{tuple(parent_logits.shape)} and {tuple(child_logits.shape)}"
-        )
-    parent, child = parent_logits.double(), child_logits.double()
-    if measure == "mse":
-        return (parent - child).square().sum(dim=1).mean().item()
-    if measure != "kl":
-        raise ValueError(f"measure must be 'kl' or 'mse', got {measure!r}")
-    log_p, log_q = parent.log_softmax(dim=1), child.log_softmax(dim=1)
-    kl = (log_p.exp() * (log_p - log_q)).sum(dim=1).mean()
-    return kl.clamp(min=0.0).item()  # NaN stays NaN
+    read = checked(outputs.read)
+    return outputs.divergence(read(parent), read(child))
 
 
 @dataclass(frozen=True)
@@ -77,15 +69,15 @@ class TrustRegion:
 
 def search_trust_region(
     module: nn.Module,
-    inputs: Tensor,
+    inputs: Any,
     *,
     search: Search = DEFAULT,
     target: float = 0.02,
     densities: Sequence[float] | None = None,
     sigmas: Sequence[float] | None = None,
     children: int | None = None,
-    measure: Measure = "kl",
-    batch_size: int = 256,
+    outputs: Outputs = CLASSES,
+    batch_size: int | None = None,
     on_trial: Callable[[Trial], None] | None = None,
 ) -> TrustRegion:
     """The search's sigma and density whose children diverge from the parent by `target`.
@@ -96,16 +88,24 @@ def search_trust_region(
     pair closest to the target is returned. Without, a root search per density (see `find_root`)
     finds sigma to within a tenth of the target, and the first density that gets there is returned;
     it begins at the search's sigma, if there is one. `densities`: None is the search's own.
-    `module` is left alone; it runs in eval mode, on `batch_size` inputs at a time.
+    `module` is left alone; it runs in eval mode.
+
+    `inputs`: a tensor, of which `batch_size` rows (256) go through the network together; a tuple or
+    a mapping of tensors, which is one batch of positional or keyword arguments; or an iterable of
+    such batches or of (inputs, targets), a `DataLoader` for one, which is passed through once and
+    kept, on the module's device. `outputs`: what the network's outputs mean, and so what divergence
+    is: see `divergence`. The parent's outputs that are NaN are refused.
     """
     densities = (search.density,) if densities is None else densities
     children = min(4, search.population_size) if children is None else children
-    empty = not len(inputs) or not densities or (sigmas is not None and not sigmas)
+    batches = moved(in_batches(inputs, batch_size), device_of(module))
+    samples = sum(map(samples_in, batches))
+    empty = not samples or not densities or (sigmas is not None and not sigmas)
     if not 0 < target < math.inf or not 1 <= children <= search.population_size or empty:
         raise ValueError(
             f"a trust region needs target > 0, children in 1..{search.population_size} "
             "(population_size), inputs, densities and sigmas (or None), got "
-            f"target={target}, children={children}, {len(inputs)} inputs, densities={densities}, "
+            f"target={target}, children={children}, {samples} inputs, densities={densities}, "
             f"sigmas={sigmas}"
         )
     for density in densities:
@@ -114,18 +114,21 @@ def search_trust_region(
     parent, child = parameters(module), parameters(work)
     names = included(parent, search.include)
     table: list[Trial] = []
+    read = checked(outputs.read)
 
     @torch.no_grad()
-    def outputs() -> Tensor:
-        return torch.cat([work(batch) for batch in torch.split(inputs, batch_size)])
+    def asked() -> list[Tensor]:
+        return [read(ask(work, batch)) for batch in batches]
 
-    parent_outputs = outputs()
+    parent_outputs = asked()
+    if math.isnan(_apart(parent_outputs, parent_outputs, outputs)):
+        raise ValueError(_not_finite(batches))
 
     def measured(sigma: float, density: float) -> float:
         total = 0.0
         for mutation in search.measured(sigma, density)[:children]:
             materialize(parent, mutation, out=child, include=names)
-            total += divergence(parent_outputs, outputs(), measure=measure)
+            total += _apart(parent_outputs, asked(), outputs)
         trial = Trial(sigma, density, total / children)
         table.append(trial)
         if on_trial is not None:
@@ -153,6 +156,23 @@ def search_trust_region(
         )
     found = replace(search, sigma=best.sigma, density=best.density)
     return TrustRegion(found, best.divergence, tuple(table))
+
+
+def _apart(parent: list[Tensor], child: list[Tensor], outputs: Outputs) -> float:
+    """The divergence over all batches, which may be of sequences or pictures of other sizes."""
+    if parent[0].ndim and len({each.shape[1:] for each in (*parent, *child)}) == 1:
+        return outputs.divergence(torch.cat(parent), torch.cat(child))
+    sizes = [each.numel() for each in parent]
+    each = [outputs.divergence(a, b) for a, b in zip(parent, child, strict=True)]
+    return sum(size * one for size, one in zip(sizes, each, strict=True)) / max(1, sum(sizes))
+
+
+def _not_finite(batches: Iterable[Any]) -> str:
+    """Why there is no divergence."""
+    wrong = sum(not bool(tensor.isfinite().all()) for tensor in tensors_in(tuple(batches)))
+    return "the parent's outputs on these inputs are not finite: " + (
+        "some of the inputs are not" if wrong else "look at its weights with `isfinite`"
+    )
 
 
 def find_root(measured: Callable[[float], float], target: float, *, sigma: float) -> float:

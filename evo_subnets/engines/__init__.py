@@ -23,6 +23,13 @@ WINOGRAD = Path(__file__).with_name("winograd.h")
 """A header among the sources of a `library` that includes it."""
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 Item = TypeVar("Item")
+Read = Callable[[Any], Tensor]
+"""What a member returns, to a tensor."""
+
+
+def as_it_is(returned: Tensor) -> Tensor:
+    """Of a member that returns a tensor."""
+    return returned
 
 
 def turned_on() -> bool:
@@ -42,7 +49,9 @@ def perturb(device: torch.device, elements: int) -> CarryOut | None:
     return found
 
 
-def ask_members(members: nn.ModuleList, inputs: Sequence[Tensor]) -> Tensor | None:
+def ask_members(
+    members: nn.ModuleList, inputs: Sequence[Tensor], *, read: Read = as_it_is
+) -> Tensor | None:
     """(members, batch, ...): what each says, a thread to a member, in slices of the batch.
 
     The caller promises that a row's output does not depend on the other rows, that no member has
@@ -50,21 +59,26 @@ def ask_members(members: nn.ModuleList, inputs: Sequence[Tensor]) -> Tensor | No
     of torch is on. None, too, where members fail so: asked in turn they say why.
     """
     engine = _engine("side_by_side")
-    found: Tensor | None = engine and engine.ask_members(members, tuple(inputs))
+    found: Tensor | None = engine and engine.ask_members(members, tuple(inputs), read=read)
     return found
 
 
 def ask_batches(
-    members: Sequence[nn.Module], batches: Iterable[Tensor], *, promised: bool
+    members: Sequence[nn.Module],
+    batches: Iterable[Tensor],
+    *,
+    promised: bool,
+    read: Read = as_it_is,
 ) -> list[Tensor] | None:
     """(members, batch, ...) of each batch, without gradients, a thread to a batch.
-
     `promised`: what the caller promises for `ask_members`, but for the rows, as batches stay whole.
     Of networks of torch's own layers and of `evo_subnets.models` alone it is known that they draw
     and keep nothing. Where None comes back, no batch was taken.
     """
     engine = _engine("side_by_side")
-    found: list[Tensor] | None = engine and engine.ask_batches(members, batches, promised=promised)
+    found: list[Tensor] | None = engine and engine.ask_batches(
+        members, batches, promised=promised, read=read
+    )
     return found
 
 

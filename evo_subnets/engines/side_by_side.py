@@ -6,8 +6,9 @@ in the channels-last layout, which is made once for all members.
 """
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from queue import SimpleQueue
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -18,6 +19,7 @@ from evo_subnets.engines.threads import share_out
 from evo_subnets.engines.twins import twin, with_fast_convolutions
 
 Inputs = tuple[Tensor, ...]
+Read = Callable[[Any], Tensor]
 
 # Networks of linear layers alone are better off in turn, where both threads share a large product.
 SLICE = 32
@@ -35,7 +37,7 @@ _PROCESS = os.getpid()
 _pays: WeakKeyDictionary[nn.Module, range] = WeakKeyDictionary()
 
 
-def ask_members(members: nn.ModuleList, inputs: Inputs) -> Tensor | None:
+def ask_members(members: nn.ModuleList, inputs: Inputs, *, read: Read) -> Tensor | None:
     """(members, batch, ...): each member's output; None where they are to be asked in turn."""
     if not may_go(members, inputs):
         return None
@@ -44,7 +46,7 @@ def ask_members(members: nn.ModuleList, inputs: Inputs) -> Tensor | None:
     if len(inputs[0]) not in _pays[members]:
         return None
     try:
-        return _members(members, inputs)
+        return _members(members, inputs, read)
     except RuntimeError:  # `view` of a channels-last picture, perhaps
         return None
 
@@ -90,7 +92,7 @@ def _trains(module: nn.Module) -> bool:
     return module.training or any(map(_trains, module.children()))
 
 
-def _members(members: nn.ModuleList, inputs: Inputs) -> Tensor:
+def _members(members: nn.ModuleList, inputs: Inputs, read: Read) -> Tensor:
     parts = [torch.split(_channels_last(tensor), SLICE) for tensor in inputs]
     slices = list(zip(*parts, strict=True))
     outputs: list[Tensor | None] = [None] * len(members)
@@ -101,7 +103,7 @@ def _members(members: nn.ModuleList, inputs: Inputs) -> Tensor:
         if len(inputs[0]) >= TWINS_FROM:
             member = with_fast_convolutions(member) or member
         with torch.inference_mode() if inference else torch.no_grad():
-            outputs[index] = torch.cat([member(*piece) for piece in slices])
+            outputs[index] = torch.cat([read(member(*piece)) for piece in slices])
 
     share_out(answer, range(len(members)), threads=torch.get_num_threads())
     return torch.stack([output for output in outputs if output is not None])
@@ -109,7 +111,7 @@ def _members(members: nn.ModuleList, inputs: Inputs) -> Tensor:
 
 @torch.no_grad()
 def ask_batches(
-    members: Sequence[nn.Module], batches: Iterable[Tensor], *, promised: bool
+    members: Sequence[nn.Module], batches: Iterable[Tensor], *, promised: bool, read: Read
 ) -> list[Tensor] | None:
     """(members, batch, ...) of each batch; None where members are to be asked in turn.
 
@@ -135,7 +137,7 @@ def ask_batches(
     def answer(numbered: tuple[int, Tensor]) -> None:
         number, inputs = numbered
         free = twins.get()
-        outputs[number] = torch.stack([member(inputs) for member in free])
+        outputs[number] = torch.stack([read(member(inputs)) for member in free])
         twins.put(free)
 
     if threads == 1:

@@ -111,4 +111,5 @@ def _trained(
     networks = train_members(train, tunings, what=what, run=run, workers=workers)
     epochs = method.ensemble_size * tuning.epochs * tuning.bagging
     kept = sum(map(count_parameters, networks))
-    return Result(Ensemble(networks), epochs, epochs, float(len(networks)), kept)
+    ensemble = Ensemble(networks, outputs=task.outputs)
+    return Result(ensemble, epochs, epochs, float(len(networks)), kept)

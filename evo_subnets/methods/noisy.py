@@ -10,14 +10,16 @@ from torch import Tensor, nn
 
 from evo_subnets.ensemble import Ensemble
 from evo_subnets.evolution import evolve, show_fitness
+from evo_subnets.inputs import Inputs, samples_in
 from evo_subnets.methods.result import HERE, NOTHING_KEPT, Result, begin
 from evo_subnets.metrics import count_parameters
 from evo_subnets.options import refuse_idle
+from evo_subnets.outputs import Classes
 from evo_subnets.prediction import Validation, inputs_for, predict, reestimate_norms
 from evo_subnets.racing import DEFAULT, Rules, Score, race
 from evo_subnets.runs import Run
 from evo_subnets.search import Search
-from evo_subnets.task import Data, Task, accuracy
+from evo_subnets.task import Data, Task
 from evo_subnets.trust_region import search_trust_region
 from evo_subnets.workers import Here, Workers
 
@@ -88,17 +90,23 @@ class Noisy:
     def _region(self, parent: nn.Module, task: Task) -> dict[str, float]:
         inputs = first_inputs(parent, task.selection)
         target = TARGET_KL if self.target_kl is None else self.target_kl
-        region = search_trust_region(parent, inputs, search=self.search, target=target)
+        region = search_trust_region(
+            parent, inputs, search=self.search, target=target, outputs=task.outputs
+        )
         return {"sigma": region.sigma, "divergence": region.divergence}
 
     def _evolved(
         self, parent: nn.Module, task: Task, search: Search, run: Run, workers: Workers
     ) -> Result:
         norms = task.train if self.reestimate_norms else None
-        fitness = Validation(task.selection, task.metric, norms)
+        fitness = Validation(task.selection, task.metric, norms, outputs=task.outputs)
         found = evolve(parent, fitness, search=search, run=run, workers=workers)
+        elites = [child.mutation for child in found.elites]
+        ensemble = Ensemble.from_mutations(
+            parent, elites, include=search.include, outputs=task.outputs
+        )
         result = replace(
-            _result(parent, found.ensemble, search),
+            _result(parent, ensemble, search),
             children=tuple(found.children),
             elites=tuple(found.elites),
         )
@@ -109,7 +117,7 @@ class Noisy:
         again = copy.deepcopy(parent)
         for network in (*members, again):
             reestimate_norms(network, norms)
-        return replace(result, ensemble=Ensemble(members), reference=again)
+        return replace(result, ensemble=Ensemble(members, outputs=task.outputs), reference=again)
 
     def _raced(
         self, parent: nn.Module, task: Task, search: Search, run: Run, workers: Workers
@@ -117,8 +125,11 @@ class Noisy:
         data: Any = task.selection
         if not hasattr(data, "labels"):
             raise ValueError("a race chooses among samples in memory (data.Images): leave it out")
-        if task.metric is not accuracy:
-            raise ValueError("a race scores samples by being right: leave out racing or metric")
+        if task.metric is not None or task.outputs != Classes():
+            raise ValueError(
+                "a race scores samples of classes by being right: leave out racing, or metric and "
+                "outputs"
+            )
         with run.bar("children", search.population_size) as advance:
             found = race(
                 parent,
@@ -149,14 +160,18 @@ def _result(parent: nn.Module, ensemble: Ensemble, search: Search) -> Result:
     return Result(ensemble, 0.0, 0.0, float(count), kept, search=search)
 
 
-def first_inputs(module: nn.Module, data: Data) -> Tensor:
-    """The inputs of the first `INPUTS` samples."""
-    found: list[Tensor] = []
+def first_inputs(module: nn.Module, data: Data) -> Inputs:
+    """The inputs of the first `INPUTS` samples, or batches of them where they are no tensors of one
+    shape."""
+    found: list[Inputs] = []
     for inputs in inputs_for(module, data):
         found.append(inputs)
-        if sum(map(len, found)) >= INPUTS:
+        if sum(map(samples_in, found)) >= INPUTS:
             break
-    return torch.cat(found)[:INPUTS]
+    tensors = all(isinstance(inputs, Tensor) and inputs.ndim for inputs in found)
+    if found and tensors and len({inputs.shape[1:] for inputs in found}) == 1:
+        return torch.cat(found)[:INPUTS]
+    return [(inputs, None) for inputs in found]  # pairs, as a tuple of inputs is no batch's targets
 
 
 def halves_by_doubt(parent: nn.Module, data: Any) -> Tensor:

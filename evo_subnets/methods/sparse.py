@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from math import nan
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from evo_subnets.ensemble import Ensemble
+from evo_subnets.inputs import Inputs
 from evo_subnets.methods.result import HERE, NOTHING_KEPT, Result, begin, train_members
 from evo_subnets.metrics import count_parameters, inference_flops
 from evo_subnets.options import refuse_idle
@@ -184,10 +186,13 @@ class Sparse:
         return finished(children, masks, parent=parent, task=task, tuning=self.tuning)
 
 
-def sparse_cost(parent: nn.Module, masks: Masks, *, inputs: Tensor) -> tuple[float, int]:
-    """FLOPs of a pass relative to the dense parent, and the number of parameters kept."""
+def sparse_cost(parent: nn.Module, masks: Masks, *, inputs: Inputs) -> tuple[float, int]:
+    """FLOPs of a pass relative to the dense parent, and the number of parameters kept.
+
+    NaN of a network without the layers that are counted (see `metrics.multiply_adds`).
+    """
     dense = inference_flops(parent, inputs)
-    flops = inference_flops(parent, inputs, densities=density_of(masks)) / dense
+    flops = inference_flops(parent, inputs, densities=density_of(masks)) / dense if dense else nan
     removed = sum(int((~mask).sum()) for mask in masks.values())
     return flops, count_parameters(parent) - removed
 
@@ -205,7 +210,7 @@ def finished(
     costs = [sparse_cost(parent, one, inputs=inputs) for one in masks]
     epochs, passes = tuning.epochs * tuning.bagging, sum(flops for flops, _ in costs)
     return Result(
-        Ensemble(children),
+        Ensemble(children, outputs=task.outputs),
         epochs * len(children),
         epochs * passes,
         passes,

@@ -12,6 +12,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
+from evo_subnets.inputs import (
+    Inputs,
+    ask,
+    device_of,
+    first_of,
+    moved,
+    rows,
+    same_modes,
+    samples_in,
+)
 from evo_subnets.subnetworks import parameters, weights
 
 FORWARD_AND_BACKWARD = 3
@@ -38,15 +48,16 @@ def ensemble_parameters(module: nn.Module, densities: Sequence[float]) -> int:
     return round(pruned * sum(densities)) + kept * len(densities)
 
 
-def multiply_adds(module: nn.Module, inputs: Tensor) -> dict[str, int]:
+def multiply_adds(module: nn.Module, inputs: Inputs) -> dict[str, int]:
     """The multiply-adds of one sample, by the name of the weight; a weight used twice, both uses.
 
     Linear layers and convolutions (grouped, strided, dilated, transposed) are measured while the
-    first of `inputs` (samples, ...) runs through the module, in eval mode and without gradients;
-    its modes are put back. On the meta device this takes neither memory nor time. Layers that are
-    not called as modules (attention's projections) are not seen. A convolution counts its padding.
+    first of `inputs` (samples, ...), or of a tuple or mapping of such tensors, runs through the
+    module, in eval mode and without gradients; its modes are put back. On the meta device this
+    takes neither memory nor time. Layers that are not called as modules (attention's projections)
+    are not seen. A convolution counts its padding.
     """
-    if not len(inputs):
+    if not samples_in(inputs):
         raise ValueError("one sample is needed to measure, got no inputs")
     names = {id(parameter): name for name, parameter in module.named_parameters()}
     found: dict[str, int] = {}
@@ -68,26 +79,23 @@ def multiply_adds(module: nn.Module, inputs: Tensor) -> dict[str, int]:
 
         return count
 
-    modes = {layer: layer.training for layer in module.modules()}
     handles = [
         layer.register_forward_hook(counter(path), with_kwargs=True)
         for path, layer in module.named_modules()
         if isinstance(layer, nn.Linear | _ConvNd)
     ]
     try:
-        module.eval()
-        with torch.no_grad():
-            module(inputs[:1])
+        with torch.no_grad(), same_modes(module):
+            one = moved(first_of(inputs), device_of(module))
+            ask(module.eval(), rows(one) if isinstance(one, Tensor) else one)
     finally:
         for handle in handles:
             handle.remove()
-        for layer, training in modes.items():
-            layer.training = training
     return found
 
 
 def inference_flops(
-    module: nn.Module, inputs: Tensor, *, densities: Mapping[str, float] | None = None
+    module: nn.Module, inputs: Inputs, *, densities: Mapping[str, float] | None = None
 ) -> int:
     """The operations of one sample: two a multiply-add, of which a weight's density is done.
 
@@ -105,7 +113,7 @@ def inference_flops(
 
 def training_flops(
     module: nn.Module,
-    inputs: Tensor,
+    inputs: Inputs,
     *,
     samples: int,
     epochs: float,
