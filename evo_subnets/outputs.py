@@ -152,6 +152,8 @@ class Classes:
             )
         axis = 1 if self.axis is None else self.axis
         axis += len(shape) if axis < 0 else 0
+        if torch.jit.is_tracing():  # type: ignore[no-untyped-call]  # sizes are tensors then
+            return axis
         if not 0 < axis < len(shape) or not shape[axis]:
             raise ValueError(
                 f"outputs of shape {shape} have no classes on axis "

@@ -161,6 +161,13 @@ class Mixture:
         ]
         return torch.stack(logs).logsumexp(dim=0)
 
+    def sample(self) -> Tensor:
+        """(samples, ...) draws from torch's global generator."""
+        draws = torch.stack([part.sample() for part in self.parts])
+        rows = torch.arange(draws.shape[1], device=draws.device)
+        weights = torch.tensor(self.weights, device=draws.device)
+        return draws[torch.multinomial(weights, len(rows), replacement=True), rows]
+
     def _sum(self, each: list[Tensor]) -> Tensor:
         pairs = zip(each, self.weights, strict=True)
         return torch.stack([tensor * weight for tensor, weight in pairs]).sum(dim=0)

@@ -7,11 +7,18 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from evo_subnets.answers import checked, tensor_in
 from evo_subnets.ensemble import Ensemble
+from evo_subnets.outputs import Binary, Classes, Outputs
 from evo_subnets.rl.actor import Space
+from evo_subnets.values import Distribution
 
 BATCH_SIZE = 64
 """Observations in one forward pass: on a CPU larger batches leave the cache and gain nothing."""
+
+NO_ACTION = -1
+"""Instead of an action, where a model gives NaN."""
+CLASSES = Classes()
 
 Observations = npt.NDArray[Any] | Tensor
 
@@ -20,6 +27,9 @@ class EnsemblePolicy:
     """A model that gives logits or log-probabilities (an `Actor`, an `Ensemble` of them), as an
     agent: `predict` is stable-baselines3's, so its `evaluate_policy` and recorders take it.
 
+    `outputs`: what the model's outputs mean; None is an ensemble's own kind, else `Classes()`. With
+    `Values()` they are continuous actions as they stand, and there is nothing to sample; with
+    `Distribution(make)` actions are its mean, or sampled. Neither is cut to an environment's range.
     `observation_space`: the network's; None is the model's own, or that of its first member.
     Acting by sampling uses the policy's own generator; `temperature` divides the logits first.
     """
@@ -32,6 +42,7 @@ class EnsemblePolicy:
         temperature: float = 1.0,
         device: torch.device | str = "cpu",
         seed: int = 0,
+        outputs: Outputs | None = None,
     ) -> None:
         if not 0 < temperature < float("inf"):
             raise ValueError(f"temperature must be positive, got {temperature}")
@@ -40,6 +51,23 @@ class EnsemblePolicy:
             raise ValueError(
                 f"a {type(model).__name__} does not say what it observes: "
                 "give observation_space, of one shape"
+            )
+        own = model.outputs if isinstance(model, Ensemble) else Classes()
+        self.outputs = own if outputs is None else outputs
+        if isinstance(self.outputs, Binary):
+            raise ValueError(
+                "a policy's outputs are Classes, Values or Distribution, got Binary: give a logit "
+                "for each of the two actions"
+            )
+        if isinstance(model, Ensemble) and self.outputs != own:
+            raise ValueError(
+                f"this ensemble's outputs are {type(own).__name__}: give it outputs="
+                f"{type(self.outputs).__name__} when it is made, not the policy"
+            )
+        if temperature != 1 and not isinstance(self.outputs, Classes):
+            raise ValueError(
+                f"temperature {temperature:g} divides logits, and changes nothing of "
+                f"{type(self.outputs).__name__}: leave it out"
             )
         self.model = model.to(device).eval()
         self.observation_space, self.temperature = space, temperature
@@ -62,35 +90,66 @@ class EnsemblePolicy:
     @torch.inference_mode()
     def log_probabilities(self, observations: Observations) -> Tensor:
         """(batch, actions) log-probabilities of the actions."""
-        batches = torch.split(self.observations(observations), BATCH_SIZE)
-        outputs = torch.cat([self.model(batch) for batch in batches])
+        if not isinstance(self.outputs, Classes):
+            raise ValueError(
+                f"outputs of {type(self.outputs).__name__} have no probabilities of actions"
+            )
+        outputs = self._said(observations)
+        CLASSES.axis_of(outputs)  # (batch, actions), and more than one
         return (outputs / self.temperature).log_softmax(dim=-1)
+
+    def _said(self, observations: Observations) -> Tensor:
+        batches = torch.split(self.observations(observations), BATCH_SIZE)
+        read = tensor_in if isinstance(self.model, Ensemble) else checked(self.outputs.read)
+        return torch.cat([read(self.model(batch)) for batch in batches])
 
     @torch.inference_mode()
     def choose(self, observations: Observations, uniforms: Tensor | None) -> Tensor:
         """(batch,) actions, on the policy's device: the most likely ones, or those that `uniforms`,
-        float64 in [0, 1) and there as well, choose.
+        float64 in [0, 1) and there as well, choose. Continuous ones are (batch, ...).
 
-        Two policies with the same uniforms choose as alike as their probabilities are.
+        Two policies with the same uniforms choose as alike as their probabilities are. Where the
+        model gives NaN the action is `NO_ACTION`, or NaN.
         """
+        if not isinstance(self.outputs, Classes):
+            return self._continuous(observations, uniforms)
         if uniforms is None and self.temperature != 1:
             raise ValueError(
                 f"temperature {self.temperature:g} changes no most likely action: "
                 "use deterministic=False, or leave the temperature out"
             )
         log_probabilities = self.log_probabilities(observations)
+        broken = log_probabilities.isnan().any(dim=-1)
         if uniforms is None:
-            return log_probabilities.argmax(dim=-1)
+            return log_probabilities.argmax(dim=-1).masked_fill(broken, NO_ACTION)
         cumulative = log_probabilities.exp().double().cumsum(dim=-1)
         drawn = uniforms[:, None] * cumulative[:, -1:]  # the sum may miss 1 by a rounding
-        return (drawn >= cumulative).sum(dim=1)
+        return (drawn >= cumulative).sum(dim=1).masked_fill(broken, NO_ACTION)
+
+    def _continuous(self, observations: Observations, uniforms: Tensor | None) -> Tensor:
+        kind = self.outputs
+        if not isinstance(kind, Distribution):
+            return self._said(observations)
+        seen = self.observations(observations)
+        if isinstance(self.model, Ensemble):
+            made = kind.mixture(self.model.member_logits(seen), self.model.weights)
+        else:
+            made = kind.mixture(self._said(seen)[None], torch.ones(1))
+        if uniforms is None:
+            return made.mean
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices):  # torch's distributions draw from no other generator
+            torch.manual_seed(int(uniforms[0] * 2**53))
+            return made.sample()
 
     def act(
         self, observations: Observations, uniforms: npt.NDArray[np.float64] | None
-    ) -> npt.NDArray[np.int64]:
-        """What `choose` chooses, as an array."""
+    ) -> npt.NDArray[Any]:
+        """What `choose` chooses, as an array; a ValueError where the model gives NaN."""
         there = None if uniforms is None else torch.as_tensor(uniforms, device=self.device)
-        return self.choose(observations, there).cpu().numpy()
+        actions: npt.NDArray[Any] = self.choose(observations, there).cpu().numpy()
+        check_chosen(actions)
+        return actions
 
     def predict(
         self,
@@ -98,7 +157,7 @@ class EnsemblePolicy:
         state: tuple[npt.NDArray[Any], ...] | None = None,
         episode_start: npt.NDArray[np.bool_] | None = None,
         deterministic: bool = False,
-    ) -> tuple[npt.NDArray[np.int64], None]:
+    ) -> tuple[npt.NDArray[Any], None]:
         """Actions for one observation or a batch, and no state, as stable-baselines3's agents.
 
         The signature is theirs. A policy without memory has no use for `episode_start`, which
@@ -112,6 +171,14 @@ class EnsemblePolicy:
         uniforms = None if deterministic else self._generator.random(len(batch))
         actions = self.act(batch, uniforms)
         return (actions[0] if single else actions), None
+
+
+def check_chosen(actions: npt.NDArray[Any]) -> None:
+    """A ValueError where there is an observation for which no action was chosen."""
+    discrete = np.issubdtype(actions.dtype, np.integer)
+    broken = actions == NO_ACTION if discrete else np.isnan(actions)
+    if broken.any():
+        raise ValueError("the model gives NaN for an observation, which chooses no action")
 
 
 def space_of(model: nn.Module) -> Space | None:
