@@ -3,17 +3,22 @@
 from evo_subnets.ensemble import Ensemble
 from evo_subnets.evolution import Child, Evolution, PopulationError, evaluate, evolve, select
 from evo_subnets.mutation import Mutation, materialize, materialize_siblings, quads, singles
+from evo_subnets.outputs import Binary, Classes
 from evo_subnets.runs import Run
 from evo_subnets.search import Search
 from evo_subnets.subnetworks import Params, Subnetwork, halves, parameters, parts
 from evo_subnets.task import Task
 from evo_subnets.trust_region import TrustRegion, divergence, search_trust_region
+from evo_subnets.values import Distribution, Values
 from evo_subnets.workers import Here, Ray
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Binary",
     "Child",
+    "Classes",
+    "Distribution",
     "Ensemble",
     "Evolution",
     "Here",
@@ -26,6 +31,7 @@ __all__ = [
     "Subnetwork",
     "Task",
     "TrustRegion",
+    "Values",
     "divergence",
     "evaluate",
     "evolve",

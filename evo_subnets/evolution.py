@@ -15,6 +15,7 @@ from torch import nn
 from evo_subnets import files
 from evo_subnets.ensemble import Ensemble
 from evo_subnets.mutation import Mutation, materialize
+from evo_subnets.outputs import Classes, Outputs
 from evo_subnets.runs import Run
 from evo_subnets.search import Search
 from evo_subnets.subnetworks import Include, Params, included, parameters
@@ -29,6 +30,7 @@ class PopulationError(ValueError):
 
 
 HERE = Here()
+CLASSES = Classes()
 NOTHING_KEPT = Run.none()
 
 
@@ -205,9 +207,9 @@ class Evolution:
     Every further `ask` gives another generation of the same parent, to choose from more children.
     """
 
-    def __init__(self, module: nn.Module, search: Search) -> None:
+    def __init__(self, module: nn.Module, search: Search, *, outputs: Outputs = CLASSES) -> None:
         search.mutations()  # a search whose sigma is not known is refused now
-        self.module, self.search = module, search
+        self.module, self.search, self.outputs = module, search, outputs
         self.generation = 0
         self.children: list[Child] = []
 
@@ -241,7 +243,9 @@ class Evolution:
 
     def _ensemble(self, children: Sequence[Child]) -> Ensemble:
         mutations = [child.mutation for child in children]
-        return Ensemble.from_mutations(self.module, mutations, include=self.search.include)
+        return Ensemble.from_mutations(
+            self.module, mutations, include=self.search.include, outputs=self.outputs
+        )
 
 
 def evolve(
@@ -252,14 +256,16 @@ def evolve(
     on_child: Callable[[Child], None] | None = None,
     run: Run = NOTHING_KEPT,
     workers: Workers = HERE,
+    outputs: Outputs = CLASSES,
 ) -> Evolution:
     """One generation of children, evaluated; the result has `.children`, `.elites`, `.ensemble`.
 
     Take the search from `search_trust_region`: a sigma that is small for one network destroys
-    another. `run` keeps every child, so that the same call goes on where an earlier one was
-    stopped; `workers`: where children are evaluated, see `evaluate`.
+    another. `outputs`: what the network's outputs mean to the ensemble. `run` keeps every child, so
+    that the same call goes on where an earlier one was stopped; `workers`: where children are
+    evaluated, see `evaluate`.
     """
-    evolution = Evolution(module, search)
+    evolution = Evolution(module, search, outputs=outputs)
     run.ask("evolve", {**search.about(), "parent": files.fingerprint(module.state_dict())})
     mutations = evolution.ask()
     with run.bar("children", len(mutations)) as advance:

@@ -152,7 +152,7 @@ class Classes:
             )
         axis = 1 if self.axis is None else self.axis
         axis += len(shape) if axis < 0 else 0
-        if torch.jit.is_tracing():  # type: ignore[no-untyped-call]  # sizes are tensors then
+        if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]  # sizes are tensors
             return axis
         if not 0 < axis < len(shape) or not shape[axis]:
             raise ValueError(

@@ -39,7 +39,8 @@ class Noisy:
     search: Search = Search()
     """The population. Without a sigma it comes from the trust region."""
     target_kl: float | None = None
-    """KL divergence of the children that the trust region aims at, in nats; None: 0.02."""
+    """Divergence of the children that the trust region aims at, of classes a KL in nats, else what
+    the task's kind of outputs says; None: 0.02."""
     reestimate_norms: bool = False
     """Re-estimate the BatchNorm statistics of every child on the training data. Without, they are
     the parent's, as in the paper."""
@@ -100,13 +101,11 @@ class Noisy:
     ) -> Result:
         norms = task.train if self.reestimate_norms else None
         fitness = Validation(task.selection, task.metric, norms, outputs=task.outputs)
-        found = evolve(parent, fitness, search=search, run=run, workers=workers)
-        elites = [child.mutation for child in found.elites]
-        ensemble = Ensemble.from_mutations(
-            parent, elites, include=search.include, outputs=task.outputs
+        found = evolve(
+            parent, fitness, search=search, run=run, workers=workers, outputs=task.outputs
         )
         result = replace(
-            _result(parent, ensemble, search),
+            _result(parent, found.ensemble, search),
             children=tuple(found.children),
             elites=tuple(found.elites),
         )
