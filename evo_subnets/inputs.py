@@ -113,7 +113,7 @@ def in_batches(given: Any, batch_size: int | None) -> list[Inputs]:
         )
     if isinstance(given, tuple | Mapping):
         return [given]
-    if hasattr(given, "in_order"):  # a task's data
+    if callable(getattr(given, "in_order", None)):  # a task's data; a DataLoader's is a flag
         given = given.in_order(None)
     if not isinstance(given, Iterable):
         raise ValueError(

@@ -2,8 +2,8 @@
 
 python examples/sequence.py
 
-Each token is the next of the one three places before it, and one in ten is random: at best nine in
-ten are right. Outputs are (batch, time, classes): classes on the last axis.
+Each token is the next of the one three places before it; one in ten, and the first three, are
+random. Outputs are (batch, time, classes): classes on the last axis.
 """
 
 import argparse
