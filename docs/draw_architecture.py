@@ -46,11 +46,13 @@ PLACES = {
     "evo_subnets/engines": Place(6, 550, 860, "speed: all of it can go"),
     "evo_subnets/models": Place(6, 890, 1150, "published architectures"),
     "evo_subnets/files": Place(7, 300, 520, "bytes on disk"),
-    "evo_subnets/streams.py": Place(7, 550, 860, "every draw, from its seed and name"),
+    "evo_subnets/streams.py": Place(7, 550, 860, "every draw, from its seed; copies"),
 }
 """A room is a folder with all that is in it, except what is a room of its own."""
-GROUND = {"evo_subnets/draws.py": "evo_subnets/streams.py"}
-"""A file in another's room: engines stand on both."""
+GROUND = dict.fromkeys(
+    ("evo_subnets/draws.py", "evo_subnets/copies.py"), "evo_subnets/streams.py"
+)  # fmt: skip
+"""Files in another's room: engines stand on them as well."""
 
 FRAMED = 3
 """The first floor of the library."""

@@ -4,7 +4,6 @@ import copy
 import dataclasses
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
@@ -12,34 +11,24 @@ import torch
 from torch import Tensor, nn
 
 from evo_subnets import engines, files
-from evo_subnets.answers import checked
+from evo_subnets.copies import copied, differing_dtypes, dtypes_of, set_dtypes
+from evo_subnets.inputs import ask
 from evo_subnets.mutation import Mutation, materialize
-from evo_subnets.outputs import Classes, Combine, Outputs
-from evo_subnets.subnetworks import Include, Params, included, parameters
-from evo_subnets.values import as_read, as_written
+from evo_subnets.outputs import CLASSES, Combine, Outputs, Values, as_json, from_json
+from evo_subnets.recipes import Kept, Recipe, WorkCopy, mutated
+from evo_subnets.subnetworks import Include, Params, Whole, parameters, staying
 
 KIND = "evo_subnets.ensemble"
-CLASSES = Classes()
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """What an ensemble of mutations is made of."""
-
-    parent: dict[str, Tensor]
-    include: tuple[str, ...]
-    mutations: tuple[Mutation, ...]
-    include_parent: bool
 
 
 class Ensemble(nn.Module):
-    """Models as one model, in eval mode: of classes it gives log-probabilities.
+    """Models as one model, in eval mode, that gives log-probabilities of classes, or what else
+    `outputs` says that its members give (see `evo_subnets.outputs`).
 
-    outputs: what the members' outputs mean, and so what combines them: `Classes()`, or on an axis,
-    `Binary()`, `Values()`, `Distribution(make)` (see `outputs` and `values`). combine: "mean"
-    averages the members' probabilities, or values, "logits" their logits, "vote" counts their most
-    likely classes (so that a class without a vote has log-probability -inf). `weights`, one for
-    each member, make any of these a weighted mean; a member of weight zero counts for nothing.
+    combine: "mean" averages the members' softmax probabilities, "logits" their logits, "vote"
+    counts their most likely classes (so that a class without a vote has log-probability -inf).
+    `weights`, one for each member, make any of these a weighted mean. A member whose outputs are
+    NaN makes the ensemble's NaN.
 
     `side_by_side`: on a CPU members may have a thread each, where that is faster, and see the batch
     in slices. For members of which a row's output does not depend on the other rows, and that have
@@ -48,6 +37,9 @@ class Ensemble(nn.Module):
     """
 
     weights: Tensor
+    members: nn.ModuleList | tuple[nn.Module, ...]
+    parent: nn.Module | None
+    """Of members that are kept as recipes."""
 
     def __init__(
         self,
@@ -55,18 +47,18 @@ class Ensemble(nn.Module):
         combine: Combine = "mean",
         *,
         weights: Sequence[float] | None = None,
-        side_by_side: bool = False,
         outputs: Outputs = CLASSES,
+        side_by_side: bool = False,
     ) -> None:
         super().__init__()
         if not members:
             raise ValueError("an ensemble needs at least one member")
         if combine not in get_args(Combine):
             raise ValueError(f"combine must be one of {get_args(Combine)}, got {combine!r}")
-        if combine not in outputs.combines:
+        if combine not in outputs.ways:
             raise ValueError(
-                f"combine={combine!r} means nothing for outputs of {type(outputs).__name__}: it is "
-                f"one of {', '.join(outputs.combines)}"
+                f"combine {combine!r} means nothing for {type(outputs).__name__}, whose members "
+                f"are combined by {' or '.join(outputs.ways)}"
             )
         given = [1.0] * len(members) if weights is None else [float(w) for w in weights]
         if len(given) != len(members) or not 0 < sum(given) < math.inf or not min(given) >= 0:
@@ -74,13 +66,15 @@ class Ensemble(nn.Module):
                 f"weights must be {len(members)} finite numbers, none negative and not all zero, "
                 f"got {weights}"
             )
-        self.members = nn.ModuleList(members)
+        kept = all(isinstance(member, Kept) for member in members)
+        self.members = tuple(members) if kept else nn.ModuleList(members)
+        self.parent = None
         self.combine: Combine = combine
+        self.outputs = outputs
         self.register_buffer("weights", torch.tensor(given) / math.fsum(given), persistent=False)
         self.given_weights = given  # as given: normalising them twice moves them
         self.recipe: Recipe | None = None
         self.side_by_side = side_by_side
-        self.outputs = outputs
         self.eval()
 
     @classmethod
@@ -92,138 +86,224 @@ class Ensemble(nn.Module):
         include_parent: bool = False,
         combine: Combine = "mean",
         weights: Sequence[float] | None = None,
+        outputs: Outputs = CLASSES,
         include: Include = None,
         side_by_side: bool = False,
-        outputs: Outputs = CLASSES,
+        resident: bool = True,
     ) -> "Ensemble":
         """The children of `module`, each a module of its own; with `include_parent` it comes first.
 
         BatchNorm keeps the parent's statistics, as in the paper: the noise within a trust region
         moves them little. Re-estimate them (`torch.optim.swa_utils.update_bn`) for strong noise.
+
+        `resident=False` keeps the members as recipes, which are built one after the other at every
+        call: the ensemble has two copies of the weights, `parent` and one that is worked in,
+        however many members there are. Such members give no gradients and are neither trained nor
+        exported.
         """
-        parent = parameters(module)
-        names = included(parent, include)
-        members = [copy.deepcopy(module)] if include_parent else []
-        for mutation in mutations:
-            member = copy.deepcopy(module)
-            materialize(parent, mutation, out=parameters(member), include=names)
-            members.append(member)
+        if side_by_side and not resident:
+            raise ValueError("members that are built one after the other cannot go side_by_side")
+        names, parent = mutated(module, include), parameters(module)
+        held = bool(staying(parent, names))
+        every: list[Mutation | None] = [*([None] if include_parent else []), *mutations]
+        own = None
+        if resident:
+            members = [copied(module) for _ in every]
+            for member, mutation in zip(members, every, strict=True):
+                if mutation is not None:
+                    materialize(parent, mutation, out=parameters(member), include=names)
+        else:
+            own = copied(module).eval()
+            work = WorkCopy(own, names)
+            members = [Kept(work, mutation) for mutation in every]
         ensemble = cls(
-            members, combine=combine, weights=weights, side_by_side=side_by_side, outputs=outputs
+            members, combine=combine, weights=weights, outputs=outputs, side_by_side=side_by_side
         )
-        state = {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
-        ensemble.recipe = Recipe(state, tuple(names), tuple(mutations), include_parent)
+        ensemble.parent = own
+        state = copy.deepcopy(files.state_of(module)) if own is None else {}
+        chosen = names if isinstance(names, Whole) else tuple(names)
+        ensemble.recipe = Recipe(state, chosen, tuple(mutations), include_parent, held)
         return ensemble
 
-    def member_logits(self, *inputs: Any, **named: Any) -> Tensor:
-        """(members, batch, ...): what each member says, as its kind of outputs reads it."""
-        read = checked(self.outputs.read)
-        if self.side_by_side and not named:
-            found = engines.ask_members(self.members, inputs, read=read)
-            if found is not None:
-                return found
-        return torch.stack([read(member(*inputs, **named)) for member in self.members])
+    def train(self, mode: bool = True) -> "Ensemble":
+        """Itself; a ValueError where members are kept as recipes, which are not trained."""
+        for member in self.members:
+            member.train(mode)
+        super().train(mode)
+        return self
 
-    def forward(self, *inputs: Any, **named: Any) -> Tensor:
-        """(batch, classes) log-probabilities; of other outputs what their kind says."""
-        return self.combined(self.member_logits(*inputs, **named))
+    def member_outputs(self, *inputs: Any, **options: Any) -> Tensor:
+        """(members, batch, ...): what each member says, as `outputs` reads it."""
+        found = None
+        if self.side_by_side and not options and isinstance(self.members, nn.ModuleList):
+            found = engines.ask_members(self.members, inputs)
+        if found is not None:
+            return torch.stack([self.outputs.tensor(each) for each in found])
+        return torch.stack(
+            [
+                self.outputs.tensor(member(*inputs, **options) if options else ask(member, inputs))
+                for member in self.members
+            ]
+        )
+
+    def forward(self, *inputs: Any, **options: Any) -> Tensor:
+        """(batch, classes) log-probabilities, or the combined outputs of another kind."""
+        return self.combined(self.member_outputs(*inputs, **options))
 
     def combined(self, members: Tensor) -> Tensor:
-        """The ensemble's outputs, of (members, batch, ...) of its members'."""
-        return self.outputs.combined(members, self.weights, combine=self.combine)
+        """What `forward` gives, of (members, batch, ...) member outputs."""
+        return self.outputs.combined(members, self.weights, how=self.combine)
 
-    def spread(self, *inputs: Any, **named: Any) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of the members' values, or of their distributions' mixture;
-        a ValueError where outputs are classes."""
-        return self.outputs.spread(self.member_logits(*inputs, **named), self.weights)
+    def spread(self, *inputs: Any, **options: Any) -> Tensor:
+        """(batch, ...): the members' standard deviation around their mean, of real values."""
+        if not isinstance(self.outputs, Values):
+            raise ValueError(
+                f"members' spread is one of real values, these outputs are {self.outputs}: see "
+                "metrics for the diversity of classes"
+            )
+        return self.outputs.spread(self.member_outputs(*inputs, **options), self.weights)
 
     def save(self, path: str | Path, parent_weights: bool = True) -> None:
         """Writes the parent's weights once and four numbers a member, whole or not at all.
 
         `parent_weights=False` leaves the weights out: what remains is some hundred bytes, among
-        them the parent's fingerprint. Members that are no mutations, as tuned children are, are
-        written with all their weights.
+        them the parent's fingerprint. Members that are not what their recipe gives, bit by bit, as
+        after tuning, re-estimated norms or `.half()`, are written with all their weights, as are
+        those without a recipe; a ValueError where `parent_weights=False`. Members are built and
+        compared one at a time.
         """
-        if self.recipe is None:
+        recipe = self.recipe
+        if recipe is not None and self.parent is not None:
+            recipe = dataclasses.replace(recipe, parent=files.state_of(self.parent))
+        elif recipe is not None and not recipe.gives(list(self.members)):
+            recipe = None
+        if recipe is None:
+            if not parent_weights:
+                raise ValueError(
+                    "these members are no mutations of one parent, or were changed since: they "
+                    "can only be saved with all their weights (parent_weights=True)"
+                )
             self._save_members(path)
             return
-        recipe = self.recipe
         description = {
             "fingerprint": files.fingerprint(recipe.parent),
             "include": recipe.include,
             "mutations": [dataclasses.astuple(mutation) for mutation in recipe.mutations],
             "include_parent": recipe.include_parent,
             "combine": self.combine,
-            "weights": self.given_weights,
-            **self._kind(),
+            **({} if self.outputs == CLASSES else {"outputs": as_json(self.outputs)}),
+            **self._described_weights(),
+            **({"held": True} if recipe.held else {}),
         }
         files.save_tensors(
             path, recipe.parent if parent_weights else {}, kind=KIND, description=description
         )
 
+    def _described_weights(self) -> dict[str, Any]:
+        """The weights as given, and the buffer's where it holds others by now."""
+        given = torch.tensor(self.given_weights) / math.fsum(self.given_weights)
+        now = self.weights.detach().cpu()
+        if torch.equal(given.to(now.dtype), now):
+            return {"weights": self.given_weights}
+        numbers = now.double().tolist()
+        if not (0 < sum(numbers) < math.inf and min(numbers) >= 0):
+            raise ValueError(f"the ensemble's weights are no longer those of a mean: {numbers}")
+        return {"weights": numbers, "exactly": True}
+
     def _save_members(self, path: str | Path) -> None:
         tensors = {
             f"{index}.{name}": tensor
             for index, member in enumerate(self.members)
-            for name, tensor in member.state_dict().items()
+            for name, tensor in files.state_of(member).items()
         }
         description = {
             "members": len(self.members),
             "combine": self.combine,
-            "weights": self.given_weights,
-            **self._kind(),
+            **({} if self.outputs == CLASSES else {"outputs": as_json(self.outputs)}),
+            **self._described_weights(),
         }
         files.save_tensors(path, tensors, kind=KIND, description=description)
 
-    def _kind(self) -> dict[str, Any]:
-        """What a file says of the outputs: nothing of `Classes()`, as files of before."""
-        written = as_written(self.outputs)
-        return {} if written is None else {"outputs": written}
-
     @classmethod
     def _load_members(
-        cls, path: str | Path, module: nn.Module, tensors: Params, description: dict[str, Any]
+        cls,
+        path: str | Path,
+        modules: Sequence[nn.Module],
+        tensors: Params,
+        description: dict[str, Any],
     ) -> "Ensemble":
+        count = description["members"]
+        if len(modules) not in (1, count):
+            raise files.StorageError(
+                f"{path} holds {count} members: give one module for all, or one for each, got "
+                f"{len(modules)}"
+            )
         members = []
-        for index in range(description["members"]):
-            member = copy.deepcopy(module)
+        for index in range(count):
             start = f"{index}."
             state = {
                 name.removeprefix(start): tensor
                 for name, tensor in tensors.items()
                 if name.startswith(start)
             }
-            files.load_state(path, member, tensors=state)
-            members.append(member)
-        return cls(
-            members,
-            combine=description["combine"],
-            weights=description["weights"],
-            outputs=description["outputs"],
-        )
+            member = modules[index % len(modules)]
+            try:
+                members.append(_restored(path, member, state))
+                set_dtypes(files.unwrapped(members[-1]), dtypes_of(files.state_of(member)))
+            except files.StorageError as error:
+                hint = "" if len(modules) > 1 else "; members of several need a module for each"
+                raise files.StorageError(f"{error} (member {index + 1}{hint})") from None
+        return cls(members, combine=description["combine"], weights=description["weights"])
 
     @classmethod
     def load(
         cls,
         path: str | Path,
-        module: nn.Module,
+        module: nn.Module | Sequence[nn.Module],
         *,
         restore: bool = False,
+        resident: bool = True,
         outputs: Outputs | None = None,
     ) -> "Ensemble":
         """The ensemble of a file that `save` wrote, on `module`'s device.
 
         `module` must be the parent: a ValueError says so if its weights are others. With `restore`
         it gives only the architecture, and the parent's weights come from the file. Members that
-        were written with all their weights need the architecture alone. `outputs`: None is what the
-        file says; those with functions of one's own are given again.
+        were written with all their weights need the architecture alone, or one module for each
+        member where they are of several.
+
+        Weights of another precision than the module's are converted: children are built in the
+        file's and rounded to the module's then. `resident`: see `from_mutations`. `outputs`: their
+        kind, where it has functions of its own, which no file can keep; None: the file's.
         """
+        modules = [module] if isinstance(module, nn.Module) else list(module)
         tensors, description = files.load_tensors(path, KIND)
-        description["outputs"] = as_read(description.get("outputs"), outputs)
         try:
             if "members" in description:
-                return cls._load_members(path, module, tensors, description)
-            return cls._load_mutations(path, module, tensors, description, restore)
+                if not resident:
+                    raise files.StorageError(
+                        f"{path} holds members with all their weights, no recipes: resident=True"
+                    )
+                ensemble = cls._load_members(path, modules, tensors, description)
+            else:
+                if len(modules) != 1:
+                    raise files.StorageError(
+                        f"{path} holds mutations of one parent: give that one module, got "
+                        f"{len(modules)}"
+                    )
+                ensemble = cls._load_mutations(
+                    path, modules[0], tensors, description, restore, resident
+                )
+            kept = description.get("outputs", as_json(CLASSES))
+            if kept is None and outputs is None:
+                raise files.StorageError(
+                    f"{path} holds no kind of outputs, for it has functions of its own: give "
+                    "outputs="
+                )
+            ensemble.outputs = outputs or from_json(kept or [])
+            if description.get("exactly"):
+                ensemble.weights.copy_(torch.tensor(description["weights"], dtype=torch.float64))
+            return ensemble
         except files.StorageError:
             raise
         except (KeyError, TypeError, ValueError, OverflowError) as error:
@@ -238,14 +318,20 @@ class Ensemble(nn.Module):
         tensors: Params,
         description: dict[str, Any],
         restore: bool,
+        resident: bool,
     ) -> "Ensemble":
-        parent = module
+        parent, wanted = module, dtypes_of(files.state_of(module))
         if restore:
             if not tensors:
                 raise files.StorageError(f"{path} holds no weights of the parent to restore")
-            parent = copy.deepcopy(module)
-            files.load_state(path, parent, tensors=tensors)
-        found = files.fingerprint(parent.state_dict())
+            parent = _restored(path, module, tensors)
+        others = differing_dtypes(wanted, dtypes_of(tensors))
+        if others and not (restore and resident):
+            raise files.StorageError(
+                f"{path} was made of another parent: {others}; pass restore=True (and "
+                "resident=True) to have its members rounded to this module's types"
+            )
+        found = files.fingerprint(files.state_of(parent))
         if found != description["fingerprint"]:
             raise files.StorageError(
                 f"{path} was made of another parent: fingerprint "
@@ -253,12 +339,25 @@ class Ensemble(nn.Module):
                 "that parent, or pass restore=True to take the weights of the file"
             )
         mutations = [Mutation(*numbers) for numbers in description["mutations"]]
-        return cls.from_mutations(
+        names = description["include"]
+        ensemble = cls.from_mutations(
             parent,
             mutations,
             include_parent=description["include_parent"],
             combine=description["combine"],
             weights=description["weights"],
-            include=description["include"],
-            outputs=description["outputs"],
+            include=names if description.get("held") else Whole(names),
+            resident=resident,
         )
+        for member in ensemble.members if resident else []:
+            set_dtypes(files.unwrapped(member), wanted)
+        return ensemble
+
+
+def _restored(path: str | Path, module: nn.Module, tensors: Params) -> nn.Module:
+    """A copy of a module with the weights of a file, in the file's types."""
+    made = copied(module)
+    own = dtypes_of(files.state_of(made))
+    set_dtypes(files.unwrapped(made), {n: t.dtype for n, t in tensors.items() if n in own})
+    files.load_state(path, made, tensors=tensors)
+    return made

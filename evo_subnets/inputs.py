@@ -1,53 +1,72 @@
-"""What networks are asked: a tensor, a tuple or a mapping of tensors, in batches, on any device."""
+"""How a network is asked: inputs of any shape, on its device, in a layout that it can take."""
 
-import inspect
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
 
 Inputs = Any
 """A tensor; a tuple of tensors, which are positional arguments; or a mapping of keyword ones."""
-BATCH = 256
-"""Rows of one tensor that go through a network together, where nothing else is asked for."""
+
+_asked: WeakSet[nn.Module] = WeakSet()
+_flattens: WeakSet[nn.Module] = WeakSet()
+"""Modules that answered, and those that want plain layouts: they flatten by `view`."""
 
 
 def ask(module: nn.Module, inputs: Inputs) -> Any:
-    """The module's outputs for a batch's inputs (see `Inputs`)."""
-    positional, named = arguments(inputs)
+    """The module's outputs for a batch's inputs.
+
+    Pictures come in the channels-last layout, in which convolutions are fast, and which `view`
+    cannot flatten. A network that does so gets the plain layout from then on; whatever its first,
+    failed pass has drawn or counted is undone.
+    """
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
+        return _called(module, inputs)
+    if module in _flattens:
+        return _called(module, _plain(inputs))
+    if module in _asked or not _channels_last(inputs):
+        return _called(module, inputs)
+    before = _state(module)
     try:
-        return module(*positional, **named)
-    except TypeError as error:
-        _check_call(module, positional, named, error)
-        raise
+        outputs = _called(module, inputs)
+    except RuntimeError as error:
+        if "view size is not compatible" not in str(error):
+            raise
+        _restore(module, before)
+        outputs = _called(module, _plain(inputs))
+        _flattens.add(module)
+        return outputs
+    _asked.add(module)
+    return outputs
 
 
-def arguments(inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The positional and the keyword arguments that inputs stand for."""
-    if isinstance(inputs, Mapping):
-        return (), dict(inputs)
-    return (tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)), {}
+def batches_of(inputs: Any, size: int) -> Iterator[Inputs]:
+    """Inputs in batches of `size` rows; an iterable of batches, as a loader is, in its own.
 
-
-def _check_call(
-    module: nn.Module, positional: tuple[Any, ...], named: dict[str, Any], error: TypeError
-) -> None:
-    """A ValueError where a network's forward does not take as many arguments, or other names."""
-    try:
-        signature = inspect.signature(module.forward)
-    except (TypeError, ValueError):
-        return
-    try:
-        signature.bind(*positional, **named)
-    except TypeError as why:
-        given = f"{len(positional)} by position" + "".join(f", {name}" for name in named)
+    A ValueError where there is nothing, or tensors differ in their number of rows.
+    """
+    if isinstance(inputs, Tensor):
+        parts: Iterable[Inputs] = torch.split(inputs, size) if len(inputs) else ()
+    elif isinstance(inputs, Mapping):
+        columns = [torch.split(value, size) for value in _rows(tuple(inputs.values()))]
+        parts = (dict(zip(inputs, row, strict=True)) for row in zip(*columns, strict=True))
+    elif isinstance(inputs, tuple):
+        columns = [torch.split(value, size) for value in _rows(inputs)]
+        parts = zip(*columns, strict=True)
+    elif isinstance(inputs, Iterable) and not isinstance(inputs, str | bytes):
+        parts = inputs
+    else:
         raise ValueError(
-            f"a {type(module).__name__} takes {signature}, a batch's inputs give {given} ({why}): "
-            "inputs are a tensor, a tuple of positional or a mapping of keyword arguments"
-        ) from error
+            "inputs are a tensor, a tuple of tensors, a mapping of keyword arguments, or an "
+            f"iterable of such batches, got a {type(inputs).__name__}"
+        )
+    first = next(coming := iter(parts), None)
+    if first is None:
+        raise ValueError("there are no inputs: at least one sample is needed")
+    return itertools.chain([first], coming)
 
 
 def device_of(module: nn.Module) -> torch.device:
@@ -68,127 +87,57 @@ def moved(value: Any, device: torch.device) -> Any:
     return value
 
 
-def tensors_in(value: Any) -> Iterator[Tensor]:
-    """The tensors of inputs or targets, at any depth."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping | tuple | list):
-        for each in value.values() if isinstance(value, Mapping) else value:
-            yield from tensors_in(each)
-
-
-def samples_in(value: Any) -> int:
-    """How many samples a batch's inputs or targets are of: the rows of their first tensor."""
-    first = next(tensors_in(value), None)
-    return len(first) if first is not None and first.ndim else 1
-
-
-def first_of(inputs: Inputs) -> Inputs:
-    """The first sample of a batch, as a batch of one."""
-    samples = samples_in(inputs)
-
-    def cut(value: Any) -> Any:
-        return value[:1] if isinstance(value, Tensor) and value.ndim else value
-
-    if isinstance(inputs, Tensor):
-        return cut(inputs)
-    if any(tensor.ndim and len(tensor) != samples for tensor in tensors_in(inputs)):
-        return inputs  # a graph perhaps, whose rows are no samples
+def _called(module: nn.Module, inputs: Inputs) -> Any:
     if isinstance(inputs, Mapping):
-        return {name: cut(value) for name, value in inputs.items()}
-    return tuple(map(cut, inputs)) if isinstance(inputs, tuple | list) else inputs
+        return module(**inputs)
+    return module(*inputs) if isinstance(inputs, tuple | list) else module(inputs)
 
 
-def in_batches(given: Any, batch_size: int | None) -> list[Inputs]:
-    """All inputs in batches: of one tensor `batch_size` rows (256) each.
-
-    A tuple and a mapping are one batch; of any other iterable, such as a `DataLoader`, each item is
-    one, or a pair of (inputs, targets), whose targets are left out. It is passed through once.
-    """
-    if isinstance(given, Tensor):
-        return list(torch.split(given, batch_size or BATCH)) if len(given) else []
-    if batch_size is not None:
+def _rows(tensors: tuple[Any, ...]) -> tuple[Tensor, ...]:
+    kinds = {type(each).__name__ for each in tensors if not isinstance(each, Tensor)}
+    lengths = {len(each) for each in tensors if isinstance(each, Tensor) and each.ndim}
+    if kinds or len(lengths) != 1:
         raise ValueError(
-            "batch_size has no effect on inputs that are in batches already: leave it out"
+            "inputs of several tensors have as many rows each, got "
+            + (f"a {min(kinds)} among them" if kinds else f"{sorted(lengths)} rows")
         )
-    if isinstance(given, tuple | Mapping):
-        return [given]
-    if callable(getattr(given, "in_order", None)):  # a task's data; a DataLoader's is a flag
-        given = given.in_order(None)
-    if not isinstance(given, Iterable):
-        raise ValueError(
-            "inputs are a tensor, a tuple or a mapping of tensors, or an iterable of those, got a "
-            f"{type(given).__name__}"
-        )
-    return [_without_targets(item) for item in seeded(given, 0)]
+    return tensors if lengths != {0} else ()
 
 
-def _without_targets(item: Any) -> Inputs:
-    if not isinstance(item, tuple | list):
-        return item
-    if len(item) not in (1, 2):
-        raise ValueError(
-            "an iterable gives a tensor, a mapping, or a pair of (inputs, targets) at a time, got "
-            f"{len(item)}: of several positional arguments make (tuple, targets)"
-        )
-    return item[0]
+def _tensors(inputs: Inputs) -> list[Tensor]:
+    values = inputs.values() if isinstance(inputs, Mapping) else inputs
+    several = (
+        values if isinstance(values, tuple | list) or isinstance(inputs, Mapping) else [values]
+    )
+    return [each for each in several if isinstance(each, Tensor)]
 
 
-def seeded(batches: Iterable[Any], seed: int) -> Iterator[Any]:
-    """One pass, whose draws from torch's global generator are its own, and move it for nobody."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        coming = iter(batches)
-        state = torch.get_rng_state()
-    while True:
-        with torch.random.fork_rng(devices=[]):
-            torch.set_rng_state(state)
-            try:
-                batch = next(coming)
-            except StopIteration:
-                return
-            state = torch.get_rng_state()
-        yield batch
+def _channels_last(inputs: Inputs) -> bool:
+    return any(each.ndim == 4 and not each.is_contiguous() for each in _tensors(inputs))
 
 
-def wants_rows(module: nn.Module, inputs: Inputs) -> bool:
-    """Whether pictures must lie channel by channel for `module`, as networks that flatten by `view`
-    want them; others are faster where the channels of a pixel lie side by side.
-
-    It is asked with two samples, in eval mode, and left as it was.
-    """
-    if not isinstance(inputs, Tensor) or inputs.ndim < 4 or _in_rows(inputs):
-        return False
-    device = [inputs.device] if inputs.device.type == "cuda" else []
-    try:
-        with torch.no_grad(), torch.random.fork_rng(device), same_modes(module):
-            module.eval()(inputs[:2])
-        return False
-    except Exception as error:  # another one says why when it is asked with whole batches
-        return flattens(error)
+def _plain(inputs: Inputs) -> Inputs:
+    if isinstance(inputs, Tensor):
+        return inputs.contiguous()
+    if isinstance(inputs, Mapping):
+        return {key: _plain(value) for key, value in inputs.items()}
+    return tuple(map(_plain, inputs)) if isinstance(inputs, tuple | list) else inputs
 
 
-def flattens(error: Exception) -> bool:
-    """Whether it is torch's of a `view` of pictures whose channels lie side by side."""
-    return isinstance(error, RuntimeError) and "view size is not compatible" in str(error)
+def _state(module: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
+    """What a pass in training mode may change: buffers, and the generators of the devices."""
+    if not module.training:
+        return [], []
+    device = device_of(module)
+    drawn = [torch.get_rng_state()]
+    drawn += [torch.cuda.get_rng_state(device)] if device.type == "cuda" else []
+    return [buffer.clone() for buffer in module.buffers()], drawn
 
 
-@contextmanager
-def same_modes(module: nn.Module) -> Iterator[None]:
-    """Afterwards every layer is in training or eval mode as before."""
-    modes = [(each, each.training) for each in module.modules()]
-    try:
-        yield
-    finally:
-        for each, mode in modes:
-            each.training = mode
-
-
-def rows(inputs: Tensor) -> Tensor:
-    """The same pictures, channel by channel."""
-    return inputs.clone(memory_format=torch.contiguous_format)
-
-
-def _in_rows(inputs: Tensor) -> bool:
-    """By the strides: of one channel `is_contiguous` is true either way."""
-    return inputs.stride() == torch.empty(inputs.shape, device="meta").stride()
+def _restore(module: nn.Module, before: tuple[list[Tensor], list[Tensor]]) -> None:
+    buffers, drawn = before
+    with torch.no_grad():
+        for buffer, value in zip(module.buffers(), buffers, strict=False):
+            buffer.copy_(value)
+    for state, put in zip(drawn, (torch.set_rng_state, torch.cuda.set_rng_state), strict=False):
+        put(state)

@@ -1,250 +1,330 @@
-"""What a network's outputs mean: classes, or yes and no; for numbers see `values`.
+"""What a network's outputs mean: how far two are apart, how several become one, what is learned.
 
-Divergence, ensemble, loss and metric all follow the kind, which is the argument `outputs=`.
+A kind of output is given once, as `outputs=`, to a trust region, an `Ensemble` and a `Task`; their
+divergence, combination, loss and metric follow it.
 """
 
-import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from evo_subnets.answers import (
-    Read,
-    aligned,
-    by_member,
-    check_alike,
-    check_numbers,
-    cross_terms,
-    log_mean,
-    mean_of,
-    tensor_in,
-    weighted,
-    without_ones,
-)
-
 Combine = Literal["mean", "vote", "logits"]
-IGNORED = -100
-"""A label that torch's cross entropy leaves out, and accuracy with it."""
-SUM_TOLERANCE = 1e-3
-"""How far the probabilities of a soft label may be from summing to one."""
+Read = Callable[[Any], Tensor]
+USUAL = ("logits", "out", "output", "prediction", "predictions")
+"""What the tensor is called that networks return among others."""
 
 
 class Outputs(Protocol):
-    """A kind of output. Tensors of outputs are (samples, ...), those of members (members, samples,
-    ...), weights (members,) that sum to one; a member of weight zero counts for nothing."""
-
-    combines: ClassVar[tuple[Combine, ...]]
-    """The ways to combine members that mean something."""
+    """A kind of output: `Classes`, `Binary`, `Values`, `Distribution`, or one's own."""
 
     @property
-    def read(self) -> Read:
-        """What finds the tensor in what a module returned (see `answers.tensor_in`)."""
+    def ways(self) -> tuple[Combine, ...]:
+        """How members can be combined."""
 
-    def divergence(self, parent: Tensor, child: Tensor) -> float:
-        """How far the child's outputs are from the parent's, averaged; NaN where they are NaN."""
+    def tensor(self, found: Any) -> Tensor:
+        """(batch, ...): the outputs in what a module returned; a ValueError where they are not of
+        this kind."""
 
-    def combined(self, members: Tensor, weights: Tensor, *, combine: Combine) -> Tensor:
-        """The ensemble's outputs, of this kind where a tensor can be."""
+    def divergence(self, parent: Tensor, child: Tensor) -> Tensor:
+        """(batch,) how far the child's are from the parent's, zero where they are equal."""
 
-    def spread(self, members: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of the ensemble; a ValueError of kinds without numbers."""
-
-    def check_targets(self, outputs: Tensor, targets: Tensor) -> None:
-        """A ValueError where outputs of this kind cannot be compared with these targets."""
+    def combined(self, members: Tensor, weights: Tensor, *, how: Combine) -> Tensor:
+        """(batch, ...): of (members, batch, ...) outputs and (members,) weights that sum to 1."""
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Of a batch, to be descended: the mean."""
+        """What training descends: the mean over a batch."""
 
     def metric(self, outputs: Tensor, targets: Tensor) -> float:
-        """Of all samples; higher is better."""
+        """What selection wants high."""
+
+
+def read(found: Any) -> Tensor:
+    """The tensor of outputs in what a module returned.
+
+    A tensor itself; the entry or attribute `logits` (as in `transformers`, and in torchvision's
+    training outputs, whose auxiliary ones are left aside), `out`, or the only tensor of a mapping;
+    the first of a tuple. A ValueError names what came instead.
+    """
+    if isinstance(found, Tensor):
+        return found
+    for name in USUAL:
+        value = found.get(name) if isinstance(found, Mapping) else getattr(found, name, None)
+        if isinstance(value, Tensor):
+            return value
+    if isinstance(found, Mapping):
+        tensors = [value for value in found.values() if isinstance(value, Tensor)]
+        if len(tensors) == 1:
+            return tensors[0]
+        what = f"a mapping of {', '.join(map(str, found)) or 'nothing'}"
+    elif isinstance(found, tuple | list) and found and isinstance(found[0], Tensor):
+        first: Tensor = found[0]
+        return first
+    else:
+        what = f"a {type(found).__name__}"
+    raise ValueError(
+        f"the network returned {what}: say which tensor is meant, for example "
+        "outputs=Classes(read=lambda found: found['scores'])"
+    )
 
 
 @dataclass(frozen=True)
 class Classes:
-    """Logits, or log-probabilities, of classes on one axis; the default.
+    """Logits of classes that exclude each other; the combined outputs are log-probabilities.
 
-    Divergence is KL(parent || child) of the softmax in nats (Whitaker 2023, eq. 4.5), averaged over
-    samples and positions; a class that both rule out (a logit of -inf) adds nothing. Members give
-    log-probabilities of their mean probability ("mean"), of their mean logits ("logits"), or of
-    their votes, where a member that gives NaN, or rules everything out, makes the sample NaN. Loss
-    is the cross entropy of labels or of (samples, classes) probabilities, metric the accuracy; a
-    label of -100 is left out.
+    `axis`: of the classes; None: outputs are (batch, classes). Name it where there are more
+    dimensions: 1 for segmentation (batch, classes, height, width), -1 for (batch, time, classes).
     """
 
     axis: int | None = None
-    """Where the classes are, in (samples, ...): 1 in (batch, classes, height, width), -1 in (batch,
-    time, classes). None is for (batch, classes), and refuses others."""
-    read: Read = tensor_in
-    """What finds the tensor in what the network returns."""
+    read: Read = read
+    ways: ClassVar[tuple[Combine, ...]] = ("mean", "vote", "logits")
 
-    combines: ClassVar[tuple[Combine, ...]] = ("mean", "vote", "logits")
-
-    def divergence(self, parent: Tensor, child: Tensor) -> float:
-        check_alike(parent, child)
-        axis = self.axis_of(parent)
-        log_p, log_q = (each.double().log_softmax(dim=axis) for each in (parent, child))
-        return mean_of(cross_terms(log_p, log_q).sum(dim=axis))
-
-    def combined(self, members: Tensor, weights: Tensor, *, combine: Combine) -> Tensor:
-        axis = self.axis_of(members[0]) + 1
-        shares = by_member(weights, members)
-        if combine == "logits":
-            return weighted(members, shares).log_softmax(dim=axis - 1)
-        if combine == "mean":
-            return log_mean(members.log_softmax(dim=axis), shares)
-        votes = torch.zeros_like(members).scatter_(axis, members.argmax(axis, keepdim=True), 1)
-        voted = members.amax(dim=axis, keepdim=True) > -math.inf  # NaN is not
-        return weighted(votes.masked_fill(~voted, math.nan), shares).log()
-
-    def spread(self, members: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-        raise no_spread(self)
-
-    def check_targets(self, outputs: Tensor, targets: Tensor) -> None:
-        axis = self.axis_of(outputs)
-        classes = outputs.shape[axis]
-        if _soft(outputs, targets):
-            sums = targets.detach().sum(dim=axis)
-            if not bool(((sums - 1).abs() <= SUM_TOLERANCE).all()) or bool((targets < 0).any()):
-                raise ValueError(
-                    "targets of the outputs' shape are probabilities that sum to 1 over the "
-                    f"classes, got sums from {sums.min():.4g} to {sums.max():.4g}: of several "
-                    "labels a sample take outputs=Binary()"
-                )
-            return
-        if targets.is_floating_point() or targets.is_complex():
+    def tensor(self, found: Any) -> Tensor:
+        """The logits; a ValueError where there is one class, or the axis is not known."""
+        logits = self.read(found)
+        if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
+            return logits  # a tracer's shapes are no numbers
+        if self.axis is None and logits.ndim != 2:
             raise ValueError(
-                f"labels of classes are whole numbers, got {tuple(targets.shape)} {targets.dtype}: "
-                "make them targets.long(), or take outputs=Values() for real values"
-            )
-        labels = self._labels(outputs, targets)
-        known = labels[labels != IGNORED]
-        if len(known) and not 0 <= int(known.min()) <= int(known.max()) < classes:
-            raise ValueError(
-                f"labels of {classes} classes are in 0..{classes - 1}, got {int(known.min())}.."
-                f"{int(known.max())}"
-            )
-
-    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        logits = outputs.float().movedim(self.axis_of(outputs), 1)
-        if _soft(outputs, targets):
-            return F.cross_entropy(logits, targets.movedim(self.axis_of(outputs), 1))
-        return F.cross_entropy(logits, self._labels(outputs, targets))
-
-    def metric(self, outputs: Tensor, targets: Tensor) -> float:
-        self.check_targets(outputs, targets)
-        axis = self.axis_of(outputs)
-        labels = targets.argmax(axis) if _soft(outputs, targets) else self._labels(outputs, targets)
-        right = (outputs.argmax(axis) == labels) & ~outputs.isnan().any(axis)
-        return right[labels != IGNORED].double().mean().item()
-
-    def axis_of(self, outputs: Tensor) -> int:
-        """The axis counted from the first; a ValueError where these are no outputs of classes."""
-        check_numbers(outputs, self)
-        shape = tuple(outputs.shape)
-        if self.axis is None and len(shape) > 2:
-            raise ValueError(
-                f"outputs of shape {shape} have several axes: say on which the classes are, as "
-                "outputs=Classes(axis=1) of (batch, classes, height, width), or "
-                "outputs=Classes(axis=-1) of (batch, time, classes)"
+                f"expected (batch, classes) outputs, got {tuple(logits.shape)}: name the classes' "
+                "axis, outputs=Classes(axis=1) for segmentation or axis=-1 for sequences, or use "
+                "Binary() for one logit a sample, Values() for real values"
             )
         axis = 1 if self.axis is None else self.axis
-        axis += len(shape) if axis < 0 else 0
-        if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]  # sizes are tensors
-            return axis
-        if not 0 < axis < len(shape) or not shape[axis]:
+        if not (0 < axis < logits.ndim or -logits.ndim < axis < 0):
             raise ValueError(
-                f"outputs of shape {shape} have no classes on axis "
-                f"{1 if self.axis is None else self.axis} behind that of the samples: one logit a "
-                "sample is outputs=Binary(), a real value outputs=Values()"
+                f"outputs of shape {tuple(logits.shape)} have no classes on axis {axis}"
             )
-        if shape[axis] == 1:
+        if logits.shape[axis] == 1:
             raise ValueError(
-                f"outputs of shape {shape} have one class, whose probability is always 1: take "
-                "outputs=Binary() for one logit of yes or no, outputs=Values() for a real value"
+                "one output cannot be classes, which exclude each other: use outputs=Binary() for "
+                "a logit, or Values() for a real value"
             )
-        return axis
+        return logits
 
-    def _labels(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        axis = self.axis_of(outputs)
-        expected = outputs.shape[:axis] + outputs.shape[axis + 1 :]
-        if targets.shape == expected:
-            return targets.long()
-        if without_ones(targets.shape) != without_ones(expected):
-            several = " (several labels a sample are outputs=Binary())"
+    def divergence(self, parent: Tensor, child: Tensor) -> Tensor:
+        """KL(parent || child) of their softmax in nats (Whitaker 2023, eq. 4.5), the mean over
+        positions. A class of probability zero in the parent counts for nothing."""
+        axis = self._axis
+        log_p, log_q = parent.log_softmax(dim=axis), child.log_softmax(dim=axis)
+        impossible = log_p == -torch.inf
+        terms = torch.where(impossible, 0.0, log_p.exp() * (log_p - log_q))
+        return _mean_of_positions(terms.sum(dim=axis))
+
+    def combined(self, members: Tensor, weights: Tensor, *, how: Combine) -> Tensor:
+        """Log-probabilities. "mean" averages softmax probabilities, "logits" the logits, "vote"
+        counts most likely classes, and gives NaN where a member's outputs are NaN."""
+        axis = self._axis + (self._axis >= 0)
+        shares = _shaped(weights, members)
+        if how == "logits":
+            weighted = torch.where(shares == 0, 0.0, members * shares)  # zero times -inf
+            return weighted.sum(dim=0).log_softmax(dim=self._axis)
+        if how == "vote":
+            likely = members.argmax(dim=axis, keepdim=True)
+            votes = torch.zeros_like(members).scatter_(axis, likely, 1.0)
+            votes = votes.masked_fill(members.isnan().any(dim=axis, keepdim=True), torch.nan)
+            return torch.where(shares == 0, 0.0, votes * shares).sum(dim=0).log()
+        return (members.log_softmax(dim=axis) + shares.log()).logsumexp(dim=0)
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Cross entropy in nats, of labels or of probabilities of the outputs' shape."""
+        logits = outputs.float().movedim(self._axis, 1)
+        if targets.is_floating_point():
+            if targets.shape != outputs.shape:
+                raise ValueError(
+                    f"targets of classes are whole-numbered labels, or probabilities of shape "
+                    f"{tuple(outputs.shape)}, got {tuple(targets.shape)} of {targets.dtype}"
+                )
+            return F.cross_entropy(logits, targets.float().movedim(self._axis, 1))
+        self._check(outputs, targets)
+        try:
+            return F.cross_entropy(logits, targets.long())
+        except IndexError:
             raise ValueError(
-                f"outputs of shape {tuple(outputs.shape)} go with labels of shape "
-                f"{tuple(expected)}, got {tuple(targets.shape)}"
-                + (several if targets.shape == outputs.shape else "")
+                f"labels of {logits.shape[1]} classes must be in 0..{logits.shape[1] - 1}, got "
+                f"{int(targets.min())}..{int(targets.max())}"
+            ) from None
+
+    def metric(self, outputs: Tensor, targets: Tensor) -> float:
+        """The fraction of positions whose most likely class is the target; NaN is no class."""
+        self._check(outputs, targets)
+        right = outputs.argmax(dim=self._axis) == targets
+        right &= ~outputs.isnan().any(dim=self._axis)
+        return right.cpu().double().mean().item()
+
+    @property
+    def _axis(self) -> int:
+        return 1 if self.axis is None else self.axis
+
+    def _check(self, outputs: Tensor, targets: Tensor) -> None:
+        positions = outputs.movedim(self._axis, 1)[:, 0].shape
+        if targets.shape != positions or targets.is_floating_point():
+            raise ValueError(
+                f"outputs {tuple(outputs.shape)} go with whole-numbered labels of shape "
+                f"{tuple(positions)}, got {tuple(targets.shape)} of {targets.dtype}"
             )
-        return targets.reshape(expected).long()
 
 
 @dataclass(frozen=True)
 class Binary:
-    """Logits of yes or no, each by itself: one a sample, or one for each label or pixel.
+    """Logits of yes or no, each of its own; so are the combined outputs."""
 
-    Divergence is KL(parent || child) of two Bernoullis in nats, averaged over all logits. Members
-    give the logit of their mean probability ("mean"), their mean logit ("logits"), or the logit of
-    the fraction that says yes, which is infinite where they agree ("vote"; NaN where a member is
-    NaN). Loss is the binary cross entropy, metric the accuracy; targets are 0 and 1, or between.
-    """
+    read: Read = read
+    ways: ClassVar[tuple[Combine, ...]] = ("mean", "vote", "logits")
 
-    read: Read = tensor_in
-    """What finds the tensor in what the network returns."""
+    def tensor(self, found: Any) -> Tensor:
+        """(batch, ...) logits."""
+        return _batched(self.read(found))
 
-    combines: ClassVar[tuple[Combine, ...]] = ("mean", "vote", "logits")
+    def divergence(self, parent: Tensor, child: Tensor) -> Tensor:
+        """KL(parent || child) of Bernoulli's in nats, the mean over a sample's logits."""
+        terms = torch.zeros_like(parent)
+        for sign in (1.0, -1.0):
+            log_p, log_q = F.logsigmoid(sign * parent), F.logsigmoid(sign * child)
+            impossible = log_p == -torch.inf
+            terms = terms + torch.where(impossible, 0.0, log_p.exp() * (log_p - log_q))
+        return _mean_of_positions(terms)
 
-    def divergence(self, parent: Tensor, child: Tensor) -> float:
-        check_alike(parent, child)
-        check_numbers(parent, self)
-        a, b = parent.double(), child.double()
-        terms = torch.zeros_like(a)
-        for sign in (1, -1):
-            log_p, log_q = F.logsigmoid(sign * a), F.logsigmoid(sign * b)
-            terms += cross_terms(log_p, log_q)
-        return mean_of(terms)
-
-    def combined(self, members: Tensor, weights: Tensor, *, combine: Combine) -> Tensor:
-        check_numbers(members[0], self)
-        shares = by_member(weights, members)
-        if combine == "logits":
-            return weighted(members, shares)
-        if combine == "vote":
-            votes = (members > 0).to(members.dtype).masked_fill(members.isnan(), math.nan)
-            return weighted(votes, shares).logit()
-        yes, no = (log_mean(F.logsigmoid(sign * members), shares) for sign in (1, -1))
+    def combined(self, members: Tensor, weights: Tensor, *, how: Combine) -> Tensor:
+        """The logit of the mean probability ("mean"), of the share of votes, or the mean logit."""
+        shares = _shaped(weights, members)
+        if how == "logits":
+            return torch.where(shares == 0, 0.0, members * shares).sum(dim=0)
+        if how == "vote":
+            votes = (members > 0).to(members.dtype).masked_fill(members.isnan(), torch.nan)
+            return torch.where(shares == 0, 0.0, votes * shares).sum(dim=0).logit()
+        yes, no = (
+            (F.logsigmoid(sign * members) + shares.log()).logsumexp(dim=0) for sign in (1.0, -1.0)
+        )
         return yes - no
 
-    def spread(self, members: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-        raise no_spread(self)
-
-    def check_targets(self, outputs: Tensor, targets: Tensor) -> None:
-        wanted = aligned(targets, outputs.shape)
-        if wanted.numel() and not bool(((wanted >= 0) & (wanted <= 1)).all()):
-            raise ValueError(
-                "targets of yes or no are 0 and 1, or probabilities between, got "
-                f"{wanted.min():g} to {wanted.max():g}"
-            )
-
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        wanted = aligned(targets, outputs.shape).float()
+        """Binary cross entropy in nats."""
+        wanted = _alike(outputs, targets, "zeros and ones")
         return F.binary_cross_entropy_with_logits(outputs.float(), wanted)
 
     def metric(self, outputs: Tensor, targets: Tensor) -> float:
-        self.check_targets(outputs, targets)
-        right = ((outputs > 0) == (aligned(targets, outputs.shape) > 0.5)) & ~outputs.isnan()
-        return right.double().mean().item()
+        """The fraction of logits on the right side of zero; NaN is on neither."""
+        right = (outputs > 0) == (_alike(outputs, targets, "zeros and ones") > 0.5)
+        return (right & ~outputs.isnan()).cpu().double().mean().item()
 
 
-def _soft(outputs: Tensor, targets: Tensor) -> bool:
-    """Whether targets are probabilities of the classes, and not labels."""
-    return targets.is_floating_point() and targets.shape == outputs.shape
+@dataclass(frozen=True)
+class Values:
+    """Real values; combined they are the members' mean."""
+
+    read: Read = read
+    ways: ClassVar[tuple[Combine, ...]] = ("mean",)
+
+    def tensor(self, found: Any) -> Tensor:
+        """(batch, ...) values."""
+        return _batched(self.read(found))
+
+    def divergence(self, parent: Tensor, child: Tensor) -> Tensor:
+        """The squared difference, summed over a sample's values (Whitaker 2023, eq. 4.4)."""
+        return (parent - child).square().flatten(1).sum(dim=1) if parent.ndim > 1 else (
+            (parent - child).square()
+        )  # fmt: skip
+
+    def combined(self, members: Tensor, weights: Tensor, *, how: Combine) -> Tensor:
+        """The weighted mean."""
+        shares = _shaped(weights, members)
+        return torch.where(shares == 0, 0.0, members * shares).sum(dim=0)
+
+    def spread(self, members: Tensor, weights: Tensor) -> Tensor:
+        """(batch, ...): the members' weighted standard deviation around their mean."""
+        mean = self.combined(members, weights, how="mean")
+        return self.combined((members - mean).square(), weights, how="mean").sqrt()
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """The mean squared error."""
+        return F.mse_loss(outputs.float(), _alike(outputs, targets, "values"))
+
+    def metric(self, outputs: Tensor, targets: Tensor) -> float:
+        """The mean squared error, negative: higher is better."""
+        error = outputs.float() - _alike(outputs, targets, "values")
+        return -error.cpu().double().square().mean().item()
 
 
-def no_spread(kind: Outputs) -> ValueError:
-    return ValueError(
-        f"a spread is of real values, outputs=Values() or Distribution, not {type(kind).__name__}"
-    )
+@dataclass(frozen=True)
+class Distribution:
+    """Parameters of a distribution, which `make` makes of a (batch, ...) tensor of them, for
+    example `lambda x: Normal(x[:, 0], x[:, 1].exp())`; combined they are the mixture's mean."""
+
+    make: Callable[[Tensor], torch.distributions.Distribution]
+    read: Read = read
+    ways: ClassVar[tuple[Combine, ...]] = ("mean",)
+
+    def tensor(self, found: Any) -> Tensor:
+        """(batch, ...) parameters."""
+        return _batched(self.read(found))
+
+    def divergence(self, parent: Tensor, child: Tensor) -> Tensor:
+        """KL(parent || child) in nats, summed over a sample's distributions."""
+        found = torch.distributions.kl_divergence(self.make(parent), self.make(child))
+        return found.flatten(1).sum(dim=1) if found.ndim > 1 else found
+
+    def combined(self, members: Tensor, weights: Tensor, *, how: Combine) -> Tensor:
+        """The mean of the members' means, which is the mixture's."""
+        means = torch.stack([self.make(each).mean for each in members])
+        return torch.where(_shaped(weights, means) == 0, 0.0, means * _shaped(weights, means)).sum(
+            0
+        )
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """The mean negative log-likelihood, in nats."""
+        return -self.make(outputs.float()).log_prob(targets.float()).mean()
+
+    def metric(self, outputs: Tensor, targets: Tensor) -> float:
+        """The mean log-likelihood, in nats."""
+        found: float = -self.loss(outputs, targets).item()
+        return found
+
+
+CLASSES = Classes()
+
+
+def as_json(kind: Outputs) -> list[Any] | None:
+    """A kind as a file keeps it; None where it has functions of its own, which no file can keep."""
+    if isinstance(kind, Classes) and kind.read is read:
+        return ["Classes", kind.axis]
+    if isinstance(kind, Binary | Values) and kind.read is read:
+        return [type(kind).__name__]
+    return None
+
+
+def from_json(found: list[Any]) -> Outputs:
+    """The kind that `as_json` described."""
+    name, *options = found
+    return {"Classes": Classes, "Binary": Binary, "Values": Values}[name](*options)  # type: ignore[no-any-return]
+
+
+def _batched(outputs: Tensor) -> Tensor:
+    if not outputs.ndim:
+        raise ValueError("expected outputs for each sample of a batch, got a single number")
+    return outputs
+
+
+def _mean_of_positions(values: Tensor) -> Tensor:
+    return values.flatten(1).mean(dim=1) if values.ndim > 1 else values
+
+
+def _shaped(weights: Tensor, members: Tensor) -> Tensor:
+    return weights.to(members.dtype).view(-1, *[1] * (members.ndim - 1))
+
+
+def _alike(outputs: Tensor, targets: Tensor, what: str) -> Tensor:
+    """Targets in float32 and of the outputs' shape; (batch,) ones fit (batch, 1) outputs."""
+    as_many = targets.ndim and targets.numel() == outputs.numel() and len(targets) == len(outputs)
+    if as_many:
+        targets = targets.reshape(outputs.shape)
+    if targets.shape != outputs.shape:
+        raise ValueError(
+            f"outputs {tuple(outputs.shape)} go with {what} of the same shape, got "
+            f"{tuple(targets.shape)}"
+        )
+    return targets.float()

@@ -2,37 +2,24 @@
 
 import itertools
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from evo_subnets import engines
-from evo_subnets.answers import Read, checked, tensor_in
 from evo_subnets.ensemble import Ensemble
-from evo_subnets.inputs import (
-    ask,
-    device_of,
-    flattens,
-    moved,
-    rows,
-    same_modes,
-    samples_in,
-    wants_rows,
-)
-from evo_subnets.outputs import Classes, Outputs
+from evo_subnets.inputs import ask, device_of, moved
+from evo_subnets.outputs import CLASSES, Outputs, read
 from evo_subnets.task import Metric, as_data
-from evo_subnets.tuning import own_randomness, takes_one
-from evo_subnets.values import Distribution
+from evo_subnets.tuning import own_randomness
 
 CPU_BATCH, BATCH = 100, 500
 """Samples in a forward pass without gradients. A CPU's cache holds small batches: 500 pictures at
 a time take LeNet-L 1.4 times as long (`benchmarks/population.py`). Linear layers are the faster for
 large ones: an MLP of 1024 takes 1.5 times as long with 100."""
-CLASSES = Classes()
 KEPT_BYTES = 2**28
 """Validation inputs that are kept from child to child, at most."""
 
@@ -42,21 +29,21 @@ def predict(
     module: nn.Module,
     data: Any,
     *,
+    outputs: Outputs | None = None,
     batch_size: int | None = None,
     side_by_side: bool = False,
-    outputs: Outputs = CLASSES,
 ) -> Tensor:
     """(samples, ...) float32 outputs of `module` in eval mode, without augmentation.
 
-    `outputs` says by its `read` which tensor of what the module returns is meant; usual ones are
-    found (see `answers.tensor_in`), and what they mean is left open.
-    `batch_size=None`: what is fast for the module where it is, or the loader's own. `side_by_side`:
-    on a CPU a module with convolutions has a thread to a batch, and copies with the same weights.
-    It must have no hooks, draw no random numbers and keep nothing in a forward pass; of torch's own
-    layers and of `models` that is known, and they are asked so anyway.
+    `outputs`: their kind, which says where they are in what the module returns; None: any kind, see
+    `outputs.read`. `batch_size=None`: what is fast for the module where it is, or the loader's own.
+
+    `side_by_side`: on a CPU a module with convolutions has a thread to a batch, and copies with the
+    same weights. It must have no hooks, draw no random numbers and keep nothing in a forward pass;
+    of torch's own layers and of `models` that is known, and they are asked so anyway.
     """
     inputs = inputs_for(module, data, batch_size=batch_size)
-    return predict_inputs(module, inputs, side_by_side=side_by_side, outputs=outputs)
+    return predict_inputs(module, inputs, outputs=outputs, side_by_side=side_by_side)
 
 
 @torch.no_grad()
@@ -64,15 +51,15 @@ def predict_inputs(
     module: nn.Module,
     inputs: Iterable[Any],
     *,
+    outputs: Outputs | None = None,
     side_by_side: bool = False,
-    outputs: Outputs = CLASSES,
 ) -> Tensor:
     """`predict` for inputs that are in batches, on the module's device."""
-    read = checked(outputs.read)
-    if isinstance(module, Ensemble):
-        read = tensor_in  # it has read its members' outputs itself
-    with same_modes(module):
-        return _asked([module.eval()], inputs, promised=side_by_side, read=read)[0]
+    was_training = module.training
+    module.eval()
+    found = _asked([module], inputs, outputs=outputs, promised=side_by_side)[0]
+    module.train(was_training)
+    return found
 
 
 def inputs_for(module: nn.Module, data: Any, *, batch_size: int | None = None) -> Iterator[Any]:
@@ -90,16 +77,10 @@ def batches_for(
     size = batch_size
     if size is None and found.input_bytes is not None:
         size = CPU_BATCH if convolutions and device.type == "cpu" else BATCH
-    in_rows: bool | None = None
     for batch in found.in_order(size):
         inputs, targets = moved(batch, device)
-        if isinstance(inputs, Tensor):
-            if in_rows is None:
-                in_rows = convolutions and wants_rows(module, inputs)
-            if in_rows:
-                inputs = rows(inputs)
-            elif not convolutions:
-                inputs = inputs.contiguous()  # as flattening needs it
+        if isinstance(inputs, Tensor) and not convolutions:
+            inputs = inputs.contiguous()  # as flattening needs it
         yield inputs, targets
 
 
@@ -107,19 +88,23 @@ def batches_for(
 def predict_members(
     ensemble: Ensemble, data: Any, *, batch_size: int | None = None, side_by_side: bool = False
 ) -> Tensor:
-    """(members, samples, ...) of an ensemble: every metric can be computed from them.
+    """(members, samples, outputs) of an ensemble: every metric can be computed from them.
 
     `side_by_side`: as for `predict`.
     """
     inputs = inputs_for(ensemble, data, batch_size=batch_size)
-    read = checked(ensemble.outputs.read)
-    return _asked(list(ensemble.members), inputs, promised=side_by_side, read=read)
+    return _asked(list(ensemble.members), inputs, outputs=ensemble.outputs, promised=side_by_side)
 
 
 def _asked(
-    members: list[nn.Module], inputs: Iterable[Any], *, promised: bool, read: Read
+    members: list[nn.Module], inputs: Iterable[Any], *, outputs: Outputs | None, promised: bool
 ) -> Tensor:
     """(members, samples, ...) float32."""
+    tensor = read if outputs is None else outputs.tensor
+
+    def answer(member: nn.Module, some: Any) -> Tensor:
+        return tensor(ask(member, some))
+
     batches = iter(inputs)
     first = next(batches, None)
     if first is None:
@@ -127,24 +112,10 @@ def _asked(
     together = itertools.chain([first], batches)
     found = None
     if isinstance(first, Tensor):  # engines know one tensor
-        found = engines.ask_batches(members, together, promised=promised, read=read)
+        found = engines.ask_batches(members, together, answer=answer, promised=promised)
     if found is None:
-        found = [torch.stack([read(ask(member, some)) for member in members]) for some in together]
-    return joined(found, axis=1).float()
-
-
-def joined(parts: list[Tensor], *, axis: int = 0) -> Tensor:
-    """Batches as one tensor; a ValueError where their samples are of different shapes."""
-    shapes = {part.shape[axis + 1 :] for part in parts}
-    if len(shapes) > 1 or parts[0].ndim <= axis:
-        found = " and ".join(str(tuple(shape)) for shape in sorted(shapes)[:2])
-        raise ValueError(
-            f"samples of different batches have outputs or targets of different shapes, {found}: "
-            "pad them to one, or judge batch by batch in a fitness of your own"
-            if len(shapes) > 1
-            else "outputs and targets have a row for each sample, got a single number a batch"
-        )
-    return torch.cat(parts, dim=axis)
+        found = [torch.stack([answer(member, some) for member in members]) for some in together]
+    return torch.cat(found, dim=1).float()
 
 
 @torch.no_grad()
@@ -152,65 +123,34 @@ def reestimate_norms(module: nn.Module, data: Any, *, batch_size: int | None = N
     """Sets BatchNorm's running statistics to the means over `data`, for the weights as they are.
 
     For weights that training has not seen: after noise, pruning or averaging (Izmailov et al.
-    2018). A network without BatchNorm is left alone. A batch of one sample counts where the network
-    can be trained on one.
+    2018). A network without BatchNorm is left alone.
     """
-    norms = [layer for layer in module.modules() if isinstance(layer, _BatchNorm)]
-    if not norms:
-        return
     found, device = as_data(data), device_of(module)
     size = BATCH if batch_size is None and found.input_bytes is not None else batch_size
-    momenta = [layer.momentum for layer in norms]
-    # dropout draws while the statistics are taken
-    with own_randomness(0, device), same_modes(module):
-        module.train()
-        try:
-            for layer in norms:
-                layer.reset_running_stats()
-                layer.momentum = None  # the mean over batches
-            in_rows: bool | None = None
-            for batch in found.in_order(size):
-                inputs = moved(batch[0], device)
-                if isinstance(inputs, Tensor):
-                    in_rows = wants_rows(module, inputs) if in_rows is None else in_rows
-                    inputs = rows(inputs) if in_rows else inputs
-                if samples_in(inputs) > 1 or takes_one(module, inputs):
-                    ask(module, inputs)
-        finally:
-            for layer, momentum in zip(norms, momenta, strict=True):
-                layer.momentum = momentum
+    with own_randomness(0, device):  # dropout draws while the statistics are taken
+        loader = (moved(inputs, device) for inputs, _ in found.in_order(size))
+        torch.optim.swa_utils.update_bn(loader, module, device=device)
 
 
 @dataclass(frozen=True)
 class Validation:
-    """A fitness: what `metric` says of a model's outputs on data.
+    """A fitness: what `metric` says of a model's outputs on data, by default what their kind says:
+    of classes the accuracy.
 
-    `outputs`: what they mean. `metric=None` is that of their kind: the accuracy of classes, the
-    negative mean squared error of values, the log-likelihood of a distribution, which of an
-    ensemble is that of the mixture. An ensemble's own kind counts for it. `norm_data`: BatchNorm
-    statistics are re-estimated on it before. The inputs of data in memory are made once for all
-    children, but where they do not fit into `KEPT_BYTES`.
+    `norm_data`: BatchNorm statistics are re-estimated on it before. The inputs of data in memory
+    are made once for all children, but where they do not fit into `KEPT_BYTES`.
     """
 
     data: Any
     metric: Metric | None = None
     norm_data: Any = None
+    outputs: Outputs = CLASSES
     side_by_side: bool = False
     """See `predict`."""
-    outputs: Outputs = CLASSES
 
     def __call__(self, model: nn.Module) -> float:
         if self.norm_data is not None:
             reestimate_norms(model, self.norm_data)
-        try:
-            return self._judged(model)
-        except RuntimeError as error:
-            if not flattens(error) or not self._kept:
-                raise
-            self._kept.clear()  # they were made for a network that takes channels side by side
-            return self._judged(model)
-
-    def _judged(self, model: nn.Module) -> float:
         targets: list[Tensor] = []
 
         def inputs() -> Iterator[Any]:
@@ -218,13 +158,11 @@ class Validation:
                 targets.append(wanted)
                 yield some
 
-        kind = model.outputs if isinstance(model, Ensemble) else self.outputs
-        if self.metric is None and isinstance(model, Ensemble) and isinstance(kind, Distribution):
-            read = checked(kind.read)
-            said = _asked(list(model.members), inputs(), promised=self.side_by_side, read=read)
-            return kind.mixture(said, model.weights).log_prob(joined(targets)).mean().item()
-        said = predict_inputs(model, inputs(), side_by_side=self.side_by_side, outputs=kind)
-        return float((self.metric or kind.metric)(said, joined(targets)))
+        found = predict_inputs(
+            model, inputs(), outputs=self.outputs, side_by_side=self.side_by_side
+        )
+        metric = self.outputs.metric if self.metric is None else self.metric
+        return float(metric(found, torch.cat(targets)))
 
     def _batches(self, model: nn.Module) -> Iterable[tuple[Any, Any]]:
         size = as_data(self.data).input_bytes
@@ -240,5 +178,5 @@ class Validation:
         return {}
 
     def __reduce__(self) -> tuple[Any, ...]:  # what is kept does not travel
-        given = (getattr(self, field.name) for field in fields(self))
-        return Validation, tuple(given)
+        given = (self.data, self.metric, self.norm_data, self.outputs, self.side_by_side)
+        return Validation, given

@@ -1,19 +1,19 @@
 """What is learned from: data in passes, the loss, and what fitness means."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from evo_subnets.inputs import Inputs, first_of, seeded, tensors_in
-from evo_subnets.outputs import Classes, Outputs
+from evo_subnets.inputs import Inputs, batches_of
+from evo_subnets.outputs import CLASSES, Outputs
 
 Batch = tuple[Inputs, Tensor]
-Loss = Callable[[Tensor, Tensor], Tensor]
-"""Outputs (as their kind reads them) and targets of a batch to the mean loss, one number."""
+Loss = Callable[[Any, Tensor], Tensor]
+"""What the network returned and the targets of a batch to the mean loss, a tensor of one number."""
 Metric = Callable[[Tensor, Tensor], float]
 """Outputs and targets of all samples to a number; higher is better."""
 
@@ -37,9 +37,6 @@ class Data(Protocol):
 
     def bag(self, fraction: float, seed: int) -> "Data":
         """A sample of the samples, drawn without replacement."""
-
-
-NOTHING = "there is nothing to learn from: the data has no batches"
 
 
 class Stream:
@@ -68,7 +65,7 @@ class Stream:
             length = getattr(self.batches, "__len__", None)
             self._steps = length() if length else sum(1 for _ in seeded(self.batches, 0))
             if not self._steps:
-                raise ValueError(NOTHING)
+                raise ValueError("there is nothing to learn from: the data has no batches")
         return self._steps
 
     def training(self, batch_size: int | None, generator: torch.Generator) -> Iterator[Batch]:
@@ -87,7 +84,6 @@ class Stream:
                 raise ValueError(
                     f"data comes in batches of (inputs, targets), got a {type(batch).__name__}"
                     + (f" of {len(batch)}" if isinstance(batch, tuple | list) else "")
-                    + (": of a mapping make (mapping, its labels)" * isinstance(batch, Mapping))
                 )
             yield batch[0], batch[1]
 
@@ -106,7 +102,21 @@ class Stream:
             )
 
 
-CLASSES = Classes()
+def seeded(batches: Iterable[Any], seed: int) -> Iterator[Any]:
+    """One pass, whose draws from torch's global generator are its own, and move it for nobody."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        coming = iter(batches)
+        state = torch.get_rng_state()
+    while True:
+        with torch.random.fork_rng(devices=[]):
+            torch.set_rng_state(state)
+            try:
+                batch = next(coming)
+            except StopIteration:
+                return
+            state = torch.get_rng_state()
+        yield batch
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,11 +124,9 @@ class Task:
     """What methods know of data: what to train on, what to select on, and what is good.
 
     `train`, `validation`: any iterable of (inputs, targets), a DataLoader, or `data.Images`, which
-    is in memory and faster. `outputs` says what the network's outputs mean: classes by default, or
-    `Classes(axis=...)`, `Binary()`, `Values()`, `Distribution(make)`. `loss` is descended, `metric`
-    is what selection wants high; None is that of the outputs' kind. Auxiliary outputs, as googlenet
-    has in training, are left out of the loss. There is no test data here: selection must not see
-    it.
+    is in memory and faster. `outputs`: the kind of the network's outputs, by default logits of
+    classes, which decides the loss that is descended and the metric that selection wants high;
+    `loss` and `metric` are others. There is no test data here: selection must not see it.
     """
 
     train: Any
@@ -140,12 +148,22 @@ class Task:
         found: Data = self.validation
         return found
 
+    def loss_of(self, found: Any, targets: Tensor) -> Tensor:
+        """The loss of what the network returned for a batch."""
+        if self.loss is not None:
+            return self.loss(found, targets)
+        return self.outputs.loss(self.outputs.tensor(found), targets)
+
+    def metric_of(self, outputs: Tensor, targets: Tensor) -> float:
+        """The metric of all samples' outputs."""
+        if self.metric is not None:
+            return self.metric(outputs, targets)
+        return self.outputs.metric(outputs, targets)
+
     def example(self) -> Inputs:
-        """The inputs of one training sample, as a batch of one."""
-        first = next(iter(self.train.in_order(None)), None)
-        if first is None:
-            raise ValueError(NOTHING)
-        return first_of(first[0])
+        """The inputs of one training sample, as a batch."""
+        first = next(iter(self.train.in_order(None)))[0]
+        return next(batches_of(tuple(first) if isinstance(first, list) else first, 1))
 
 
 def as_data(given: Any) -> Data:
@@ -159,16 +177,14 @@ def as_data(given: Any) -> Data:
     return Stream(given)
 
 
-def check_finite(loss: float, epoch: int, *, data: Data) -> None:
-    """A ValueError where training has diverged, or where the data is not finite."""
-    if math.isfinite(loss):
-        return
-    for number, batch in enumerate(data.in_order(None), start=1):
-        if not all(bool(tensor.isfinite().all()) for tensor in tensors_in(batch)):
-            raise ValueError(
-                f"the loss is {loss} in epoch {epoch}, and batch {number} of the data, in order, "
-                "holds numbers that are not finite: mend the data"
-            )
-    raise ValueError(
-        f"training diverged: the loss is {loss} in epoch {epoch}; lower the learning rate"
-    )
+def samples_in(targets: Any) -> int:
+    """How many samples a batch's targets are of."""
+    return len(targets) if isinstance(targets, Tensor) and targets.ndim else 1
+
+
+def check_finite(loss: float, epoch: int) -> None:
+    """A ValueError where training has diverged."""
+    if not math.isfinite(loss):
+        raise ValueError(
+            f"training diverged: the loss is {loss} in epoch {epoch}; lower the learning rate"
+        )

@@ -1,8 +1,7 @@
 """How strong a mutation may be: a bound on how far outputs move (Whitaker 2023, section 4.2.1)."""
 
-import copy
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -10,31 +9,43 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from evo_subnets.answers import checked
-from evo_subnets.inputs import ask, device_of, in_batches, moved, samples_in, tensors_in
-from evo_subnets.mutation import check_density, materialize
-from evo_subnets.outputs import Classes, Outputs
+from evo_subnets.inputs import ask, batches_of, device_of, moved
+from evo_subnets.mutation import check_density
+from evo_subnets.outputs import CLASSES, Outputs
+from evo_subnets.recipes import WorkCopy
 from evo_subnets.search import Search
-from evo_subnets.subnetworks import included, parameters
+from evo_subnets.subnetworks import parameters
 
 TOLERANCE = 0.1
 """The root search ends within this fraction of the target."""
-MAX_TRIALS = 8
-"""Divergence evaluations that the root search may spend on one density."""
+LEAST_STEP = 1e-7
+"""Of sigma: float32 children of sigmas that differ by less are the same."""
+SECANTS = 8
+"""Divergence evaluations within which the root search lands on most networks."""
+MAX_TRIALS = 40
+"""Those that it may spend on one density; from SECANTS on it halves its bracket."""
 DEFAULT = Search()
-CLASSES = Classes()
 
 
-def divergence(parent: Any, child: Any, *, outputs: Outputs = CLASSES) -> float:
+class NoRoot(ValueError):
+    """No sigma has a divergence within the tolerance of the target."""
+
+
+def divergence(parent: Tensor, child: Tensor, *, outputs: Outputs = CLASSES) -> float:
     """How far the child's outputs are from the parent's, averaged over samples; not negative.
 
-    Both are what the networks returned for the same samples. By default that is KL(parent || child)
-    of the softmax of (samples, classes) logits, in nats (Whitaker 2023, eq. 4.5); `outputs` says
-    what else they are: `Classes(axis=...)`, `Binary()`, `Values()` (a squared difference, as eq.
-    4.4), `Distribution(make)`. NaN where outputs are.
+    Both are (samples, ...), of one kind: of classes it is KL(parent || child) in nats (Whitaker
+    2023, eq. 4.5), of real values the squared difference (eq. 4.4); see `evo_subnets.outputs`. NaN
+    where outputs are not finite, infinite where the child rules out what the parent does not.
     """
-    read = checked(outputs.read)
-    return outputs.divergence(read(parent), read(child))
+    if parent.shape != child.shape:
+        raise ValueError(
+            "a divergence is one of outputs of the same shape, got "
+            f"{tuple(parent.shape)} and {tuple(child.shape)}"
+        )
+    # on the CPU, because not every device has float64
+    before, after = (outputs.tensor(each).cpu().double() for each in (parent, child))
+    return outputs.divergence(before, after).mean().clamp(min=0.0).item()  # NaN stays NaN
 
 
 @dataclass(frozen=True)
@@ -72,12 +83,12 @@ def search_trust_region(
     inputs: Any,
     *,
     search: Search = DEFAULT,
+    outputs: Outputs = CLASSES,
     target: float = 0.02,
     densities: Sequence[float] | None = None,
     sigmas: Sequence[float] | None = None,
     children: int | None = None,
-    outputs: Outputs = CLASSES,
-    batch_size: int | None = None,
+    batch_size: int = 256,
     on_trial: Callable[[Trial], None] | None = None,
 ) -> TrustRegion:
     """The search's sigma and density whose children diverge from the parent by `target`.
@@ -87,48 +98,35 @@ def search_trust_region(
     function of sigma. With `sigmas` every pair of the grid is tried (the paper's search) and the
     pair closest to the target is returned. Without, a root search per density (see `find_root`)
     finds sigma to within a tenth of the target, and the first density that gets there is returned;
-    it begins at the search's sigma, if there is one. `densities`: None is the search's own.
-    `module` is left alone; it runs in eval mode.
-
-    `inputs`: a tensor, of which `batch_size` rows (256) go through the network together; a tuple or
-    a mapping of tensors, which is one batch of positional or keyword arguments; or an iterable of
-    such batches or of (inputs, targets), a `DataLoader` for one, which is passed through once and
-    kept, on the module's device. `outputs`: what the network's outputs mean, and so what divergence
-    is: see `divergence`. The parent's outputs that are NaN are refused.
+    it begins at the search's sigma, if there is one. A ValueError says why where none gets there.
+    `densities`: None is the search's own. `module` is left alone; it runs in eval mode, on
+    `batch_size` inputs at a time. `inputs`: a tensor, a tuple of tensors, a mapping of keyword
+    arguments, or an iterable of batches of such, which are moved to the module's device. `outputs`:
+    what kind of outputs these are.
     """
     densities = (search.density,) if densities is None else densities
     children = min(4, search.population_size) if children is None else children
-    batches = moved(in_batches(inputs, batch_size), device_of(module))
-    samples = sum(map(samples_in, batches))
-    empty = not samples or not densities or (sigmas is not None and not sigmas)
+    empty = not densities or (sigmas is not None and not sigmas)
     if not 0 < target < math.inf or not 1 <= children <= search.population_size or empty:
         raise ValueError(
             f"a trust region needs target > 0, children in 1..{search.population_size} "
-            "(population_size), inputs, densities and sigmas (or None), got "
-            f"target={target}, children={children}, {samples} inputs, densities={densities}, "
-            f"sigmas={sigmas}"
+            f"(population_size), densities and sigmas (or None), got target={target}, "
+            f"children={children}, densities={densities}, sigmas={sigmas}"
         )
     for density in densities:
         check_density(density)
-    work = copy.deepcopy(module).eval()
-    parent, child = parameters(module), parameters(work)
-    names = included(parent, search.include)
+    work = WorkCopy(module, search.include)
+    names, parent = work.names, parameters(module)
     table: list[Trial] = []
-    read = checked(outputs.read)
 
-    @torch.no_grad()
-    def asked() -> list[Tensor]:
-        return [read(ask(work, batch)) for batch in batches]
-
-    parent_outputs = asked()
-    if math.isnan(_apart(parent_outputs, parent_outputs, outputs)):
-        raise ValueError(_not_finite(batches))
+    asked = list(batches_of(inputs, batch_size))  # a loader that shuffles gives others each time
+    parent_outputs = outputs_of(work.parent(), asked, outputs=outputs)
 
     def measured(sigma: float, density: float) -> float:
         total = 0.0
         for mutation in search.measured(sigma, density)[:children]:
-            materialize(parent, mutation, out=child, include=names)
-            total += _apart(parent_outputs, asked(), outputs)
+            found = outputs_of(work.child(mutation), asked, outputs=outputs)
+            total += divergence(parent_outputs, found, outputs=outputs)
         trial = Trial(sigma, density, total / children)
         table.append(trial)
         if on_trial is not None:
@@ -140,39 +138,50 @@ def search_trust_region(
             for sigma in sigmas:
                 measured(sigma, density)
         best = min(table, key=lambda trial: _distance(trial.divergence, target))
+        if not math.isfinite(best.divergence):
+            raise ValueError(
+                "no trial gave a finite divergence: are the parent's outputs on these inputs "
+                "finite?"
+            )
+        found = best.sigma, best.density
     else:
-        start = search.sigma or _weight_scale([parent[name] for name in names]) * 0.1
-        for density in densities:
-            first = len(table)
-            find_root(partial(measured, density=density), target, sigma=start)
-            best = min(table[first:], key=lambda trial: _distance(trial.divergence, target))
-            if abs(best.divergence - target) <= TOLERANCE * target:
-                break
-        else:
-            best = min(table, key=lambda trial: _distance(trial.divergence, target))
-    if not math.isfinite(best.divergence):
-        raise ValueError(
-            "no trial gave a finite divergence: are the parent's outputs on these inputs finite?"
-        )
-    found = replace(search, sigma=best.sigma, density=best.density)
-    return TrustRegion(found, best.divergence, tuple(table))
+        start = search.sigma or _weight_scale({name: parent[name] for name in names}) * 0.1
+        found = _first_root(measured, target, densities=densities, sigma=start)
+        best = table[-1]
+    sigma, density = found
+    return TrustRegion(replace(search, sigma=sigma, density=density), best.divergence, tuple(table))
 
 
-def _apart(parent: list[Tensor], child: list[Tensor], outputs: Outputs) -> float:
-    """The divergence over all batches, which may be of sequences or pictures of other sizes."""
-    if parent[0].ndim and len({each.shape[1:] for each in (*parent, *child)}) == 1:
-        return outputs.divergence(torch.cat(parent), torch.cat(child))
-    sizes = [each.numel() for each in parent]
-    each = [outputs.divergence(a, b) for a, b in zip(parent, child, strict=True)]
-    return sum(size * one for size, one in zip(sizes, each, strict=True)) / max(1, sum(sizes))
+def _first_root(
+    measured: Callable[..., float],
+    target: float,
+    *,
+    densities: Sequence[float],
+    sigma: float,
+) -> tuple[float, float]:
+    """The sigma and density of the first density that gets to the target."""
+    reasons = []
+    for density in densities:
+        try:
+            return find_root(partial(measured, density=density), target, sigma=sigma), density
+        except NoRoot as error:
+            reasons.append(f"density {density:g}: {error}")
+    raise NoRoot("; ".join(reasons))
 
 
-def _not_finite(batches: Iterable[Any]) -> str:
-    """Why there is no divergence."""
-    wrong = sum(not bool(tensor.isfinite().all()) for tensor in tensors_in(tuple(batches)))
-    return "the parent's outputs on these inputs are not finite: " + (
-        "some of the inputs are not" if wrong else "look at its weights with `isfinite`"
-    )
+@torch.no_grad()
+def outputs_of(
+    module: nn.Module, inputs: Any, *, outputs: Outputs = CLASSES, batch_size: int = 256
+) -> Tensor:
+    """(samples, ...) outputs of a module in eval mode; it goes back to the mode that it was in."""
+    training, device = module.training, device_of(module)
+    module.eval()
+    found = [
+        outputs.tensor(ask(module, moved(batch, device)))
+        for batch in batches_of(inputs, batch_size)
+    ]
+    module.train(training)
+    return torch.cat(found)
 
 
 def find_root(measured: Callable[[float], float], target: float, *, sigma: float) -> float:
@@ -180,12 +189,15 @@ def find_root(measured: Callable[[float], float], target: float, *, sigma: float
 
     Divergence grows like a power of sigma, the square as long as sigma is small, so a secant on
     the logarithms converges in a few steps. A bracket keeps it from running away: a step that
-    leaves it, or outputs that are not finite, bisect. After MAX_TRIALS the last sigma is returned.
+    leaves it, or outputs that are not finite, bisect, and so does every step after SECANTS. A
+    ValueError, `NoRoot`, says what was found where no sigma gets there.
     """
     low, high = 0.0, math.inf
     previous: tuple[float, float] | None = None
-    for _ in range(MAX_TRIALS):
+    tried: list[tuple[float, float]] = []
+    while len(tried) < MAX_TRIALS and high > low * (1 + LEAST_STEP) and 0 < sigma < math.inf:
         value = measured(sigma)
+        tried.append((sigma, value))
         if abs(value - target) <= TOLERANCE * target:
             return sigma
         if math.isfinite(value) and value < target:
@@ -202,10 +214,36 @@ def find_root(measured: Callable[[float], float], target: float, *, sigma: float
             previous = here
             factor = (math.log(target) - here[1]) / slope
             step = sigma * math.exp(min(max(factor, -math.log(100.0)), math.log(100.0)))
-        if not low < step < high:
+        if not low < step < high or (len(tried) >= SECANTS and 0 < low < high < math.inf):
             step = math.sqrt(low * high) if low > 0 else high / 10.0
         sigma = step
-    return sigma
+    raise NoRoot(_why_not(tried, target))
+
+
+def _why_not(tried: Sequence[tuple[float, float]], target: float) -> str:
+    """What the trials of a search that did not end at its target say."""
+    below = [trial for trial in tried if trial[1] < target]
+    above = [trial for trial in tried if trial[1] > target]
+    if not any(math.isfinite(value) for _, value in tried):
+        return "no sigma gave a finite divergence: are the parent's outputs on these inputs finite?"
+    if not above:
+        sigma, value = max(below, key=lambda trial: trial[1])
+        return (
+            f"no sigma reaches a divergence of {target:g}, the largest is {value:.3g} at sigma "
+            f"{sigma:.3g}: take a lower target, other inputs, or parameters that the outputs "
+            "depend on (include)"
+        )
+    if not below:
+        sigma, value = min(above)
+        return (
+            f"even sigma {sigma:.3g} gives a divergence of {value:.3g}, above {target:g}: does the "
+            "module draw random numbers, or keep a state between its calls?"
+        )
+    low, high = max(below), min(above)
+    return (
+        f"no sigma gives a divergence of {target:g}: it is {low[1]:.3g} at sigma {low[0]:.9g} and "
+        f"{high[1]:.3g} at {high[0]:.9g}; take another target, or a grid of sigmas"
+    )
 
 
 def _distance(value: float, target: float) -> float:
@@ -213,7 +251,12 @@ def _distance(value: float, target: float) -> float:
     return abs(math.log(value / target)) if value > 0 and math.isfinite(value) else math.inf
 
 
-def _weight_scale(weights: Sequence[Tensor]) -> float:
+def _weight_scale(weights: Mapping[str, Tensor]) -> float:
     """Root mean square of the weights, of the layer where it is smallest."""
-    scales = [weight.double().square().mean().sqrt().item() for weight in weights]
-    return min((scale for scale in scales if scale > 0), default=1.0)
+    scales = {
+        name: weight.double().square().mean().sqrt().item() for name, weight in weights.items()
+    }
+    broken = [name for name, scale in scales.items() if not math.isfinite(scale)]
+    if broken:
+        raise ValueError(f"the parent's {', '.join(broken[:3])} has values that are not finite")
+    return min((scale for scale in scales.values() if scale > 0), default=1.0)

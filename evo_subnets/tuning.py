@@ -1,23 +1,24 @@
 """The one training loop, for parents and children."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from evo_subnets.answers import checked
 from evo_subnets.files.checkpoints import Checkpoint
 from evo_subnets.files.parents import load_parent, save_parent
-from evo_subnets.inputs import ask, device_of, moved, rows, samples_in, wants_rows
+from evo_subnets.inputs import ask, device_of, moved
 from evo_subnets.options import refuse_idle
 from evo_subnets.runs import Run
 from evo_subnets.schedules import OneCycle, Schedule, StepLinear
 from evo_subnets.streams import derive_seed
-from evo_subnets.task import Data, Task, check_finite
+from evo_subnets.task import Data, Task, check_finite, samples_in
+
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 @dataclass(frozen=True)
@@ -62,10 +63,6 @@ class Tuning:
     def make_optimizer(self, module: nn.Module) -> torch.optim.Optimizer:
         """The optimizer of a module's trainable parameters."""
         trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
-        if not trainable:
-            raise ValueError(
-                f"a {type(module).__name__} has no parameter that is trained (requires_grad)"
-            )
         if self.optimizer == "adam":
             return torch.optim.Adam(trainable, lr=self.schedule(0.0), fused=True)
         return torch.optim.SGD(
@@ -116,10 +113,10 @@ def tune(
     """Trains `module` in place on the task's training data, and leaves it in eval mode.
 
     The order of the samples, their augmentation and dropout depend on `seed` alone (and on what a
-    loader draws from generators of its own). `on_epoch` gets the number of each finished epoch,
-    from 1 on, and its mean loss. A loss that is not finite raises a ValueError at the end of the
-    epoch. A last batch of one sample, of which batch normalisation has no statistics, is left out
-    of data in memory where the module refuses it, and raises a ValueError of a loader's.
+    loader draws from generators of its own). A batch of one sample, which the last one may be, is
+    left out where the module has batch norms and there are others. `on_epoch` gets the number of
+    each finished epoch, from 1 on, and its mean loss. A loss that is not finite raises a ValueError
+    at the end of the epoch.
 
     `checkpoint` is a file that is written between epochs: the same call goes on from there, with
     the same bits in the end, and has nothing left to do where the run was over. `on_epoch` then
@@ -132,12 +129,11 @@ def tune(
     device = device_of(module)
     optimizer = tuning.make_optimizer(module)
     steps = data.steps(tuning.batch_size)
-    in_memory = data.input_bytes is not None
     about = {"tuning": repr(tuning), "seed": seed, "steps": steps}
     kept = None if checkpoint is None else Checkpoint(checkpoint, about)
+    normed = any(isinstance(layer, BATCH_NORMS) for layer in module.modules())
     drawing = [generator, *([binding.generator] if binding and binding.generator else [])]
     losses: list[float] = []
-    read = checked(task.outputs.read)
     module.train()
     with own_randomness(derive_seed(seed, "dropout"), device):
         if kept:
@@ -145,20 +141,19 @@ def tune(
         if on_epoch is not None:
             for epoch, mean in enumerate(losses):
                 on_epoch(epoch + 1, mean)
-        begun = len(losses)
-        for epoch in range(begun, tuning.epochs):
+        for epoch in range(len(losses), tuning.epochs):
             total, samples = torch.zeros((), device=device), 0
-            coming = data.training(tuning.batch_size, generator)
-            for step, inputs, targets in _batches(module, coming, in_memory=in_memory):
+            for step, batch in enumerate(data.training(tuning.batch_size, generator)):
+                inputs, targets = moved(batch, device)
+                if normed and steps > 1 and samples_in(targets) == 1:
+                    continue  # one sample has no batch statistics
                 passed = epoch + step / steps
                 tuning.set_rates(optimizer, passed / tuning.epochs)
                 if binding is not None:
                     binding.before_pass(passed, optimizer)
                 with torch.autocast(device.type, torch.bfloat16, enabled=tuning.bf16):
-                    outputs = read(ask(module, inputs))
-                if epoch == begun and task.loss is None:
-                    task.outputs.check_targets(outputs, targets)
-                loss = _one_number((task.loss or task.outputs.loss)(outputs, targets))
+                    outputs = ask(module, inputs)
+                loss = task.loss_of(outputs, targets)
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()  # type: ignore[no-untyped-call]
                 if binding is not None:
@@ -168,7 +163,7 @@ def tune(
                 total += loss.detach() * count  # no host synchronisation inside an epoch
                 samples += count
             losses.append(total.item() / samples)
-            check_finite(losses[-1], epoch + 1, data=data)
+            check_finite(losses[-1], epoch + 1)
             if kept:
                 last = epoch + 1 == tuning.epochs
                 kept.save(
@@ -179,63 +174,6 @@ def tune(
     if binding is not None:
         binding.before_pass(float(tuning.epochs), optimizer)
     module.eval()
-
-
-def _batches(
-    module: nn.Module, batches: Iterable[Any], *, in_memory: bool
-) -> Iterator[tuple[int, Any, Any]]:
-    """The number, inputs and targets of each batch, on the module's device and as it takes them."""
-    device, in_rows, alone, given = device_of(module), None, None, 0
-    for step, batch in enumerate(batches):
-        inputs, targets = moved(batch, device)
-        if isinstance(inputs, Tensor):
-            in_rows = wants_rows(module, inputs) if in_rows is None else in_rows
-            inputs = rows(inputs) if in_rows else inputs
-        samples = samples_in(inputs)
-        if not samples:
-            raise ValueError(f"batch {step + 1} of the training data has no samples: leave it out")
-        if samples == 1:
-            alone = takes_one(module, inputs) if alone is None else alone
-            if not alone and not in_memory:
-                raise ValueError(
-                    f"batch {step + 1} of the loader has one sample, which a normalisation of this "
-                    f"{type(module).__name__} cannot be trained on: give the DataLoader "
-                    "drop_last=True, or another batch size"
-                )
-            if not alone:
-                continue
-        given += 1
-        yield step, inputs, targets
-    if not given:
-        raise ValueError(
-            f"a normalisation of this {type(module).__name__} cannot be trained on one sample at a "
-            "time: make batch_size larger, or give more data"
-        )
-
-
-def takes_one(module: nn.Module, inputs: Any) -> bool:
-    """Whether a module in training mode takes a batch of one sample; its buffers stay."""
-    kept = [buffer.clone() for buffer in module.buffers()]
-    try:
-        with torch.no_grad(), own_randomness(0, device_of(module)):
-            ask(module, inputs)
-        return True
-    except ValueError as error:
-        return "Expected more than 1" not in str(error)  # torch's, of all its normalisations
-    finally:
-        with torch.no_grad():
-            for buffer, before in zip(module.buffers(), kept, strict=True):
-                buffer.copy_(before)
-
-
-def _one_number(loss: Any) -> Tensor:
-    if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
-        what = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
-        raise ValueError(
-            "a loss is one number, the mean over a batch, with a gradient to what is trained, got "
-            f"{what}" + ", without gradient" * (isinstance(loss, Tensor) and not loss.requires_grad)
-        )
-    return loss
 
 
 def tune_once(

@@ -39,14 +39,14 @@ MAY_IMPORT = {
     "evo_subnets/__init__.py": [*FLAT, "evo_subnets/runs", "evo_subnets/workers"],
     # what serves the idea
     "evo_subnets/files": ["evo_subnets/files"],
-    "evo_subnets/engines": ["evo_subnets/engines", *FLAT[:2]],
+    "evo_subnets/engines": ["evo_subnets/engines", *FLAT[:3]],
     "evo_subnets/runs": ["evo_subnets/runs", "evo_subnets/files"],
     "evo_subnets/workers": ["evo_subnets/workers"],
     "evo_subnets/workers/evotorch.py": ["evo_subnets/workers", *FLAT],
     # what is made of it
     "evo_subnets/models": ["evo_subnets/models", "evo_subnets/streams.py"],
     "evo_subnets/data": ["evo_subnets/data", *SERVING[:3], *FLAT],
-    "evo_subnets/structure": ["evo_subnets/structure", *FLAT],
+    "evo_subnets/structure": ["evo_subnets/structure", "evo_subnets/files", *FLAT],
     "evo_subnets/metrics": ["evo_subnets/metrics", "evo_subnets/data", *SERVING[1:3], *FLAT],
     "evo_subnets/rl": ["evo_subnets/rl", *SERVING, *FLAT],
     "evo_subnets/methods": ["evo_subnets/methods", *SERVING, *FLAT, *MADE_OF_IT],

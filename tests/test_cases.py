@@ -5,44 +5,44 @@ says what a user expects. Every case runs with one torch thread and with two, wh
 batches may go side by side.
 """
 
+import collections
+import copy
 import math
 import tempfile
-from collections import namedtuple
+import threading
 from collections.abc import Callable
 
+import gymnasium
 import pytest
 import torch
-import torch.distributions as td
-from networks import all_same_bits, built, copied, noise, pictures, same_bits
+import torch.nn.utils.prune
+from networks import all_same_bits, built, copied, mlp, noise, tied
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.nn.utils import prune
 
 from evo_subnets import (
-    Binary,
-    Classes,
-    Distribution,
     Ensemble,
+    Mutation,
     Search,
     Task,
-    Values,
-    divergence,
-    metrics,
+    evaluate,
+    evolve,
+    materialize,
+    parameters,
     quads,
     search_trust_region,
 )
-from evo_subnets.data import Images
-from evo_subnets.data.downloads import import_torchvision
-from evo_subnets.methods import Noisy, Sparse
-from evo_subnets.prediction import Validation, predict, reestimate_norms
+from evo_subnets.methods import Pruning, Sparse, Stochastic
+from evo_subnets.methods.stochastic import Annealing
+from evo_subnets.outputs import Binary, Classes, Values
+from evo_subnets.prediction import predict, reestimate_norms
+from evo_subnets.pruning import Pruned
+from evo_subnets.rl import EnsemblePolicy
 from evo_subnets.schedules import Constant
+from evo_subnets.structure.classifier import classifier
+from evo_subnets.structure.compaction import compacted
+from evo_subnets.subnetworks import Whole
 from evo_subnets.tuning import Tuning, tune
-
-try:  # here, as it draws from Python's generator
-    import gymnasium
-
-    from evo_subnets import rl
-except ModuleNotFoundError:
-    rl = None
 
 CASES: list[Callable[[], None]] = []
 
@@ -54,560 +54,824 @@ def case(check: Callable[[], None]) -> Callable[[], None]:
     return check
 
 
-# --- Outputs and inputs ---------------------------------------------------------------------------
-
-X = noise(40, 8, seed=3)
-Q = quads(4, 0.1, density=0.5, seed=0)
-ADAM = Tuning(3, Constant(0.01), "adam")
-
-
-def linear(outputs: int, seed: int = 0) -> nn.Module:
-    return built(lambda: nn.Linear(8, outputs), seed)
-
-
-class Returns(nn.Module):
-    """A linear layer's outputs, in whatever `wrap` puts them."""
-
-    def __init__(self, wrap, outputs=3):
-        super().__init__()
-        self.layer, self.wrap = linear(outputs), wrap
-
-    def forward(self, x):
-        return self.wrap(self.layer(x))
+# --- Outputs and inputs -------------------------------------------------------------------------
 
 
 @case
-def one_logit_is_no_choice_among_classes():
-    """A sigma for one logit or one value, as the user says; without it a refusal that names both"""
-    for ask in (
-        lambda: search_trust_region(linear(1), X),
-        lambda: Ensemble.from_mutations(linear(1), Q)(X),
-        lambda: tune(linear(1), Task([(X, X[:, 0] > 0)]), tuning=ADAM),
-        lambda: Ensemble([Returns(lambda out: out[:, 0])])(X),
-        lambda: divergence(X[:, 0], X[:, 0]),
-    ):
-        with pytest.raises(ValueError, match=r"outputs=Binary\(\).*outputs=Values\(\)"):
-            ask()
+def one_output_meant_as_classes():
+    """Refused, naming the kinds that it can be."""
+    network = built(lambda: nn.Linear(8, 1))
+    with pytest.raises(ValueError, match=r"one output cannot be classes"):
+        search_trust_region(network, noise(20, 8))
     for outputs in (Binary(), Values()):
-        region = search_trust_region(linear(1), X, outputs=outputs)
+        region = search_trust_region(network, noise(20, 8), outputs=outputs)
         assert region.divergence == pytest.approx(0.02, rel=0.1)
 
 
 @case
-def yes_or_no_is_the_mean_probability():
-    """The logit of the members' mean probability, of (n,) and (n, 1) logits; and it is learned"""
-    members = [linear(1, seed) for seed in range(3)]
-    mean = torch.stack([member(X).sigmoid() for member in members]).mean(0)
-    torch.testing.assert_close(Ensemble(members, outputs=Binary())(X).sigmoid(), mean)
-    votes = torch.stack([member(X) > 0 for member in members]).float().mean(0)
-    found = Ensemble(members, "vote", outputs=Binary())(X).sigmoid()
-    torch.testing.assert_close(found, votes)
-    sure = torch.tensor([math.inf, -math.inf, 0.0])
-    assert Binary().divergence(sure, sure) == 0
-    assert Binary().divergence(sure, sure.clamp(-9, 9)) < 1e-3
-    task = Task([(X, (X[:, 0] > 0).long())], outputs=Binary())
-    module = linear(1)
-    tune(module, task, tuning=Tuning(60, Constant(0.1), "adam"))
-    assert Validation(task.train, outputs=Binary())(module) > 0.9
-    with pytest.raises(ValueError, match="0 and 1, or probabilities between, got -1 to 1"):
-        tune(module, Task([(X, X[:, 0].sign())], outputs=Binary()), tuning=ADAM)
-
-
-@case
-def regression_gives_the_mean_and_the_spread():
-    """The members' mean, not log-softmaxed, and how far they are apart; a file keeps the kind"""
-    for outputs in (1, 3):
-        module = linear(outputs)
-        ensemble = Ensemble.from_mutations(module, Q, outputs=Values())
-        each = torch.stack([member(X) for member in ensemble.members])
-        torch.testing.assert_close(ensemble(X), each.mean(0))
-        mean, spread = ensemble.spread(X)
-        torch.testing.assert_close(mean, each.mean(0))
-        torch.testing.assert_close(spread, each.std(0, correction=0))
-        with tempfile.TemporaryDirectory() as folder:
-            ensemble.save(f"{folder}/e")
-            assert same_bits(Ensemble.load(f"{folder}/e", module)(X), ensemble(X))
-            Ensemble(list(ensemble.members), outputs=Values()).save(f"{folder}/m")
-            assert same_bits(Ensemble.load(f"{folder}/m", module)(X), ensemble(X))
-    with pytest.raises(ValueError, match="a spread is of real values"):
-        Ensemble([linear(3)]).spread(X)
-    for combine in ("vote", "logits"):
-        with pytest.raises(ValueError, match=f"combine='{combine}' means nothing for .*Values"):
-            Ensemble([linear(1)], combine, outputs=Values())
-
-
-@case
-def targets_of_regression_are_not_broadcast():
-    """(n,) targets of (n, 1) outputs are n errors, not n times n; other shapes are refused"""
-    outputs, targets = noise(6, 1), noise(6, seed=1)
-    wanted = (outputs[:, 0] - targets).square().mean()
-    torch.testing.assert_close(Values().loss(outputs, targets), wanted)
-    assert Values().metric(outputs, targets) == pytest.approx(-wanted.item())
-    normal = Distribution(lambda out: td.Normal(out, 1.0))
-    assert normal.loss(outputs, targets).item() == pytest.approx(
-        wanted.item() / 2 + math.log(2 * math.pi) / 2
+def an_ensemble_of_regressions():
+    """The members' mean and their spread."""
+    network, x = built(lambda: nn.Linear(8, 3)), noise(6, 8)
+    ensemble = Ensemble.from_mutations(
+        network, quads(4, 0.1, density=0.5, seed=0), outputs=Values()
     )
-    for kind in (Values(), Binary(), normal):
-        with pytest.raises(ValueError, match=r"outputs of shape \(6, 1\) go with .*got \(5,\)"):
-            kind.loss(outputs, targets[:5])
+    said = torch.stack([member(x) for member in ensemble.members])
+    torch.testing.assert_close(ensemble(x), said.mean(0))
+    torch.testing.assert_close(ensemble.spread(x), said.std(0, correction=0))
 
 
 @case
-def a_distribution_of_ones_own():
-    """Divergence, likelihood and the mixture's mean and spread, of what a function makes"""
-    kind = Distribution(lambda out: td.Normal(out[:, 0], out[:, 1].exp()))
-    module = linear(2)
-    region = search_trust_region(module, X, outputs=kind)
+def logits_masked_with_minus_infinity():
+    """A divergence, and an average in which they stay impossible."""
+
+    class Masked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(5, 3)
+
+        def forward(self, x):
+            return self.layer(x).masked_fill(torch.tensor([False, True, False]), -torch.inf)
+
+    network, x = built(Masked), noise(20, 5)
+    region = search_trust_region(network, x)
     assert region.divergence == pytest.approx(0.02, rel=0.1)
-    ensemble = Ensemble.from_mutations(module, Q, outputs=kind)
-    each = torch.stack([member(X) for member in ensemble.members])
-    means, variances = each[..., 0], each[..., 1].exp().square()
-    mean, spread = ensemble.spread(X)
-    torch.testing.assert_close(mean, means.mean(0))
-    torch.testing.assert_close(spread, (variances + means.square()).mean(0).sub(mean**2).sqrt())
-    data = [(X, X[:, 0])]
-    likelihood = td.Normal(means, variances.sqrt()).log_prob(X[:, 0]).exp().mean(0).log().mean()
-    found = Validation(data, outputs=kind)(ensemble)
-    assert found == pytest.approx(likelihood.item(), abs=1e-5)
-    before = Validation(data, outputs=kind)(module)
-    tune(module, Task(data, outputs=kind), tuning=Tuning(50, Constant(0.05), "adam"))
-    assert Validation(data, outputs=kind)(module) > before + 0.3
-    with tempfile.TemporaryDirectory() as folder:
-        ensemble.save(f"{folder}/e")
-        again = Ensemble.load(f"{folder}/e", linear(2), restore=True, outputs=kind)
-        assert same_bits(again(X), ensemble(X))
-        with pytest.raises(
-            ValueError, match=r"are Distribution, with a function for make.*outputs"
-        ):
-            Ensemble.load(f"{folder}/e", linear(2), restore=True)
-    for wrong, words in (
-        (lambda out: out, "must give a torch.distributions.Distribution, got a Tensor"),
-        (lambda out: td.Categorical(logits=out), r"take outputs=Classes\(\)"),
-        (lambda out: td.MixtureSameFamily(td.Categorical(out.exp()), td.Normal(out, 1.0)),
-         "no KL divergence of a MixtureSameFamily"),
-    ):  # fmt: skip
-        with pytest.raises(ValueError, match=words):
-            search_trust_region(linear(2), X, outputs=Distribution(wrong))
-
-
-@case
-def classes_on_a_named_axis():
-    """Sequences and segmentation are normalised over their classes; without the axis refused"""
-    logits = [noise(4, 3, 5, 6, seed=seed) for seed in range(2)]
-    flat = [each.movedim(1, -1).reshape(-1, 3) for each in logits]
-    labels = noise(4, 5, 6, seed=9).gt(0).long()
-    for axis, parts, wanted in (
-        (1, logits, labels),
-        (-3, logits, labels),
-        (-1, [each.movedim(1, -1) for each in logits], labels),
-    ):
-        kind = Classes(axis=axis)
-        assert divergence(*parts, outputs=kind) == pytest.approx(divergence(*flat), rel=1e-9)
-        torch.testing.assert_close(
-            kind.loss(parts[0], wanted), nn.functional.cross_entropy(flat[0], labels.flatten())
+    for combine in ("mean", "logits"):
+        ensemble = Ensemble.from_mutations(
+            network, region.search.mutations()[:4], combine=combine, weights=[1, 1, 0, 1]
         )
-        assert kind.metric(parts[0], wanted) == Classes().metric(flat[0], labels.flatten())
-        for combine in ("mean", "logits", "vote"):
-            members = [nn.Identity(), nn.Identity()]
-            weights = torch.tensor([0.3, 0.7])
-            whole = kind.combined(torch.stack(parts), weights, combine=combine)
-            expected = Ensemble(members, combine, weights=[3, 7]).combined(torch.stack(flat))
-            found = whole.movedim(kind.axis_of(whole), -1).reshape(-1, 3)
-            torch.testing.assert_close(found, expected)
-    for ask in (
-        lambda: divergence(*logits),
-        lambda: Ensemble([nn.Identity()])(logits[0]),
-        lambda: Classes().loss(logits[0], labels),
-    ):
-        with pytest.raises(ValueError, match=r"Classes\(axis=1\).*Classes\(axis=-1\)"):
-            ask()
-    for axis in (0, 4, -4, -5):
-        with pytest.raises(ValueError, match=f"have no classes on axis {axis} "):
-            divergence(*logits, outputs=Classes(axis=axis))
+        said = ensemble(x).exp()
+        assert (said[:, 1] == 0).all()
+        torch.testing.assert_close(said.sum(1), torch.ones(20))
 
 
 @case
-def masked_logits():
-    """A class that both rule out adds nothing; one that the child alone rules out is infinite"""
-    masked = noise(5, 4)
-    masked[:, 2] = -math.inf
-    other = noise(5, 4, seed=1)
-    other[:, 2] = -math.inf
-    left = [0, 1, 3]
-    expected = divergence(masked[:, left], other[:, left])
-    assert divergence(masked, other) == pytest.approx(expected, rel=1e-9)
-    assert divergence(noise(5, 4), masked) == math.inf
-    assert math.isfinite(divergence(masked, noise(5, 4)))
-
-    def mask(out):
-        return out.masked_fill(torch.tensor([False, True, False]), -math.inf)
-
-    assert search_trust_region(Returns(mask), X).divergence == pytest.approx(0.02, rel=0.1)
-    for combine in ("mean", "logits", "vote"):
-        members = [Returns(mask), linear(3)]
-        for weights in ([0, 1], [1, 0], [1, 1]):
-            found = Ensemble(members, combine, weights=weights)(X)
-            assert not found.isnan().any()
-            torch.testing.assert_close(found.exp().sum(1), torch.ones(40))
+def a_last_batch_of_one_under_batch_norm():
+    """It is left out."""
+    network = built(lambda: nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 2)))
+    x, y = noise(9, 4), torch.arange(9) % 2
+    batches = [(x[:4], y[:4]), (x[4:8], y[4:8]), (x[8:], y[8:])]
+    short = copy.deepcopy(network)
+    tune(network, Task(batches), tuning=Tuning(1, Constant(0.1), "adam"))
+    assert torch.isfinite(predict(network, batches)).all()
+    tune(short, Task(batches[:2]), tuning=Tuning(1, Constant(0.1), "adam"))
+    torch.testing.assert_close(network.state_dict(), short.state_dict())
 
 
 @case
-def a_member_that_is_nan_is_not_class_0():
-    """The vote is NaN where a member with a vote is, as the mean is; accuracy counts it as wrong"""
-    broken = linear(3, 1)
-    with torch.no_grad():
-        broken.weight.fill_(math.nan)
-    for combine in ("vote", "mean", "logits"):
-        assert Ensemble([linear(3), broken], combine)(X).isnan().all()
-        left_out = Ensemble([linear(3), broken], combine, weights=[1, 0])(X)
-        assert same_bits(left_out.argmax(1), linear(3)(X).argmax(1))
-        assert not left_out.isnan().any()
-    one, other = linear(1), linear(1, 1)
-    with torch.no_grad():
-        other.bias.fill_(math.nan)
-    assert Ensemble([one, other], "vote", outputs=Binary())(X).isnan().all()
-    assert Ensemble([one, other], outputs=Values())(X).isnan().all()
-    assert Validation([(X, torch.zeros(40).long())])(broken) == 0
-    assert math.isnan(Validation([(X, X[:, 0])], outputs=Values())(other))
-
-
-@case
-def what_a_network_returns_is_read():
-    """The logits of a mapping, a named tuple, a tuple; others are refused, naming what came"""
-    Named = namedtuple("Named", ["logits", "aux"])
-    plain = Returns(lambda out: out)
-    ways = [
-        lambda out: {"out": out, "aux": out * 9},
-        lambda out: {"loss": out.sum(), "logits": out},
-        lambda out: Named(out, out * 9),
-        lambda out: (out, out * 9),
-        lambda out: [out, None],
-    ]
-    expected = search_trust_region(plain, X)
-    data = [(X, X[:, :3].argmax(1))]
-    trained = Returns(lambda out: out)
-    tune(trained, Task(data), tuning=ADAM)
-    for way in ways:
-        module = Returns(way)
-        assert search_trust_region(module, X) == expected
-        assert same_bits(
-            Ensemble.from_mutations(module, Q)(X), Ensemble.from_mutations(plain, Q)(X)
-        )
-        assert same_bits(predict(module, data), predict(plain, data))
-        assert Validation(data)(module) == Validation(data)(plain)
-        tune(module, Task(data), tuning=ADAM)
-        assert all_same_bits(copied(module.state_dict()), copied(trained.state_dict()))
-    named = Returns(lambda out: {"scores": out, "other": out})
-    for ask in (
-        lambda: search_trust_region(named, X),
-        lambda: Ensemble([named])(X),
-        lambda: predict(named, data),
-        lambda: tune(named, Task(data), tuning=ADAM),
-    ):
-        with pytest.raises(ValueError, match=r"returned a dict of scores, other.*read=lambda"):
-            ask()
-    kind = Classes(read=lambda out: out["scores"])
-    assert search_trust_region(named, X, outputs=kind) == expected
-    for way, words in (
-        (lambda out: None, "returned a NoneType"),
-        (lambda out: {"logits": out, "out": out}, "returned a dict of logits, out"),
-        (lambda out: ({}, out), "returned a tuple of dict, Tensor"),
-        (lambda out: out.argmax(1), "floating-point numbers, got torch.int64"),
-        (lambda out: out.sum(), "got a single number"),
-    ):
-        with pytest.raises(ValueError, match=words):
-            search_trust_region(Returns(way), X)
-
-
-@case
-def outputs_that_differ_in_training():
-    """The main output is trained on, its auxiliary ones are left out; and eval gives a tensor"""
-    Outputs = namedtuple("GoogLeNetOutputs", ["logits", "aux_logits2", "aux_logits1"])
+def training_outputs_that_are_others():
+    """The main ones are trained, as those of torchvision's googlenet."""
 
     class Auxiliary(nn.Module):
         def __init__(self):
             super().__init__()
-            self.body, self.aux = linear(3), linear(3, 1)
+            self.main, self.other = nn.Linear(4, 3), nn.Linear(4, 3)
 
         def forward(self, x):
-            return Outputs(self.body(x), self.aux(x), None) if self.training else self.body(x)
+            found = collections.namedtuple("Outputs", ["logits", "aux"])
+            return found(self.main(x), self.other(x)) if self.training else self.main(x)
 
-    module, before = Auxiliary(), linear(3, 1)
-    tune(module, Task([(X, X[:, :3].argmax(1))]), tuning=ADAM)
-    assert all_same_bits(copied(module.aux.state_dict()), copied(before.state_dict()))
-    assert not same_bits(module.body.weight, linear(3).weight)
-
-
-@case
-def a_transformers_classifier():
-    """Keyword inputs and ModelOutput work in trust region, training, ensemble and predict"""
-    transformers = pytest.importorskip("transformers")
-    import_torchvision()  # which it imports, where it is installed
-    config = transformers.BertConfig(
-        vocab_size=20, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
-        intermediate_size=16, max_position_embeddings=12, num_labels=3,
-    )  # fmt: skip
-    module = built(lambda: transformers.BertForSequenceClassification(config)).eval()
-    words = torch.randint(20, (12, 7), generator=torch.Generator().manual_seed(0))
-    inputs = {"input_ids": words, "attention_mask": (words > 2).long()}
-    labels = words[:, 0] % 3
-    region = search_trust_region(module, inputs, target=0.002)
-    assert region.divergence == pytest.approx(0.002, rel=0.1)
-    ensemble = Ensemble.from_mutations(module, region.search.mutations()[:2])
-    expected = torch.stack([each(**inputs).logits.softmax(1) for each in ensemble.members]).mean(0)
-    torch.testing.assert_close(ensemble(**inputs).exp(), expected)
-    data = [(inputs, labels)]
-    torch.testing.assert_close(predict(ensemble, data).exp(), expected)
-    assert predict(module, data).shape == (12, 3)
-    tune(module, Task(data), tuning=Tuning(1, Constant(0.01), "adam"))
-    result = Noisy(Search(4, 2), target_kl=0.002)(module, Task(data, data))
-    assert result.ensemble(**inputs).shape == (12, 3)
+    network, batches = built(Auxiliary), [(noise(6, 4), torch.arange(6) % 3)]
+    before = copy.deepcopy(network.state_dict())
+    tune(network, Task(batches), tuning=Tuning(1, Constant(0.1), "adam"))
+    after = network.state_dict()
+    assert not torch.equal(before["main.weight"], after["main.weight"])
+    assert torch.equal(before["other.weight"], after["other.weight"])
 
 
 @case
-def inputs_of_any_form_for_a_trust_region():
-    """A tensor, a tuple, a mapping, a list, a DataLoader and a generator give the same sigma"""
-    module, data = linear(3), TensorDataset(X, torch.zeros(40))
-    expected = search_trust_region(module, X)
-    named = {"input": X}
-    for given in (
-        (X,), named, [X], [X[:30], X[30:]], [{"input": X[:9]}, {"input": X[9:]}],
-        DataLoader(TensorDataset(X), 7), DataLoader(data, 7), (part for part in X.split(9)),
-        [(named, None)], [((X,), None)],
-    ):  # fmt: skip
-        found = search_trust_region(module, given)
-        assert found.sigma == pytest.approx(expected.sigma, rel=1e-5)
-    shuffled = search_trust_region(module, DataLoader(data, 7, shuffle=True))
-    assert shuffled.sigma == pytest.approx(expected.sigma, rel=1e-5)
-    for wrong, words in (
-        (3, "inputs are a tensor, a tuple or a mapping.*got a int"),
-        ([(X, X, X)], "a pair of .inputs, targets. at a time, got 3"),
-        ({"inputs": X}, r"Linear takes \(input.*give 0 by position, inputs"),
-        ((X, X), "Linear takes .*give 2 by position"),
-        ([], "needs target > 0.*0 inputs"),
+def keyword_inputs_and_outputs_with_names():
+    """As a classifier of `transformers`: works in trust region, ensemble, predict."""
+
+    class Answer:
+        def __init__(self, logits):
+            self.loss, self.logits = None, logits
+
+    class Classifier(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(4, 3)
+
+        def forward(self, input_ids=None, attention_mask=None):
+            return Answer(self.layer(input_ids * attention_mask))
+
+    network = built(Classifier)
+    inputs = {"input_ids": noise(6, 4), "attention_mask": torch.ones(6, 4)}
+    region = search_trust_region(network, inputs)
+    assert region.divergence == pytest.approx(0.02, rel=0.1)
+    ensemble = Ensemble.from_mutations(network, region.search.mutations()[:4])
+    said = predict(ensemble, [(inputs, torch.zeros(6))])
+    torch.testing.assert_close(said, ensemble(**inputs))
+
+
+@case
+def a_vote_with_a_member_that_is_nan():
+    """It is NaN, and no vote for class 0."""
+    good, bad = built(lambda: nn.Linear(4, 3)), built(lambda: nn.Linear(4, 3))
+    bad.bias.data.fill_(float("nan"))
+    assert Ensemble([good, good, bad], "vote")(noise(5, 4)).isnan().all()
+
+
+@case
+def segmentation_without_an_axis():
+    """Refused with the axis' name, and not normalised over the width."""
+    network = built(lambda: nn.Conv2d(1, 3, 1))
+    with pytest.raises(ValueError, match=r"name the classes' axis, outputs=Classes\(axis=1\)"):
+        search_trust_region(network, noise(4, 1, 8, 8))
+    ensemble = Ensemble([network, network], outputs=Classes(1))
+    said = ensemble(noise(4, 1, 8, 8)).exp()
+    torch.testing.assert_close(said.sum(1), torch.ones(4, 8, 8))
+
+
+@case
+def an_output_that_nobody_can_read():
+    """Refused with what came and what to do."""
+
+    class Two(nn.Module):
+        def forward(self, x):
+            return {"left": x, "right": x}
+
+    with pytest.raises(ValueError, match=r"a mapping of left, right: say which tensor is meant"):
+        Ensemble([Two()])(noise(3, 4))
+
+
+@case
+def a_policy_that_gives_mean_actions():
+    """Continuous actions, no index of the largest."""
+    network = built(lambda: nn.Linear(3, 2))
+    space = gymnasium.spaces.Box(-1, 1, (3,))
+    ensemble = Ensemble.from_mutations(
+        network, quads(4, 0.1, density=0.5, seed=0), outputs=Values()
+    )
+    observation = noise(5, 3).numpy()
+    actions, _ = EnsemblePolicy(ensemble, space).predict(observation)
+    assert actions.shape == (5, 2)
+    torch.testing.assert_close(torch.as_tensor(actions), ensemble(torch.as_tensor(observation)))
+    alone, _ = EnsemblePolicy(network, space, outputs=Values()).predict(observation[0])
+    assert alone.shape == (2,)
+    with pytest.raises(ValueError, match=r"a temperature is of numbered actions"):
+        EnsemblePolicy(ensemble, space, temperature=0.5)
+
+
+# --- An ensemble is its members; a child is the parent plus its mutation ------------------------
+
+
+def _small(*layers):
+    return built(lambda: nn.Sequential(*(layer() for layer in layers)))
+
+
+@case
+def members_of_other_code_asked_side_by_side():
+    """Each member's own outputs."""
+    members = [
+        _small(lambda: nn.Conv2d(1, 64, 3), activation, nn.Flatten, lambda: nn.Linear(2304, 10))
+        for activation in (nn.ReLU, nn.Tanh, nn.ReLU, nn.Tanh)
+    ]
+    ensemble, x = Ensemble(members, side_by_side=True), noise(64, 1, 8, 8)
+    with torch.no_grad():
+        said = torch.stack([member(x) for member in members])
+        torch.testing.assert_close(ensemble.member_outputs(x), said)
+
+
+@case
+def rows_that_mix_asked_side_by_side():
+    """The members in turn: batch statistics, time first."""
+    networks = [
+        lambda: _small(
+            lambda: nn.Conv2d(1, 64, 3),
+            lambda: nn.BatchNorm2d(64, track_running_stats=False),
+            nn.Flatten,
+            lambda: nn.Linear(2304, 10),
+        ),
+        lambda: _small(lambda: nn.GRU(8, 2048)),
+    ]
+    for make, x in zip(networks, (noise(64, 1, 8, 8), noise(64, 2, 8)), strict=True):
+        members = [make() for _ in range(4)]
+        kind = Classes(read=lambda found: found[0][:, 0] if isinstance(found, tuple) else found)
+        ensemble = Ensemble(members, side_by_side=True, outputs=kind)
+        with torch.no_grad():
+            said = torch.stack([kind.tensor(member.eval()(x)) for member in members])
+            assert torch.equal(ensemble.member_outputs(x), said)
+
+
+@case
+def a_weight_changed_through_its_data():
+    """The new weights answer, and are saved."""
+    network, x = _small(lambda: nn.Linear(4, 3)), noise(6, 4)
+    ensemble = Ensemble.from_mutations(network, quads(4, 0.1, density=0.5, seed=0))
+    ensemble(x)
+    ensemble.members[1][0].weight.data.mul_(2)
+    said = torch.stack([member(x) for member in ensemble.members])
+    torch.testing.assert_close(ensemble.member_outputs(x), said)
+    with tempfile.TemporaryDirectory() as folder:
+        ensemble.save(f"{folder}/ensemble.safetensors")
+        again = Ensemble.load(f"{folder}/ensemble.safetensors", network)
+        with pytest.raises(ValueError, match=r"can only be saved with all their weights"):
+            ensemble.save(f"{folder}/recipe.safetensors", parent_weights=False)
+    torch.testing.assert_close(again.member_outputs(x), said)
+
+
+@case
+def norms_estimated_anew():
+    """The file holds them."""
+    network = _small(lambda: nn.Linear(4, 4), lambda: nn.BatchNorm1d(4), lambda: nn.Linear(4, 3))
+    ensemble = Ensemble.from_mutations(network, quads(4, 0.1, density=0.5, seed=0))
+    for member in ensemble.members:
+        reestimate_norms(member, [(noise(32, 4), torch.zeros(32))])
+    ensemble.weights.copy_(torch.tensor([0.7, 0.1, 0.1, 0.1]))
+    with tempfile.TemporaryDirectory() as folder:
+        ensemble.save(f"{folder}/ensemble.safetensors")
+        again = Ensemble.load(f"{folder}/ensemble.safetensors", network)
+    torch.testing.assert_close(again(noise(6, 4)), ensemble(noise(6, 4)))
+
+
+@case
+def members_as_recipes():
+    """The same outputs from two copies of the weights."""
+    network, x = _small(lambda: nn.Linear(4, 8), nn.Tanh, lambda: nn.Linear(8, 3)), noise(6, 4)
+    mutations = quads(8, 0.1, density=0.5, seed=0)
+    kept = Ensemble.from_mutations(network, mutations, resident=False)
+    with torch.no_grad():
+        expected = Ensemble.from_mutations(network, mutations)(x)
+        assert torch.equal(kept(x), expected)
+    assert sum(weight.numel() for weight in kept.parameters()) == 67
+    with tempfile.TemporaryDirectory() as folder:
+        kept.save(f"{folder}/ensemble.safetensors")
+        with torch.no_grad():
+            loaded = Ensemble.load(f"{folder}/ensemble.safetensors", network)
+            assert torch.equal(loaded(x), expected)
+
+
+@case
+def a_policy_that_remembers_its_last_state():
+    """Every child starts from the parent's state."""
+
+    class Remembering(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.cell, self.head, self.hidden = nn.GRUCell(4, 6), nn.Linear(6, 3), None
+
+        def forward(self, x):
+            self.hidden = self.cell(x, self.hidden)
+            return self.head(self.hidden)
+
+    network, x = built(Remembering), noise(7, 4)
+    mutations = quads(4, 0.1, density=0.5, seed=0)
+
+    def fitness(model):
+        return model(x)[0, 0].item()
+
+    forwards = evaluate(network, mutations, fitness=fitness)
+    backwards = evaluate(network, mutations[::-1], fitness=fitness)
+    assert forwards == backwards[::-1]
+    assert network.hidden is None
+    region = search_trust_region(network, x, sigmas=(1e-9,))
+    assert region.divergence < 1e-12
+
+
+@case
+def a_fitness_that_rebuilds_the_child():
+    """It costs one child, and the next is the parent and its mutation again."""
+    network, x = _small(lambda: nn.Linear(4, 4), nn.ReLU, lambda: nn.Linear(4, 3)), noise(6, 4)
+    mutations = quads(8, 0.1, density=0.5, seed=0)
+
+    def spoiled(change):
+        calls = []
+
+        def fitness(model):
+            calls.append(None)
+            found = model(x).sum().item()
+            if len(calls) == 2:
+                change(model)
+            if len(calls) == 3:
+                raise RuntimeError("one child")
+            return found
+
+        return fitness
+
+    whole = evaluate(network, mutations, fitness=lambda model: model(x).sum().item())
+    changes = [
+        lambda model: setattr(model, "0", nn.Linear(4, 4, bias=False)),
+        lambda model: setattr(model[0], "bias", None),
+        lambda model: model[2].register_forward_hook(lambda *_: torch.zeros(6, 3)),
+        lambda model: model.half(),
+        lambda model: model.register_buffer("more", torch.zeros(3)),
+        lambda model: model.requires_grad_(False),
+        lambda model: setattr(model, "counter", 3),
+        lambda model: model.train(),
+        lambda model: model.append(nn.Linear(3, 3)),
+    ]
+    with torch.random.fork_rng(devices=[]):
+        for change in changes:
+            found = evaluate(network, mutations, fitness=spoiled(change))
+            assert found[2].reason == "RuntimeError: one child"
+            assert [*found[:2], *found[3:]] == [*whole[:2], *whole[3:]]
+
+
+@case
+def modules_that_cannot_be_copied():
+    """One sentence with the layer's name; what a pass without gradients lets copy works."""
+    pruned = _small(lambda: nn.Linear(4, 3))
+    prune.l1_unstructured(pruned[0], "weight", amount=0.5)
+    assert torch.isfinite(Ensemble.from_mutations(
+        pruned, quads(4, 0.1, density=0.5, seed=0))(noise(6, 4))).all()  # fmt: skip
+    locked = _small(lambda: nn.Linear(4, 3))
+    locked[0].lock = threading.Lock()
+    sparse = _small(lambda: nn.Linear(4, 3))
+    sparse[0].weight = nn.Parameter(sparse[0].weight.data.to_sparse())
+    lazy = nn.Sequential(nn.LazyLinear(3))
+    infinite = _small(lambda: nn.Linear(4, 3))
+    infinite[0].weight.data[0, 0] = torch.inf
+    with torch.device("meta"):
+        empty = nn.Sequential(nn.Linear(4, 3))
+    coarse = _small(lambda: nn.Linear(4, 3))
+    coarse[0].weight = nn.Parameter(coarse[0].weight.data.to(torch.float8_e4m3fn))
+    for network, words in (
+        (locked, r"lock of layer 0 \(Linear\), a lock, cannot be copied"),
+        (sparse, r"weight of layer 0 \(Linear\) is torch.sparse_coo"),
+        (lazy, r"layer 0 \(LazyLinear\) does not know its shape yet"),
+        (infinite, r"0.weight of the parent is not finite everywhere"),
+        (empty, r"on the meta device, without values"),
+        (coarse, r"0.weight is torch.float8_e4m3fn, which is too coarse for noise"),
     ):
         with pytest.raises(ValueError, match=words):
-            search_trust_region(module, wrong)
-    with pytest.raises(ValueError, match="batch_size has no effect on inputs that are in batches"):
-        search_trust_region(module, [X], batch_size=3)
+            Ensemble.from_mutations(network, [Mutation(0, 0.1, 0, 1)])
+        with pytest.raises(ValueError, match=words):
+            evaluate(network, [Mutation(0, 0.1, 0, 1)], fitness=lambda _: 0.0)
 
 
 @case
-def sequences_of_other_lengths():
-    """Batches may be of other lengths in a trust region and in training; joined they are refused"""
-    lstm = built(lambda: nn.LSTM(8, 3, batch_first=True))
-    kind = Classes(axis=-1)
-    batches = [noise(4, 5, 8), noise(4, 7, 8, seed=1)]
-    data = [(x, x[..., :3].argmax(-1)) for x in batches]
-    region = search_trust_region(lstm, batches, outputs=kind)
-    total = 0.0
-    parts = list(zip(batches, (20, 28), strict=True))
-    for mutation in region.search.mutations()[:4]:
-        child = Ensemble.from_mutations(lstm, [mutation], outputs=kind).members[0]
-        with torch.no_grad():
-            total += sum(n * divergence(lstm(x), child(x), outputs=kind) for x, n in parts) / 48 / 4
-    assert total == pytest.approx(region.divergence, rel=1e-3)
-    tune(lstm, Task(data, outputs=kind), tuning=ADAM)
-    with pytest.raises(ValueError, match=r"different shapes.*pad them"):
-        predict(lstm, data)
+def a_file_of_float32_onto_a_bfloat16_module():
+    """Converted: children are built in the file's precision and rounded."""
+    network = _small(lambda: nn.Linear(4, 3))
+    ensemble = Ensemble.from_mutations(network, quads(4, 0.1, density=0.5, seed=0))
+    with tempfile.TemporaryDirectory() as folder:
+        ensemble.save(f"{folder}/ensemble.safetensors")
+        half = copy.deepcopy(network).bfloat16()
+        again = Ensemble.load(f"{folder}/ensemble.safetensors", half, restore=True)
+    for member, before in zip(again.members, ensemble.members, strict=True):
+        assert torch.equal(member[0].weight, before[0].weight.bfloat16())
 
 
 @case
-def a_last_batch_of_one():
-    """BatchNorm trains: in memory the one is left out; a loader is refused, naming drop_last"""
-    images, tuning = pictures(17), Tuning(2, Constant(0.01), "adam", batch_size=8)
+def members_of_several_architectures():
+    """Saved and loaded with a module for each."""
+    networks = [
+        _small(lambda: nn.Linear(4, 3)),
+        _small(lambda: nn.Linear(4, 8), nn.ReLU, lambda: nn.Linear(8, 3)),
+    ]
+    ensemble = Ensemble(networks)
+    with tempfile.TemporaryDirectory() as folder:
+        ensemble.save(f"{folder}/ensemble.safetensors")
+        again = Ensemble.load(f"{folder}/ensemble.safetensors", networks)
+        with pytest.raises(ValueError, match=r"members of several need a module for each"):
+            Ensemble.load(f"{folder}/ensemble.safetensors", networks[0])
+    torch.testing.assert_close(again(noise(6, 4)), ensemble(noise(6, 4)))
 
-    def flat(norm):
-        return built(lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 6), norm(), nn.Linear(6, 4)))
 
-    for norm in (lambda: nn.BatchNorm1d(6), lambda: nn.GroupNorm(6, 6), nn.Identity):
-        module = flat(norm)
-        tune(module, Task(images), tuning=tuning)
-        assert predict(module, images).isfinite().all()
-    module = flat(lambda: nn.BatchNorm1d(6))
-    tune(module, Task(images), tuning=tuning)
-    assert int(module[2].num_batches_tracked) == 4
-    pair = [(x.contiguous(), y) for x, y in images.in_order(8)]
-    with pytest.raises(ValueError, match=r"batch 3 of the loader has one sample.*drop_last"):
-        tune(module, Task(pair), tuning=Tuning(1))
-    with pytest.raises(ValueError, match="make batch_size larger"):
-        tune(module, Task(images), tuning=Tuning(1, batch_size=1))
-    reestimate_norms(module, images, batch_size=8)
-    reestimate_norms(module, pair)
-    wide = built(lambda: nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten()))
-    tune(wide, Task(pair), tuning=Tuning(1))  # a picture has many values a channel
-    assert int(wide[1].num_batches_tracked) == 3
+# --- What is a weight ---------------------------------------------------------------------------
 
-    class Frozen(nn.BatchNorm1d):
-        def train(self, mode=True):
-            return super().train(False)
 
-    tune(flat(lambda: Frozen(6)), Task(pair), tuning=Tuning(1))
+class HeadFirst(nn.Module):
+    """(batch, 5) to (batch, 3), whose head is registered before its body."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(8, 3)
+        self.body = nn.Linear(5, 8)
+
+    def forward(self, x):
+        return self.head(self.body(x).relu())
+
+
+class Untraceable(HeadFirst):
+    """torch.fx cannot follow it."""
+
+    def forward(self, x):
+        return super().forward(x if x.sum() > 0 else -x)
+
+
+class GPT(nn.Module):
+    """(batch, time) tokens to (batch, 11) logits of the next one; the head is the embedding."""
+
+    def __init__(self):
+        super().__init__()
+        self.token_embedding = nn.Embedding(11, 8, padding_idx=0)
+        self.positions = nn.Embedding(6, 8)
+        self.block = nn.TransformerEncoderLayer(8, 2, 16, 0.0, batch_first=True, norm_first=True)
+        self.norm = nn.LayerNorm(8)
+        self.head = nn.Linear(8, 11, bias=False)
+        self.head.weight = self.token_embedding.weight
+
+    def forward(self, tokens):
+        x = self.token_embedding(tokens) + self.positions.weight[: tokens.shape[1]]
+        return self.head(self.norm(self.block(x))[:, -1])
+
+
+class WithLora(nn.Module):
+    """A frozen linear layer and what is trained beside it."""
+
+    def __init__(self):
+        super().__init__()
+        self.base = nn.Linear(5, 3).requires_grad_(False)
+        self.lora_A = nn.Parameter(noise(2, 5))
+        self.lora_B = nn.Parameter(torch.zeros(3, 2))
+
+    def forward(self, x):
+        return self.base(x) + x @ self.lora_A.t() @ self.lora_B.t()
+
+
+def moved(module, **options):
+    """The names of the parameters that a mutation moves, everywhere the same."""
+    parent = parameters(module)
+    mutation = Mutation(3, 0.01, 0.0, 1.0)
+    child = materialize(parent, mutation, **options)
+    member = parameters(Ensemble.from_mutations(module, [mutation], **options).members[0])
+    seen = []
+
+    def fitness(model):
+        seen.append(copied(parameters(model)))
+        return 0.0
+
+    evaluate(module, [mutation], fitness=fitness, **options)
+    for other in (member, seen[0]):
+        assert all(torch.equal(other[name], child[name]) for name in parent)
+    return {name for name in parent if not torch.equal(child[name], parent[name])}
+
+
+def revived(parent, child):
+    """How many zeros of the parent are none in the child."""
+    params = parameters(child)
+    return sum(
+        int(((weight == 0) & (params[name] != 0)).sum())
+        for name, weight in parameters(parent).items()
+    )
+
+
+def sparse():
+    """An mlp of which torch.nn.utils.prune removed half, and a unit of each layer altogether."""
+    module = mlp()
+    for layer in (module[0], module[2]):
+        torch.nn.utils.prune.random_unstructured(layer, "weight", 0.5)
+        torch.nn.utils.prune.remove(layer, "weight")
+        layer.weight.data[0] = 0.0
+    return module
 
 
 @case
-def networks_that_flatten_by_view():
-    """Pictures in memory train, are judged and predicted, as where they are flattened by Flatten"""
+def zeros_of_a_sparse_parent_stay_zero_in_mutations():
+    """What is zero stays zero in children, in ensembles and in their files; Whole lets it grow."""
+    parent = built(sparse)
+    mutations = quads(4, 0.1, density=0.5, seed=0)
+    ensemble = Ensemble.from_mutations(parent, mutations)
+    assert all(revived(parent, member) == 0 for member in ensemble.members)
+    everything = Whole(parameters(parent).weights)
+    free = Ensemble.from_mutations(parent, mutations, include=everything)
+    assert all(revived(parent, member) > 0 for member in free.members)
+    with tempfile.TemporaryDirectory() as folder:
+        for one in (ensemble, free):
+            one.save(f"{folder}/file")
+            again = Ensemble.load(f"{folder}/file", parent)
+            assert torch.equal(again(noise(4, 5)), one(noise(4, 5)))
 
-    class View(nn.Module):
+
+@case
+def zeros_of_a_sparse_parent_stay_zero_in_tuning():
+    """Children of a sparse parent that are tuned grow nothing back, in the classifier neither."""
+    parent = built(sparse)
+    task = Task([(noise(8, 5), torch.arange(8) % 3)])
+    for structure in ("connections", "neurons"):
+        pruning = Pruning("halves", structure=structure)
+        for child in Sparse(2, pruning, Tuning(2))(parent, task).ensemble.members:
+            assert revived(parent, child) == 0
+    for start in ("temperature", "iterative", "one-shot"):
+        annealing = Annealing(start, 1) if start != "one-shot" else Annealing(start)
+        for child in Stochastic(2, annealing, tuning=Tuning(2))(parent, task).ensemble.members:
+            assert revived(parent, child) == 0
+
+
+@case
+def a_weight_that_is_zero_altogether_is_no_sparse_one():
+    """LoRA's second matrix, zero convolutions: noise moves them."""
+    module = built(WithLora)
+    assert moved(module) == {"lora_A", "lora_B"}
+
+
+@case
+def the_head_may_be_registered_first():
+    """The body is pruned, the head that makes the output is spared."""
+    for make in (HeadFirst, Untraceable):
+        module, inputs = built(make), noise(1, 5)
+        assert classifier(module, inputs) == ["head.weight"]
+        pruning = Pruning("halves")
+        masks = pruning.masks(module, pruning.subnetworks(2, 0)[0], inputs=inputs)
+        assert list(masks) == ["body.weight"]
+
+
+@case
+def a_network_with_two_heads_has_two_classifiers():
+    """Actions and values of a policy are both outputs."""
+
+    class Policy(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.actions, self.value = nn.Linear(8, 3), nn.Linear(8, 1)
+            self.body = nn.Linear(5, 8)
+
         def forward(self, x):
-            return x.view(len(x), -1)
+            x = self.body(x).relu()
+            return {"actions": self.actions(x), "value": self.value(x)}
 
-    def network(flatten, channels):
-        return built(
-            lambda: nn.Sequential(
-                nn.Conv2d(channels, 8, 3), nn.BatchNorm2d(8), flatten(), nn.Linear(288, 4)
-            )
+    class Branching(Policy):
+        def forward(self, x):
+            return super().forward(x if x.sum() > 0 else -x)
+
+    for make in (Policy, Branching):
+        found = classifier(built(make), noise(1, 5))
+        assert sorted(found) == ["actions.weight", "value.weight"]
+
+
+@case
+def a_classifier_may_be_a_convolution():
+    """SqueezeNet's kind: the last 1x1 convolution is spared."""
+    module = built(
+        lambda: nn.Sequential(
+            nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 3, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()
         )
-
-    for channels in (1, 3):
-        grey = pictures(20)
-        images = Images(grey.pixels.repeat(1, channels, 1, 1), grey.labels)
-        task, fitness = Task(images, images), Validation(images)
-        found = []
-        for flatten in (nn.Flatten, View):
-            module = network(flatten, channels)
-            tune(module, task, tuning=ADAM)
-            reestimate_norms(module, images)
-            noisy = Noisy(Search(4, 2))(module, task)
-            sparse = Sparse(2, tuning=Tuning(1, Constant(0.01), "adam"))(module, task)
-            assert 1 < sparse.inference < 2
-            both = predict(module, images), predict(noisy.ensemble, images, side_by_side=True)
-            found.append((*both, torch.tensor(fitness(module))))
-        for one, other in zip(*found, strict=True):
-            torch.testing.assert_close(one, other, rtol=1e-2, atol=1e-2)
+    )
+    assert classifier(module) == ["2.weight"]
+    task = Task([(noise(4, 1, 8, 8), torch.arange(4) % 3)])
+    for child in Sparse(2, tuning=Tuning(1))(module, task).ensemble.members:
+        assert (child[2].weight != 0).all()
+        assert (child[0].weight == 0).any()
 
 
 @case
-def labels_of_other_types_and_shapes():
-    """Whole labels of any type and (n, 1) are right, -100 is left out, soft ones are learned"""
-    logits, labels = noise(6, 3), torch.tensor([0, 1, 2, 0, 1, 2])
-    loss, right = Classes().loss(logits, labels), Classes().metric(logits, labels)
-    for same in (labels.int(), labels.to(torch.uint8), labels[:, None], labels[:, None].short()):
-        torch.testing.assert_close(Classes().loss(logits, same), loss)
-        assert Classes().metric(logits, same) == right
-    soft = nn.functional.one_hot(labels).float()
-    torch.testing.assert_close(Classes().loss(logits, soft), loss)
-    assert Classes().metric(logits, soft) == right
-    ignored = torch.cat((labels[:5], torch.tensor([-100])))
-    assert Classes().metric(logits, ignored) == Classes().metric(logits[:5], labels[:5])
-    for wrong, words in (
-        (labels.float(), "labels of classes are whole numbers"),
-        (labels + 1, r"labels of 3 classes are in 0\.\.2, got 1\.\.3"),
-        (labels - 1, r"in 0\.\.2, got -1\.\.1"),
-        (labels[:4], r"go with labels of shape \(6,\), got \(4,\)"),
-        (soft.long(), r"got \(6, 3\) \(several labels a sample are outputs=Binary\(\)\)"),
-        ((soft > -1).float(), r"probabilities that sum to 1.*outputs=Binary\(\)"),
-    ):
-        module = built(lambda: nn.Linear(3, 3))
-        for ask in (
-            lambda wrong=wrong, module=module: tune(module, Task([(logits, wrong)]), tuning=ADAM),
-            lambda wrong=wrong, module=module: Validation([(logits, wrong)])(module),
-        ):
-            with pytest.raises(ValueError, match=words):
-                ask()
-    many = (X[:, :4] > 0).long()
-    module = linear(4)
-    tune(module, Task([(X, many)], outputs=Binary()), tuning=Tuning(60, Constant(0.1), "adam"))
-    assert Validation([(X, many)], outputs=Binary())(module) > 0.9
+def a_network_without_a_classifier_names_the_option():
+    """Where it cannot be found, the message says classifier=True."""
 
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(5))
 
-@case
-def data_that_is_empty_or_not_finite():
-    """A sentence that says which batch, not that the learning rate is too high"""
-    module, labels = linear(3), X[:, :3].argmax(1)
-    nan = X.clone()
-    nan[3, 2] = math.nan
+        def forward(self, x):
+            return x * self.scale
+
     with pytest.raises(
-        ValueError, match="batch 2 of the data, in order, holds numbers that are not"
+        ValueError, match=r"Scaled with weights leads to its output.*classifier=True"
     ):
-        tune(module, Task([(X, labels), (nan, labels)]), tuning=Tuning(1))
-    for wrong in (nan, [X, nan]):
-        with pytest.raises(ValueError, match=r"outputs.*not finite: some of the inputs are not"):
-            search_trust_region(linear(3), wrong)
-    with pytest.raises(ValueError, match="batch 2 of the training data has no samples"):
-        tune(linear(3), Task([(X, labels), (X[:0], labels[:0])]), tuning=Tuning(1))
-    for ask in (lambda: predict(module, []), lambda: Validation([])(module)):
-        with pytest.raises(ValueError, match="nothing to predict: the data has no batches"):
-            ask()
-    assert Ensemble.from_mutations(linear(3), Q)(X[:0]).shape == (0, 3)
-    frozen = linear(3).requires_grad_(False)
-    with pytest.raises(ValueError, match="a Linear has no parameter that is trained"):
-        tune(frozen, Task([(X, labels)]), tuning=Tuning(1))
-    each = Task([(X, labels)], loss=lambda out, y: nn.functional.cross_entropy(
-        out, y, reduction="none"))  # fmt: skip
-    with pytest.raises(ValueError, match=r"a loss is one number.*got shape \(40,\)"):
-        tune(linear(3), each, tuning=Tuning(1))
+        classifier(Scaled())
+    with pytest.raises(ValueError, match=r"cannot trace Untraceable .*inputs, or classifier=True"):
+        classifier(built(Untraceable))
+    pruning = Pruning("halves", classifier=True)
+    assert len(pruning.masks(built(Untraceable), pruning.subnetworks(2, 0)[0])) == 2
 
 
 @case
-def modes_of_layers_stay():
-    """Predicting leaves a norm that is frozen in a training network frozen"""
-    module = nn.Sequential(linear(3), nn.BatchNorm1d(3)).train()
-    module[1].eval()
-    predict(module, [(X, X)])
-    reestimate_norms(module, [(X, X)])
-    assert [layer.training for layer in module.modules()] == [True, True, False]
+def norms_scales_positions_tokens_and_padding_are_no_weights():
+    """Noise moves the weights of layers, and nothing else, whatever its shape."""
+
+    class RMSNorm(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(4, 8))
+
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm, self.own_norm = nn.LayerNorm((4, 8)), RMSNorm()
+            self.layer_scale = nn.Parameter(torch.ones(8, 1, 1))
+            self.gamma = nn.Parameter(torch.ones(2, 8))
+            self.pos_embedding = nn.Parameter(noise(1, 4, 8))
+            self.positional_embedding = nn.Parameter(noise(4, 8))
+            self.class_token, self.register_tokens = (nn.Parameter(noise(1, n, 8)) for n in (1, 4))
+            self.relative_position_bias_table = nn.Parameter(noise(9, 2))
+            self.position_embeddings = nn.Embedding(4, 8)
+            self.words = nn.Embedding(6, 8, padding_idx=0)
+            self.bag = nn.EmbeddingBag(6, 8, padding_idx=2)
+            self.attention = nn.MultiheadAttention(8, 2, add_bias_kv=True)
+            self.other = nn.MultiheadAttention(8, 2, kdim=4, vdim=4)
+            self.recurrent, self.cell = nn.LSTM(8, 4, proj_size=2), nn.GRUCell(4, 4)
+            self.up, self.pair = nn.ConvTranspose2d(2, 2, 2), nn.Bilinear(2, 2, 1)
+            self.slope, self.one = nn.PReLU(4), nn.Linear(8, 1)
+
+    module = built(Block)
+    layers = ["words", "bag", "up", "pair", "one"]
+    attention = ("in_proj_weight", "out_proj.weight")
+    apart = ("q_proj_weight", "k_proj_weight", "v_proj_weight", "out_proj.weight")
+    expected = {f"{name}.weight" for name in layers}
+    expected |= {f"attention.{name}" for name in attention} | {f"other.{name}" for name in apart}
+    expected |= {f"recurrent.weight_{name}_l0" for name in ("ih", "hh", "hr")}
+    expected |= {"cell.weight_ih", "cell.weight_hh"}
+    assert moved(module) == expected
+    module.bag.weight.data[2] = 1.0  # a padding row that is not zero stays as well
+    child = materialize(parameters(module), Mutation(0, 0.1, 0.0, 1.0))
+    for table, row in (("words", 0), ("bag", 2)):
+        same = (child[f"{table}.weight"] == getattr(module, table).weight).all(dim=1)
+        assert same.tolist() == [index == row for index in range(6)]
 
 
 @case
-def policies_act_by_the_kind_of_output():
-    """Continuous actions of values and distributions; NaN chooses no action, and no action 0"""
-    if rl is None:
-        pytest.skip("stable-baselines3 is not installed")
-    EnsemblePolicy, seen = rl.EnsemblePolicy, X[:5].numpy()
-    space = gymnasium.spaces.Box(-1, 1, (8,))
-    ensemble = Ensemble.from_mutations(linear(2), Q, outputs=Values())
-    for model, outputs in ((ensemble, None), (linear(2), Values())):
-        policy = EnsemblePolicy(model, space, outputs=outputs)
-        actions, _ = policy.predict(seen)
-        assert actions.dtype == "float32"
-        torch.testing.assert_close(torch.from_numpy(actions), model(X[:5]).detach())
-        assert policy.predict(seen[0])[0].shape == (2,)
-    kind = Distribution(lambda out: td.Independent(td.Normal(out, 0.1), 1))
-    mixed = EnsemblePolicy(Ensemble.from_mutations(linear(2), Q, outputs=kind), space, seed=1)
-    exact = mixed.predict(seen, deterministic=True)[0]
-    sampled = mixed.predict(seen)[0]
-    assert 0 < abs(sampled - exact).max() < 2
-    with pytest.raises(ValueError, match=r"outputs=Values\(\)"):
-        EnsemblePolicy(linear(1), space).predict(seen)
-    with pytest.raises(ValueError, match="got Binary"):
-        EnsemblePolicy(linear(1), space, outputs=Binary())
-    with pytest.raises(ValueError, match="temperature 2 divides logits"):
-        EnsemblePolicy(ensemble, space, temperature=2)
-    broken = linear(3)
+def hand_written_layers_have_weights():
+    """A bare matrix that a layer multiplies by is a weight; a convolution's of one channel too."""
+
+    class Own(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(noise(1, 5))
+            self.kernel = nn.Parameter(noise(1, 2, 3, 3))
+            self.experts = nn.ParameterList([nn.Parameter(noise(4, 5))])
+            self.W = nn.Parameter(noise(3, 4, 5))
+            self.bias, self.logit_scale = nn.Parameter(noise(3, 4)), nn.Parameter(noise(3, 1, 1))
+
+    assert moved(Own()) == {"weight", "kernel", "experts.0", "W"}
+    assert moved(Own(), include=["logit_scale"]) == {"logit_scale"}
+
+
+@case
+def parametrized_weights_are_their_layers():
+    """Weight norm's directions are weights, their lengths are not, in both of torch's versions."""
+    parametrized = nn.utils.parametrizations
+    module = built(
+        lambda: nn.Sequential(
+            parametrized.weight_norm(nn.Linear(5, 4)), parametrized.spectral_norm(nn.Linear(4, 3))
+        )
+    )
+    weights = [f"{i}.parametrizations.weight.original{end}" for i, end in ((0, "1"), (1, ""))]
+    assert list(parameters(module).weights) == weights
+    assert classifier(module) == weights[1:]
+    masked = built(lambda: nn.utils.prune.random_unstructured(nn.Linear(4, 3), "weight", 0.5))
+    assert parameters(masked).weights == ("weight_orig",)
+
+
+@case
+def frozen_parameters_are_left_alone_unless_named():
+    """LoRA's matrices move, its base does not; a model that is frozen altogether moves."""
+    module = built(WithLora)
+    assert moved(module) == {"lora_A", "lora_B"}
+    assert moved(module, include=["base.weight"]) == {"base.weight"}
+    assert moved(mlp().requires_grad_(False)) == {"0.weight", "2.weight"}
+    probe = mlp()
+    probe[0].requires_grad_(False)
+    assert moved(probe) == {"2.weight"}
+    for name, parameter in probe.named_parameters():
+        parameter.requires_grad_(name.endswith("bias"))
+    with pytest.raises(ValueError, match=r"not frozen beside .* with include"):
+        materialize(parameters(probe), Mutation(0, 0.1, 0.0, 1.0))
+
+
+@case
+def tied_parameters_are_one():
+    """Tied by name or by memory alone, in a child they are tied too."""
+    by_memory = tied()
+    by_memory.second.weight = nn.Parameter(by_memory.first.weight.data)
+    transposed = tied()
+    transposed.second.weight = nn.Parameter(transposed.first.weight.data.t())
+    for module, also in (
+        (tied(), set()),
+        *((m, {"second.weight"}) for m in (by_memory, transposed)),
+    ):
+        assert moved(module) == {"first.weight"} | also
+        child = materialize(parameters(module), Mutation(0, 0.1, 0.0, 1.0))
+        if also:
+            second = child["second.weight"]
+            second = second.t() if module is transposed else second
+            assert torch.equal(child["first.weight"], second)
+        mutations = quads(4, 0.1, density=0.5, seed=0)
+        member = Ensemble.from_mutations(module, mutations[:1]).members[0]
+        child = materialize(parameters(module), mutations[0])
+        x = noise(3, 5)
+        assert torch.equal(torch.func.functional_call(module, dict(child), (x,)), member(x))
+
+
+@case
+def a_tied_gpt_goes_all_the_way():
+    """Trust region, evolution, file, sparse children: the embedding is the classifier, and one."""
+    module = built(GPT).eval()
+    assert "positions.weight" not in parameters(module).weights
+    assert classifier(module) == ["token_embedding.weight"]
+    tokens = torch.tensor([[1, 2, 3], [4, 5, 0], [7, 0, 0]])
+    region = search_trust_region(module, tokens, search=Search(4, 2))
+    assert abs(region.divergence - 0.02) <= 0.002
+    with torch.no_grad(), tempfile.TemporaryDirectory() as folder:
+        evolution = evolve(
+            module, lambda model: float(model(tokens)[:, 1].sum()), search=region.search
+        )
+        ensemble = evolution.ensemble
+        for member in ensemble.members:
+            assert member.head.weight is member.token_embedding.weight
+            assert torch.equal(member.head.weight[0], module.head.weight[0])
+        ensemble.save(f"{folder}/file")
+        again = Ensemble.load(f"{folder}/file", module)
+        assert torch.equal(again(tokens), ensemble(tokens))
+    task = Task([(tokens, torch.tensor([4, 1, 2]))])
+    for whole in (False, True):
+        pruning = Pruning("halves", classifier=whole)
+        for child in Sparse(2, pruning, Tuning(1))(module, task).ensemble.members:
+            assert child.head.weight is child.token_embedding.weight
+            assert (child.head.weight[1:] == 0).any() == whole
+            assert (child.block.linear1.weight == 0).any()
+    with pytest.raises(ValueError, match=r"no layer's neurons can be|cannot trace GPT"):
+        compacted(module)
+
+
+@case
+def wrappers_do_not_change_names():
+    """Of torch.compile and DataParallel, inside and outside: the same child, the same file."""
+    plain, mutation, x = mlp().eval(), Mutation(3, 0.1, 0.0, 0.5), noise(4, 5)
+    child = materialize(parameters(plain), mutation)
+    inside = copy.deepcopy(plain)
+    inside[0] = nn.DataParallel(inside[0])
+    compiled = torch.compile(copy.deepcopy(plain), backend="eager")
+    wrapped = [compiled, nn.DataParallel(copy.deepcopy(plain)), inside, nn.DataParallel(compiled)]
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+        bare = Ensemble.from_mutations(plain, [mutation])
+        bare.save(f"{folder}/bare")
+        for module in wrapped:
+            again = materialize(parameters(module), mutation)
+            assert all_same_bits(dict(again), dict(child))
+            assert list(again) == list(child)
+            ensemble = Ensemble.from_mutations(module, [mutation])
+            assert torch.allclose(ensemble(x), bare(x))
+            ensemble.save(f"{folder}/wrapped")
+            for file in ("bare", "wrapped"):
+                for onto in (module, plain):
+                    for restore in (False, True):
+                        loaded = Ensemble.load(f"{folder}/{file}", onto, restore=restore)
+                        assert torch.allclose(loaded(x), bare(x))
+            found = search_trust_region(module, x, search=Search(4, 2))
+            assert found.search == search_trust_region(plain, x, search=Search(4, 2)).search
+            assert classifier(module) == ["2.weight"]
+
+
+@case
+def a_layer_that_lost_all_neurons_can_be_compacted():
+    """Narrow ones, as of squeeze and excitation in EfficientNet: one silent neuron stays."""
+
+    class Squeezed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = nn.Conv2d(2, 8, 1), nn.Conv2d(8, 3, 1)
+            self.squeeze, self.excite = nn.Conv2d(8, 1, 1), nn.Conv2d(1, 8, 1)
+
+        def forward(self, x):
+            x = self.first(x).relu()
+            return self.last(x + self.excite(self.squeeze(x).relu())).flatten(1)
+
+    parent, pruning = built(Squeezed).eval(), Pruning("halves", structure="neurons")
+    for subnetwork in pruning.subnetworks(2, 0):
+        child = copy.deepcopy(parent)
+        Pruned(child, pruning.masks(parent, subnetwork))
+        small = compacted(child)
+        assert small.first.out_channels < 8
+        assert small.squeeze.out_channels == 1
+        x = noise(4, 2, 3, 3)
+        assert torch.allclose(small(x), child(x), atol=1e-6)
+
+
+@case
+def a_deep_network_of_small_weights_has_a_trust_region():
+    """Forty layers scaled by 0.3: within a tenth of the target, after more bisections."""
+    module = built(lambda: nn.Sequential(*[nn.Linear(16, 16) for _ in range(40)]))
     with torch.no_grad():
-        broken.weight.fill_(math.nan)
-    for deterministic in (True, False):
-        with pytest.raises(ValueError, match="gives NaN for an observation"):
-            EnsemblePolicy(broken, space).predict(seen, deterministic=deterministic)
+        for layer in module:
+            layer.weight.mul_(0.3)
+    region = search_trust_region(module, noise(16, 16), search=Search(4, 2))
+    assert abs(region.divergence - 0.02) <= 0.002
 
 
 @case
-def numbers_for_classifiers_refuse_values():
-    """Accuracy of real values is refused, naming what there is instead"""
-    with pytest.raises(ValueError, match="of real values mean_squared_error"):
-        metrics.accuracy(X[:, :3] + 5, torch.zeros(40).long())
-    values, spread = X[:, 0], X[:, 1].abs() + 0.1
-    targets = X[:, 2:3]
-    off = (values - targets[:, 0]).double()
-    assert metrics.mean_squared_error(values, targets) == pytest.approx(off.square().mean().item())
-    normal = td.Normal(values.double(), spread.double())
-    expected = -normal.log_prob(targets[:, 0]).mean().item()
-    assert metrics.gaussian_nll(values, spread, targets=targets) == pytest.approx(expected)
-    share = (off.abs() <= 2 * spread).double().mean().item()
-    assert metrics.within_spreads(values, spread, targets=targets, spreads=2.0) == share
-    with pytest.raises(ValueError, match="a spread for each value"):
-        metrics.gaussian_nll(values, spread[:, None], targets=targets)
+def a_trust_region_that_cannot_be_had_says_why():
+    """Dead outputs, random outputs, steps in half precision, infinite weights: one sentence."""
+
+    class Dead(nn.Linear):
+        def forward(self, x):
+            return super().forward(x).relu() * 0.0 + x
+
+    class Noisy(nn.Linear):
+        def forward(self, x):
+            return super().forward(x) + torch.randn(x.shape, generator=generator) * 9
+
+    class Steps(nn.Linear):
+        def forward(self, x):
+            return (super().forward(x) * 0.02).round() * 99
+
+    generator = torch.Generator().manual_seed(0)
+    x = noise(6, 4)
+    for make, why in (
+        (Dead, "no sigma reaches a divergence of 0.02, the largest is 0"),
+        (Noisy, "even sigma .* draw random numbers"),
+        (Steps, "no sigma gives a divergence of 0.02: it is 0 at sigma"),
+    ):
+        with pytest.raises(ValueError, match=why):
+            search_trust_region(built(lambda make=make: make(4, 4)), x, search=Search(4, 2))
+    broken = mlp()
+    broken[2].weight.data[0, 0] = math.inf
+    with pytest.raises(ValueError, match=r"2\.weight of the parent is not finite"):
+        search_trust_region(broken, noise(6, 5))
 
 
-# --- An ensemble is its members; a child is the parent plus its mutation ----------------------------
-
-
-# --- What is a weight -------------------------------------------------------------------------------
-
-
-# --- Simulators, agents, folders of pictures, devices, seeds ----------------------------------------
+# --- Simulators, agents, folders of pictures, devices, seeds ------------------------------------
 
 
 @pytest.mark.parametrize("threads", [1, 2])

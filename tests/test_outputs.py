@@ -1,284 +1,370 @@
-"""Networks of every kind of output through everything, and outputs against plain references."""
+"""Each kind of output against plain references, and four networks that are no classifiers of
+pictures through the whole library."""
 
 import math
 
 import pytest
 import torch
-import torch.distributions as td
-from networks import all_same_bits, built, copied, noise, same_bits
+import torch.nn.functional as F
+from networks import built, noise
 from torch import nn
+from torch.distributions import Bernoulli, Categorical, Normal, kl_divergence
 
-from evo_subnets import (
-    Binary,
-    Classes,
-    Distribution,
-    Ensemble,
-    Search,
-    Task,
-    Values,
-    divergence,
-    evolve,
-    quads,
-    search_trust_region,
-)
-from evo_subnets.data.downloads import import_torchvision
-from evo_subnets.methods import Noisy, Pruning, Sparse
-from evo_subnets.prediction import Validation, predict, predict_members
+from evo_subnets import Ensemble, Moving, Mutation, Search, Task, evolve, quads, search_trust_region
+from evo_subnets.inputs import ask, batches_of
+from evo_subnets.methods import Sparse
+from evo_subnets.methods.sparse import Pruning
+from evo_subnets.outputs import Binary, Classes, Distribution, Values, read
+from evo_subnets.prediction import Validation, predict
 from evo_subnets.schedules import Constant
+from evo_subnets.trust_region import divergence
 from evo_subnets.tuning import Tuning, tune
 
-ADAM = Tuning(4, Constant(0.01), "adam")
-TOKENS = Classes(axis=-1)
+GAUSSIAN = Distribution(lambda found: Normal(found[:, 0], found[:, 1].exp()))
 
 
-@pytest.fixture(params=[1, 2])
-def threads(request):
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(1)
+@pytest.mark.parametrize("shape", [(6, 4), (6, 5, 4), (6, 4, 3, 2)])
+def test_classes_diverge_as_torchs_categorical_on_a_named_axis(shape):
+    parent, child = noise(*shape), noise(*shape, seed=1)
+    axis = {2: 1, 3: -1, 4: 1}[len(shape)]
+    moved = [Categorical(logits=each.double().movedim(axis, -1)) for each in (parent, child)]
+    expected = kl_divergence(*moved).mean().item()
+    assert divergence(parent, child, outputs=Classes(axis)) == pytest.approx(expected, rel=1e-6)
 
 
-class GPT(nn.Module):
-    """(batch, time) tokens to (batch, time, 7) logits, by attention to what came before."""
+def test_binary_logits_diverge_as_bernoullis_and_values_by_squares():
+    parent, child = noise(7, 3), noise(7, 3, seed=1)
+    expected = kl_divergence(*(Bernoulli(logits=each.double()) for each in (parent, child)))
+    found = divergence(parent, child, outputs=Binary())
+    assert found == pytest.approx(expected.mean().item(), rel=1e-6)
+    squares = (parent - child).double().square().sum(1).mean().item()
+    assert divergence(parent, child, outputs=Values()) == pytest.approx(squares, rel=1e-6)
+    one = divergence(parent[:, 0], child[:, 0], outputs=Values())
+    assert one == pytest.approx((parent - child)[:, 0].double().square().mean().item(), rel=1e-6)
 
-    def __init__(self):
+
+def test_a_distribution_diverges_as_torch_says():
+    parent, child = noise(7, 2), noise(7, 2, seed=1)
+    two = (GAUSSIAN.make(each.double()) for each in (parent, child))
+    expected = kl_divergence(*two).mean().item()
+    assert divergence(parent, child, outputs=GAUSSIAN) == pytest.approx(expected, rel=1e-6)
+
+
+def test_masked_logits_have_a_divergence():
+    parent = torch.tensor([[0.0, 1.0, -math.inf]])
+    child = torch.tensor([[1.0, 0.0, -math.inf]])
+    expected = divergence(parent[:, :2], child[:, :2])
+    assert divergence(parent, child) == pytest.approx(expected)
+    assert divergence(parent, torch.tensor([[1.0, 0.0, 5.0]])) > expected
+    assert divergence(parent, torch.tensor([[1.0, -math.inf, 0.0]])) == math.inf
+    assert math.isnan(divergence(parent, torch.full((1, 3), -math.inf)))
+
+
+def test_members_are_combined_on_the_classes_axis():
+    members, weights = noise(3, 5, 4, 6), torch.tensor([0.5, 0.3, 0.2])
+    mean = Classes(1).combined(members, weights, how="mean")
+    expected = torch.einsum("m,mbct->bct", weights, members.softmax(2))
+    torch.testing.assert_close(mean.exp(), expected)
+    votes = Classes(1).combined(members, weights, how="vote").exp()
+    counted = torch.einsum("m,mbtc->bct", weights, F.one_hot(members.argmax(2), 4).float())
+    torch.testing.assert_close(votes, counted)
+    logits = Classes(1).combined(members, weights, how="logits")
+    expected = torch.einsum("m,mbct->bct", weights, members).log_softmax(1)
+    torch.testing.assert_close(logits, expected)
+
+
+def test_binary_members_are_combined_to_a_logit():
+    members, weights = noise(3, 5) * 3, torch.tensor([0.5, 0.3, 0.2])
+    mean = Binary().combined(members, weights, how="mean")
+    torch.testing.assert_close(mean.sigmoid(), weights @ members.sigmoid())
+    torch.testing.assert_close(Binary().combined(members, weights, how="logits"), weights @ members)
+    votes = Binary().combined(members, weights, how="vote").sigmoid()
+    torch.testing.assert_close(votes, weights @ (members > 0).float())
+    far = Binary().combined(torch.full((2, 1), 200.0), torch.tensor([0.5, 0.5]), how="mean")
+    assert far.item() == pytest.approx(200.0)
+
+
+def test_values_have_a_mean_and_a_spread():
+    members, weights = noise(3, 5, 2), torch.tensor([0.5, 0.5, 0.0])
+    mean = Values().combined(members, weights, how="mean")
+    torch.testing.assert_close(mean, members[:2].mean(0))
+    spread = Values().spread(members, weights)
+    torch.testing.assert_close(spread, members[:2].std(0, correction=0))
+
+
+@pytest.mark.parametrize("kind", [Classes(), Binary(), Values()])
+@pytest.mark.parametrize("how", ["mean", "vote", "logits"])
+def test_a_member_that_is_nan_makes_the_whole_nan_unless_it_counts_for_nothing(kind, how):
+    if how not in kind.ways:
+        return
+    members = noise(3, 4, 3)
+    members[1] = math.nan
+    weights = torch.tensor([0.5, 0.25, 0.25])
+    assert kind.combined(members, weights, how=how).isnan().all()
+
+
+def test_losses_are_torchs():
+    logits, labels = noise(6, 4, 3), torch.arange(18).reshape(6, 3) % 4
+    assert Classes(1).loss(logits, labels) == F.cross_entropy(logits, labels)
+    soft = noise(6, 4).softmax(1)
+    assert Classes().loss(logits[..., 0], soft) == F.cross_entropy(logits[..., 0], soft)
+    ones = (noise(6) > 0).float()
+    expected = F.binary_cross_entropy_with_logits(logits[:, 0, 0], ones)
+    assert Binary().loss(logits[:, 0, :1], ones) == expected
+    assert Values().loss(logits[:, 0, :1], ones) == F.mse_loss(logits[:, 0, 0], ones)
+    parameters = noise(6, 2)
+    expected = -Normal(parameters[:, 0], parameters[:, 1].exp()).log_prob(ones).mean()
+    assert GAUSSIAN.loss(parameters, ones) == expected
+
+
+@pytest.mark.parametrize(
+    ("kind", "outputs", "targets", "words"),
+    [
+        (Classes(), noise(4, 3), torch.zeros(4), r"whole-numbered labels, or probabilities"),
+        (Classes(), noise(4, 3), torch.zeros(4, 1, dtype=int), r"labels of shape \(4,\), got"),
+        (Classes(), noise(4, 3), torch.full((4,), 3), r"3 classes must be in 0\.\.2, got 3\.\.3"),
+        (Classes(1), noise(4, 3, 5), torch.zeros(4, dtype=int), r"labels of shape \(4, 5\), got"),
+        (Binary(), noise(4, 3), torch.zeros(4), r"outputs \(4, 3\) go with zeros and ones"),
+        (Values(), noise(4, 3), torch.zeros(3, 4), r"outputs \(4, 3\) go with values of the same"),
+        (Values(), noise(4), torch.zeros(4, 4), r"go with values of the same shape, got \(4, 4\)"),
+    ],
+)
+def test_targets_that_do_not_fit_are_refused(kind, outputs, targets, words):
+    with pytest.raises(ValueError, match=words):
+        kind.loss(outputs, targets)
+
+
+class Returned:
+    def __init__(self, **values):
+        vars(self).update(values)
+
+
+def test_the_tensor_is_found_in_what_networks_return():
+    x = noise(2, 3)
+    for found in (x, {"logits": x, "hidden": noise(2)}, {"out": x, "aux": noise(2)}, {"any": x},
+                  (x, noise(2)), [x], Returned(logits=x, loss=None)):  # fmt: skip
+        assert read(found) is x
+    for found, words in (
+        ({"a": x, "b": x}, "a mapping of a, b: say which tensor is meant"),
+        ({}, "a mapping of nothing"),
+        ("text", "the network returned a str"),
+        ((), "returned a tuple"),
+        (None, "returned a NoneType"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            read(found)
+    assert Classes(read=lambda found: found["b"]).tensor({"a": 0, "b": x}) is x
+
+
+def test_ways_that_mean_nothing_are_refused():
+    with pytest.raises(ValueError, match=r"'vote' means nothing for Values, .* combined by mean"):
+        Ensemble([built(lambda: nn.Linear(3, 2))], "vote", outputs=Values())
+
+
+# --- whole networks
+
+
+class Language(nn.Module):
+    """A small GPT, whose embedding is its classifier: (batch, time) tokens to (..., tokens)."""
+
+    def __init__(self, tokens=11, width=16, length=8):
         super().__init__()
-        self.tokens, self.positions = nn.Embedding(7, 16), nn.Embedding(9, 16)
-        self.attention = nn.MultiheadAttention(16, 2, batch_first=True)
-        self.norm, self.out = nn.LayerNorm(16), nn.LayerNorm(16)
-        self.mlp = nn.Sequential(nn.Linear(16, 32), nn.GELU(), nn.Linear(32, 16))
-        self.head = nn.Linear(16, 7, bias=False)
-        self.head.weight = self.tokens.weight
+        self.embedding = nn.Embedding(tokens, width)
+        self.position = nn.Parameter(0.1 * torch.randn(1, length, width))
+        self.block = nn.TransformerEncoderLayer(
+            width, 2, 32, dropout=0.0, batch_first=True, norm_first=True
+        )
+        self.head = nn.Linear(width, tokens, bias=False)
+        self.head.weight = self.embedding.weight
+        self.length = length
 
     def forward(self, tokens):
-        time = tokens.shape[1]
-        x = self.tokens(tokens) + self.positions.weight[:time]
-        future = torch.ones(time, time, dtype=torch.bool).triu(1)
-        y = self.norm(x)
-        x = x + self.attention(y, y, y, attn_mask=future, need_weights=False)[0]
-        return self.head(self.out(x + self.mlp(x)))
+        mask = torch.full((tokens.shape[1],) * 2, -math.inf).triu(1)
+        x = self.embedding(tokens) + self.position[:, : tokens.shape[1]]
+        return {"logits": self.head(self.block(x, src_mask=mask)), "hidden": x}
 
 
-class LSTM(nn.Module):
-    """(batch, time, 5) to (batch, time, 4) logits."""
+class Recurrent(nn.Module):
+    """(batch, time, 3) to one class for each."""
 
     def __init__(self):
         super().__init__()
-        self.lstm, self.head = nn.LSTM(5, 12, batch_first=True), nn.Linear(12, 4)
+        self.lstm = nn.LSTM(3, 8, batch_first=True)
+        self.head = nn.Linear(8, 4)
 
-    def forward(self, x):
-        return self.head(self.lstm(x)[0])
+    def forward(self, x, scale):
+        found, _ = self.lstm(x * scale)
+        return self.head(found[:, -1])
 
 
-class UNet(nn.Module):
-    """(batch, 2, 8, 8) to (batch, 3, 8, 8) logits."""
+class Segmenter(nn.Module):
+    """A U-shaped network, (batch, 1, 16, 16) to two classes a pixel."""
 
     def __init__(self):
         super().__init__()
-        self.fine, self.coarse = nn.Conv2d(2, 8, 3, padding=1), nn.Conv2d(8, 16, 3, padding=1)
-        self.norm, self.up = nn.BatchNorm2d(8), nn.ConvTranspose2d(16, 8, 2, stride=2)
-        self.head = nn.Conv2d(16, 3, 1)
+        self.down = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU())
+        self.deep = nn.Sequential(nn.MaxPool2d(2), nn.Conv2d(4, 8, 3, padding=1), nn.ReLU())
+        self.up = nn.ConvTranspose2d(8, 4, 2, stride=2)
+        self.head = nn.Conv2d(8, 2, 1)
 
     def forward(self, x):
-        fine = self.norm(self.fine(x)).relu()
-        up = self.up(self.coarse(nn.functional.max_pool2d(fine, 2)).relu())
-        return self.head(torch.cat((fine, up), 1))
+        fine = self.down(x)
+        return self.head(torch.cat([fine, self.up(self.deep(fine))], dim=1))
 
 
 def regression():
-    return nn.Sequential(nn.Linear(6, 24), nn.Tanh(), nn.Linear(24, 2))
+    return nn.Sequential(nn.Linear(4, 16), nn.Tanh(), nn.Linear(16, 1))
 
 
-def scale():
-    """(batch, 6) to mean and logarithm of the deviation."""
-    return nn.Sequential(nn.Linear(6, 24), nn.Tanh(), nn.Linear(24, 2))
+def tokens(seed):
+    return torch.randint(11, (24, 8), generator=torch.Generator().manual_seed(seed))
 
 
-def yes():
-    return nn.Sequential(nn.Linear(6, 24), nn.Tanh(), nn.Linear(24, 1))
-
-
-WORDS = torch.randint(7, (24, 9), generator=torch.Generator().manual_seed(0))
-STEPS, PICTURES, ROWS = noise(24, 6, 5), noise(24, 2, 8, 8), noise(48, 6)
-NORMAL = Distribution(lambda out: td.Normal(out[:, 0], out[:, 1].exp()))
 NETWORKS = {
-    "gpt": (GPT, TOKENS, WORDS, WORDS.roll(1, 1)),
-    "lstm": (LSTM, TOKENS, STEPS, STEPS[..., :4].cumsum(1).argmax(-1)),
-    "unet": (UNet, Classes(axis=1), PICTURES, (PICTURES[:, 0] > 0).long()),
-    "regression": (regression, Values(), ROWS, ROWS[:, :2] * ROWS[:, 2:4]),
-    "distribution": (scale, NORMAL, ROWS, ROWS[:, 0].abs()),
-    "binary": (yes, Binary(), ROWS, (ROWS[:, 0] * ROWS[:, 1] > 0).long()),
+    "language": (Language, Classes(-1), lambda seed: (tokens(seed), (tokens(seed) + 1) % 11)),
+    "recurrent": (
+        Recurrent,
+        Classes(),
+        lambda seed: (
+            {"x": noise(24, 5, 3, seed=seed), "scale": torch.ones(24, 1, 1)},
+            noise(24, 5, 3, seed=seed).sum((1, 2)).gt(0).long(),
+        ),
+    ),
+    "segmentation": (
+        Segmenter,
+        Classes(1),
+        lambda seed: (noise(24, 1, 16, 16, seed=seed), (noise(24, 16, 16, seed=seed) > 0).long()),
+    ),
+    "regression": (
+        regression,
+        Values(),
+        lambda seed: (noise(24, 4, seed=seed), noise(24, 4, seed=seed)[:, 0]),
+    ),
+    "binary": (
+        regression,
+        Binary(),
+        lambda seed: (noise(24, 4, seed=seed), (noise(24, 4, seed=seed)[:, 0] > 0).float()),
+    ),
+    "distribution": (
+        lambda: nn.Sequential(nn.Linear(4, 16), nn.Tanh(), nn.Linear(16, 2)),
+        GAUSSIAN,
+        lambda seed: (noise(24, 4, seed=seed), noise(24, 4, seed=seed)[:, 0]),
+    ),
 }
 
 
+@pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_network_goes_through_everything(name, threads, tmp_path):
-    make, kind, inputs, targets = NETWORKS[name]
-    data = list(zip(inputs.split(12), targets.split(12), strict=True))
-    module = built(make)
-    fitness = Validation(data, outputs=kind)
-    untrained = fitness(module)
-    tune(module, Task(data, outputs=kind), tuning=ADAM)
-    assert fitness(module) > untrained
-    before = copied(module.state_dict())
+    make, kind, samples = NETWORKS[name]
+    torch.set_num_threads(threads)
+    try:
+        network = built(make)
+        train, validation = ([samples(seed)] * 4 for seed in (0, 1))
+        task = Task(train, validation, outputs=kind)
+        before = Validation(task.train, outputs=kind)(network)
+        tune(network, task, tuning=Tuning(8, Constant(0.02), "adam"))
+        assert Validation(task.train, outputs=kind)(network) > before
 
-    region = search_trust_region(module, inputs, search=Search(8, 4, seed=1), outputs=kind)
-    assert region.divergence == pytest.approx(0.02, rel=0.1)
-    found = evolve(module, fitness, search=region.search, outputs=kind)
-    assert all(math.isfinite(child.fitness) for child in found.children)
-    ensemble = found.ensemble
-    with torch.no_grad():
-        said = ensemble(inputs)
-        each = torch.stack([member(inputs) for member in ensemble.members])
-    torch.testing.assert_close(predict_members(ensemble, data), each, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(predict(ensemble, data), said, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(ensemble.combined(each), said, rtol=1e-4, atol=1e-5)
-    assert fitness(ensemble) == pytest.approx(fitness(module), abs=0.5)
+        inputs = samples(1)[0]
+        region = search_trust_region(network, inputs, target=0.02, outputs=kind)
+        assert region.divergence == pytest.approx(0.02, rel=0.1)
+        found = evolve(
+            network, Validation(validation, outputs=kind), search=region.search, outputs=kind,
+            generations=2, moving=Moving(noise=0.05, step=0.01), inputs=inputs,
+        )  # fmt: skip
+        assert found.history[-1].divergence == pytest.approx(0.01, rel=0.1)
 
-    again = None if not isinstance(kind, Distribution) else kind
-    ensemble.save(tmp_path / "recipes")
-    Ensemble(list(ensemble.members), outputs=kind).save(tmp_path / "members")
-    for file in ("recipes", "members"):
-        loaded = Ensemble.load(tmp_path / file, built(make, 5), restore=file == "recipes",
-                               outputs=again)  # fmt: skip
-        assert loaded.outputs == kind
-        with torch.no_grad():
-            assert same_bits(loaded(inputs), said)
-    assert all_same_bits(copied(module.state_dict()), before)
+        ensemble = found.ensemble
+        members = [kind.tensor(ask(member.eval(), inputs)) for member in ensemble.members]
+        together = predict(ensemble, validation[:1])
+        alone = ensemble.combined(torch.stack(members))
+        torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
 
-
-@pytest.mark.parametrize("name", NETWORKS)
-def test_methods_hand_the_kind_to_their_ensemble(name, threads):
-    make, kind, inputs, targets = NETWORKS[name]
-    data = list(zip(inputs.split(12), targets.split(12), strict=True))
-    task, module = Task(data, data, outputs=kind), built(make)
-    tune(module, task, tuning=ADAM)
-    noisy = Noisy(Search(4, 2), target_kl=0.05)(module, task)
-    assert noisy.divergence == pytest.approx(0.05, rel=0.1)
-    halves = Sparse(2, Pruning("halves", classifier=True), ADAM)(module, task)
-    for result in (noisy, halves):
-        assert result.ensemble.outputs == kind
-        assert math.isfinite(Validation(data, outputs=kind)(result.ensemble))
-    assert len(noisy.elites) == 2
+        sparse = Sparse(2, Pruning("halves"), Tuning(1, Constant(0.01), "adam"))
+        children = sparse(network, task).ensemble
+        assert children.outputs == kind
+        assert torch.isfinite(predict(children, validation[:1])).all()
+    finally:
+        torch.set_num_threads(1)
 
 
-def test_networks_of_torchvision_in_training_and_for_segmentation():
-    models = import_torchvision().models
-    kind, pictures = Classes(axis=1), noise(2, 3, 32, 32)
-    once = Tuning(1, Constant(0.001), "adam")
-    segmenting = built(
-        lambda: models.segmentation.lraspp_mobilenet_v3_large(
-            weights=None, weights_backbone=None, num_classes=3
-        )
-    )
-    tune(segmenting, Task([(pictures, pictures[:, :3].argmax(1))], outputs=kind), tuning=once)
-    ensemble = Ensemble.from_mutations(
-        segmenting, quads(4, 0.001, density=0.5, seed=0)[:1], outputs=kind
-    )
-    with torch.no_grad():
-        assert ensemble(pictures).shape == (2, 3, 32, 32)
-    network = built(lambda: models.googlenet(weights=None, num_classes=4, init_weights=False))
-    before = copied(network.aux1.state_dict())
-    data = [(noise(2, 3, 64, 64), torch.tensor([1, 3]))]
-    tune(network, Task(data), tuning=once)
-    assert all_same_bits(
-        {name: value for name, value in copied(network.aux1.state_dict()).items()
-         if "running" not in name and "num_batches" not in name},
-        {name: value for name, value in before.items()
-         if "running" not in name and "num_batches" not in name},
-    )  # fmt: skip
-    assert predict(network, data).shape == (2, 4)
+def test_inputs_come_in_batches_of_any_shape():
+    x, y = noise(5, 2), noise(5, 3)
+    assert [len(batch) for batch in batches_of(x, 2)] == [2, 2, 1]
+    assert [[len(each) for each in batch] for batch in batches_of((x, y), 3)] == [[3, 3], [2, 2]]
+    assert [list(batch) for batch in batches_of({"x": x, "y": y}, 9)] == [["x", "y"]]
+    assert list(batches_of([x, y], 1)) == [x, y]
+    for wrong, words in (
+        (3, "a tensor, a tuple of tensors, a mapping .* got a int"),
+        ("text", "got a str"),
+        ((x, noise(4)), r"as many rows each, got \[4, 5\] rows"),
+        ((x, 3), "got a int among them"),
+        (noise(0, 2), "at least one sample"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            list(batches_of(wrong, 2))
 
 
-class Pair(nn.Module):
-    """A convolution's logits and what else it has to say."""
+class Flattening(nn.Module):
+    """Flattens by `view`, behind a batch norm and dropout."""
 
     def __init__(self):
         super().__init__()
-        self.layers = nn.Sequential(nn.Conv2d(3, 32, 3), nn.ReLU(), nn.Conv2d(32, 32, 3))
-        self.head = nn.Linear(32, 4)
+        self.first = nn.Conv2d(3, 4, 3)
+        self.norm, self.drop = nn.BatchNorm2d(4), nn.Dropout(0.5)
+        self.head = nn.Linear(4 * 6 * 6, 3)
 
     def forward(self, x):
-        features = self.layers(x).mean((2, 3))
-        return self.head(features), features
+        x = self.drop(self.norm(self.first(x)))
+        return self.head(x.view(len(x), -1))
 
 
-def test_engines_read_what_members_return(threads, monkeypatch):
-    members = [built(Pair, seed).eval() for seed in range(4)]
-    ensemble, x = Ensemble(members, side_by_side=True), noise(160, 3, 20, 20)
-    data = [(part, None) for part in x.split(40)]
-    with torch.no_grad():
-        found = ensemble.member_logits(x)
-        both = predict_members(ensemble, data, side_by_side=True)
-    monkeypatch.setenv("EVO_SUBNETS_ENGINES", "off")
-    with torch.no_grad():
-        expected = ensemble.member_logits(x)
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(both, expected, rtol=1e-4, atol=1e-5)
+def test_a_network_that_flattens_by_view_is_trained_as_on_plain_pictures():
+    x, y = noise(9, 3, 8, 8), torch.arange(9) % 3
+    outcomes = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        network = built(Flattening)
+        batches = [(x.contiguous(memory_format=layout), y)] * 3
+        tune(network, Task(batches), tuning=Tuning(2, Constant(0.1)))
+        outcomes.append(network.state_dict())
+        assert predict(network, batches[:1]).shape == (9, 3)
+    for name, value in outcomes[0].items():
+        torch.testing.assert_close(value, outcomes[1][name], rtol=1e-4, atol=1e-5)
 
 
-def test_kl_of_yes_or_no_is_that_of_two_classes():
-    one, other = noise(9), noise(9, seed=1)
-    pair = [torch.stack((torch.zeros(9), each), 1) for each in (one, other)]
-    assert divergence(one, other, outputs=Binary()) == pytest.approx(divergence(*pair), rel=1e-6)
-    members = torch.stack((one, other))
-    weights = torch.tensor([0.25, 0.75])
-    whole = torch.stack((torch.zeros_like(members), members), -1)
-    for combine in ("mean", "logits", "vote"):
-        expected = Classes().combined(whole, weights, combine=combine)
-        found = Binary().combined(members, weights, combine=combine)
-        torch.testing.assert_close(found, expected[:, 1] - expected[:, 0])
-    targets = (one > 0.2).long()
-    loss = Binary().loss(other, targets)
-    torch.testing.assert_close(loss, Classes().loss(pair[1], targets))
-    assert Binary().metric(other, targets) == Classes().metric(pair[1], targets)
+def test_ensembles_of_modules_with_keyword_arguments():
+    network = built(Recurrent)
+    ensemble = Ensemble.from_mutations(network, quads(4, 0.1, density=0.5, seed=0))
+    x, scale = noise(6, 5, 3), torch.ones(6, 1, 1)
+    torch.testing.assert_close(ensemble(x=x, scale=scale), ensemble(x, scale))
+    torch.testing.assert_close(ensemble(x, scale=scale), ensemble(x, scale))
 
 
-def test_divergence_of_a_distribution_is_torchs():
-    one, other = noise(9, 2), noise(9, 2, seed=1)
-    expected = td.kl_divergence(
-        NORMAL.make(one.double()), NORMAL.make(other.double())
-    ).mean().item()  # fmt: skip
-    assert divergence(one, other, outputs=NORMAL) == pytest.approx(expected)
-    broken = other.clone()
-    broken[2] = math.nan
-    assert math.isnan(divergence(one, broken, outputs=NORMAL))
-    assert math.isnan(NORMAL.metric(broken, one[:, 0]))
+def test_a_single_value_must_be_said_to_be_one():
+    search = Search(4, 2, sampler=quads)
+    with pytest.raises(ValueError, match=r"one output cannot be classes.*Binary\(\).*Values\(\)"):
+        search_trust_region(built(regression), noise(8, 4), search=search)
+    with pytest.raises(ValueError, match="one output cannot be classes"):
+        Ensemble.from_mutations(built(regression), [Mutation(0, 0.1, 0, 1)])(noise(8, 4))
+    with pytest.raises(ValueError, match="one output cannot be classes"):
+        Task([(noise(8, 4), torch.zeros(8, dtype=int))]).loss_of(noise(8, 1), torch.zeros(8))
 
 
-def test_a_mixture_is_that_of_its_parts():
-    members, weights = noise(3, 500, 2), torch.tensor([0.5, 0.0, 0.5])
-    members[1] = math.nan
-    found = NORMAL.mixture(members, weights)
-    parts = td.Normal(
-        torch.stack((members[0, :, 0], members[2, :, 0]), -1),
-        torch.stack((members[0, :, 1], members[2, :, 1]), -1).exp(),
-    )
-    expected = td.MixtureSameFamily(td.Categorical(torch.ones(500, 2)), parts)
-    torch.testing.assert_close(found.mean, expected.mean)
-    torch.testing.assert_close(found.variance, expected.variance)
-    torch.testing.assert_close(found.log_prob(ROWS[:1, 0].expand(500)),
-                               expected.log_prob(ROWS[:1, 0].expand(500)))  # fmt: skip
-    with torch.random.fork_rng(devices=[]):
-        assert found.sample().shape == (500,)
-    mean, spread = Ensemble([nn.Identity()] * 3, outputs=NORMAL, weights=[1, 0, 1]).outputs.spread(
-        members, weights
-    )
-    torch.testing.assert_close(spread, expected.variance.sqrt())
-    torch.testing.assert_close(mean, expected.mean)
-
-
-def test_files_of_other_kinds_are_refused(tmp_path):
-    module = built(regression)
-    path = tmp_path / "e"
-    Ensemble([module], outputs=Values()).save(path)
-    with pytest.raises(ValueError, match="outputs are Values: load it with outputs=Values"):
-        Ensemble.load(path, module, outputs=Classes())
-    own = Values(read=lambda out: out * 2)
-    Ensemble([module], outputs=own).save(path)
-    with pytest.raises(ValueError, match=r"are Values, with a function for read, as no file"):
-        Ensemble.load(path, module)
-    assert Ensemble.load(path, module, outputs=own).outputs is own
-    Ensemble([module]).save(path)
-    assert Ensemble.load(path, module).outputs == Classes()
-    assert Ensemble.load(path, module, outputs=Values()).outputs == Values(), "files of before"
+@pytest.mark.parametrize("kind", [Classes(), Classes(1), Binary(), Values(), GAUSSIAN])
+@pytest.mark.parametrize("tuned", [False, True])
+def test_a_file_keeps_the_kind_of_outputs(kind, tuned, tmp_path):
+    network = built(lambda: nn.Linear(4, 2))
+    ensemble = Ensemble.from_mutations(network, quads(4, 0.1, density=0.5, seed=0), outputs=kind)
+    if tuned:
+        ensemble.members[0].bias.data.add_(1)
+    ensemble.save(tmp_path / "ensemble")
+    if kind is GAUSSIAN:
+        with pytest.raises(ValueError, match=r"functions of its own: give outputs="):
+            Ensemble.load(tmp_path / "ensemble", network)
+        again = Ensemble.load(tmp_path / "ensemble", network, outputs=GAUSSIAN)
+    else:
+        again = Ensemble.load(tmp_path / "ensemble", network)
+    assert again.outputs == kind
+    x = noise(6, 4)
+    torch.testing.assert_close(again(x), ensemble(x))

@@ -171,6 +171,7 @@ def test_a_loader_draws_what_it_draws_for_itself():
         (lambda: tuned(loader(), tuning=Tuning(batch_size=8)), "batch_size has no effect on a"),
         (lambda: tuned(loader(), tuning=Tuning(bagging=0.5)), "only of data in memory"),
         (lambda: Task(loader()).selection, r"give Task\(..., validation=\)"),
+        (lambda: Task([((1, 2), 3)]).example(), "as many rows each, got a int among them"),
     ],
 )
 def test_what_is_no_data_is_refused(make, words):

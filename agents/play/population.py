@@ -1,6 +1,5 @@
 """Policies on a course, all at once: one loop for a single policy and for a thousand children."""
 
-import copy
 import math
 import threading
 from collections import deque
@@ -18,6 +17,7 @@ from agents.impala import compiled_blocks, use_compiled_blocks
 from agents.play.blocks import Block, step_together
 from agents.play.course import Course, Episodes
 from envs.procgen import ProcgenSimulator
+from evo_subnets.copies import copied
 from evo_subnets.evolution import Child, check_strength, evaluate, gather
 from evo_subnets.mutation import Mutation, materialize
 from evo_subnets.rl import Actor, EnsemblePolicy
@@ -129,10 +129,11 @@ def evaluate_population(
     check_strength(parent, mutations)
     if not isinstance(workers, Here):
 
-        def fitness(model: nn.Module) -> float:
+        def fitness(model: nn.Module) -> list[float]:
             agent = EnsemblePolicy(model, space, device=device)
             played = play(agent, course, episodes=episodes, deterministic=deterministic)
-            return float(played.returns.mean())
+            returns: list[float] = played.returns.tolist()
+            return returns
 
         return evaluate(
             parent, mutations, fitness=fitness, on_child=on_child, done=done, workers=workers
@@ -140,7 +141,7 @@ def evaluate_population(
     weights = parameters(parent)
 
     def policy(mutation: Mutation) -> EnsemblePolicy:
-        model = copy.deepcopy(parent)
+        model = copied(parent)
         materialize(weights, mutation, out=parameters(model))
         return EnsemblePolicy(model, space, device=device)
 
@@ -160,8 +161,7 @@ def evaluate_population(
 def _child(mutation: Mutation, outcome: Episodes | Exception) -> Child:
     if isinstance(outcome, Exception):
         return Child(mutation, math.nan, f"{type(outcome).__name__}: {outcome}")
-    fitness = float(outcome.returns.mean())
-    return Child(mutation, fitness, "fitness is NaN" if math.isnan(fitness) else None)
+    return Child.judged(mutation, outcome.returns.tolist())
 
 
 class _Match:

@@ -23,13 +23,6 @@ WINOGRAD = Path(__file__).with_name("winograd.h")
 """A header among the sources of a `library` that includes it."""
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 Item = TypeVar("Item")
-Read = Callable[[Any], Tensor]
-"""What a member returns, to a tensor."""
-
-
-def as_it_is(returned: Tensor) -> Tensor:
-    """Of a member that returns a tensor."""
-    return returned
 
 
 def turned_on() -> bool:
@@ -49,9 +42,7 @@ def perturb(device: torch.device, elements: int) -> CarryOut | None:
     return found
 
 
-def ask_members(
-    members: nn.ModuleList, inputs: Sequence[Tensor], *, read: Read = as_it_is
-) -> Tensor | None:
+def ask_members(members: nn.ModuleList, inputs: Sequence[Tensor]) -> Tensor | None:
     """(members, batch, ...): what each says, a thread to a member, in slices of the batch.
 
     The caller promises that a row's output does not depend on the other rows, that no member has
@@ -59,25 +50,34 @@ def ask_members(
     of torch is on. None, too, where members fail so: asked in turn they say why.
     """
     engine = _engine("side_by_side")
-    found: Tensor | None = engine and engine.ask_members(members, tuple(inputs), read=read)
+    found: Tensor | None = engine and engine.ask_members(members, tuple(inputs))
     return found
+
+
+def plainly(member: nn.Module, inputs: Any) -> Tensor:
+    """What a member that takes and gives one tensor says."""
+    outputs: Tensor = member(inputs)
+    return outputs
 
 
 def ask_batches(
     members: Sequence[nn.Module],
     batches: Iterable[Tensor],
     *,
+    answer: Callable[[nn.Module, Any], Tensor] = plainly,
     promised: bool,
-    read: Read = as_it_is,
 ) -> list[Tensor] | None:
     """(members, batch, ...) of each batch, without gradients, a thread to a batch.
+
+    `answer`: asks a member for the outputs of a batch.
+
     `promised`: what the caller promises for `ask_members`, but for the rows, as batches stay whole.
     Of networks of torch's own layers and of `evo_subnets.models` alone it is known that they draw
     and keep nothing. Where None comes back, no batch was taken.
     """
     engine = _engine("side_by_side")
     found: list[Tensor] | None = engine and engine.ask_batches(
-        members, batches, promised=promised, read=read
+        members, batches, answer=answer, promised=promised
     )
     return found
 

@@ -7,6 +7,7 @@ in the channels-last layout, which is made once for all members.
 
 import os
 from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
 from queue import SimpleQueue
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -14,12 +15,12 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from evo_subnets.engines import has_convolutions, watched
+from evo_subnets.engines import has_convolutions, plainly, watched
+from evo_subnets.engines.rows import keeps_and_draws_nothing, may_be_asked, seen_to_change
 from evo_subnets.engines.threads import share_out
 from evo_subnets.engines.twins import twin, with_fast_convolutions
 
 Inputs = tuple[Tensor, ...]
-Read = Callable[[Any], Tensor]
 
 # Networks of linear layers alone are better off in turn, where both threads share a large product.
 SLICE = 32
@@ -37,7 +38,7 @@ _PROCESS = os.getpid()
 _pays: WeakKeyDictionary[nn.Module, range] = WeakKeyDictionary()
 
 
-def ask_members(members: nn.ModuleList, inputs: Inputs, *, read: Read) -> Tensor | None:
+def ask_members(members: nn.ModuleList, inputs: Inputs) -> Tensor | None:
     """(members, batch, ...): each member's output; None where they are to be asked in turn."""
     if not may_go(members, inputs):
         return None
@@ -45,9 +46,15 @@ def ask_members(members: nn.ModuleList, inputs: Inputs, *, read: Read) -> Tensor
         _pays[members] = rows_that_pay(members)
     if len(inputs[0]) not in _pays[members]:
         return None
+    fit: list[bool] = []
+
+    def judge(member: nn.Module) -> None:
+        fit.append(all(fit) and may_be_asked(member, inputs, rows=SLICE))
+
+    share_out(judge, members, threads=1)  # some are tried out, where they will be asked
     try:
-        return _members(members, inputs, read)
-    except RuntimeError:  # `view` of a channels-last picture, perhaps
+        return _members(members, inputs) if all(fit) else None
+    except (RuntimeError, TypeError):  # `view` of a channels-last picture, perhaps
         return None
 
 
@@ -61,13 +68,13 @@ def rows_that_pay(members: nn.ModuleList) -> range:
 
 def may_go(members: nn.ModuleList, inputs: Inputs) -> bool:
     """Whether there are threads for the members, tensors that can be cut in slices, and nothing
-    that other threads would not see: gradients, autocast, tracing, layers that train."""
+    that other threads would not see: gradients, autocast, tracing."""
     threads = torch.get_num_threads()
     if len(members) % threads and len(members) < 4 * threads:
         return False
     if torch.is_grad_enabled() or watched() or not _threads_help():
         return False
-    return _ordinary(inputs) and not _trains(members)
+    return _ordinary(inputs)
 
 
 def _threads_help() -> bool:
@@ -88,11 +95,7 @@ def _ordinary(inputs: Inputs) -> bool:
     return len(lengths) == 1 and 0 not in lengths
 
 
-def _trains(module: nn.Module) -> bool:
-    return module.training or any(map(_trains, module.children()))
-
-
-def _members(members: nn.ModuleList, inputs: Inputs, read: Read) -> Tensor:
+def _members(members: nn.ModuleList, inputs: Inputs) -> Tensor:
     parts = [torch.split(_channels_last(tensor), SLICE) for tensor in inputs]
     slices = list(zip(*parts, strict=True))
     outputs: list[Tensor | None] = [None] * len(members)
@@ -103,7 +106,7 @@ def _members(members: nn.ModuleList, inputs: Inputs, read: Read) -> Tensor:
         if len(inputs[0]) >= TWINS_FROM:
             member = with_fast_convolutions(member) or member
         with torch.inference_mode() if inference else torch.no_grad():
-            outputs[index] = torch.cat([read(member(*piece)) for piece in slices])
+            outputs[index] = torch.cat([member(*piece) for piece in slices])
 
     share_out(answer, range(len(members)), threads=torch.get_num_threads())
     return torch.stack([output for output in outputs if output is not None])
@@ -111,7 +114,11 @@ def _members(members: nn.ModuleList, inputs: Inputs, read: Read) -> Tensor:
 
 @torch.no_grad()
 def ask_batches(
-    members: Sequence[nn.Module], batches: Iterable[Tensor], *, promised: bool, read: Read
+    members: Sequence[nn.Module],
+    batches: Iterable[Tensor],
+    *,
+    answer: Callable[[nn.Module, Any], Tensor] = plainly,
+    promised: bool,
 ) -> list[Tensor] | None:
     """(members, batch, ...) of each batch; None where members are to be asked in turn.
 
@@ -120,10 +127,16 @@ def ask_batches(
     """
     together = nn.ModuleList(members)
     elsewhere = any(each.device.type != "cpu" for each in together.parameters())
-    if elsewhere or not has_convolutions(together) or watched() or any(map(_trains, members)):
+    if elsewhere or not has_convolutions(together) or watched():
         return None
-    if not (promised or all(map(_is_known, members))):
+    if any(seen_to_change(list(member.modules())) for member in members):
         return None
+    if not all(map(keeps_and_draws_nothing, members)):
+        if not promised:
+            return None
+        first, batches = _first(batches)
+        if not all(may_be_asked(member, (first[:1],), rows=1) for member in members):
+            return [torch.stack([answer(member, some) for member in members]) for some in batches]
     threads = torch.get_num_threads() if _threads_help() else 1
     twins: SimpleQueue[nn.ModuleList] = SimpleQueue()
     for _ in range(threads):
@@ -134,26 +147,25 @@ def ask_batches(
     outputs: dict[int, Tensor] = {}
 
     @torch.no_grad()
-    def answer(numbered: tuple[int, Tensor]) -> None:
+    def work(numbered: tuple[int, Tensor]) -> None:
         number, inputs = numbered
         free = twins.get()
-        outputs[number] = torch.stack([read(member(inputs)) for member in free])
+        outputs[number] = torch.stack([answer(member, inputs) for member in free])
         twins.put(free)
 
     if threads == 1:
         for numbered in enumerate(batches):
-            answer(numbered)
+            work(numbered)
     else:
-        share_out(answer, enumerate(batches), threads=threads)
+        share_out(work, enumerate(batches), threads=threads)
     return [outputs[number] for number in sorted(outputs)]
 
 
-KNOWN = ("torch.nn.modules.", "evo_subnets.models.")
-"""Whose layers draw no random numbers in eval mode, and keep nothing."""
-
-
-def _is_known(module: nn.Module) -> bool:
-    return all(type(layer).__module__.startswith(KNOWN) for layer in module.modules())
+def _first(batches: Iterable[Tensor]) -> tuple[Tensor, Iterable[Tensor]]:
+    """The first batch, and all of them."""
+    coming = iter(batches)
+    first = next(coming)
+    return first, chain([first], coming)
 
 
 def _channels_last(tensor: Tensor) -> Tensor:

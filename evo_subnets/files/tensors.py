@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from evo_subnets.files import writing
+from evo_subnets.files.names import plain_names
 from evo_subnets.files.packing import pack, unpack
 from evo_subnets.files.writing import StorageError, write_atomically
 
@@ -17,9 +18,14 @@ BITS, VALUES = ".bits", ".values"
 """Ends of the names of a packed tensor's two parts."""
 
 
-def fingerprint(tensors: Mapping[str, Tensor]) -> str:
+JSON = ".json"
+"""End of the name of what is no tensor in a state dict, as UTF-8."""
+
+
+def fingerprint(tensors: Mapping[str, Any]) -> str:
     """A hash of names, types, shapes and values: equal for equal parents alone, on any device."""
     digest = hashlib.sha256()
+    tensors = _as_tensors(tensors)
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
@@ -29,16 +35,20 @@ def fingerprint(tensors: Mapping[str, Tensor]) -> str:
 
 
 def save_tensors(
-    path: str | Path, tensors: Mapping[str, Tensor], *, kind: str, description: Mapping[str, Any]
+    path: str | Path, tensors: Mapping[str, Any], *, kind: str, description: Mapping[str, Any]
 ) -> None:
     """Writes tensors and a JSON description as a safetensors file of the given kind.
 
     Tensors with many zeros are packed (see `packing`); what is loaded is the same, bit by bit.
+    What else is in a state dict (`get_extra_state`) must be JSON.
     """
     from safetensors.torch import save  # importing the library must not need it
 
     # safetensors refuses tensors that share memory, as tied weights do
-    own = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    own = {
+        name: tensor.detach().cpu().contiguous().clone()
+        for name, tensor in _as_tensors(tensors).items()
+    }
     text = json.dumps(description)
     checksum = _checksum(own, kind, text)
     packed = {}
@@ -100,21 +110,84 @@ def load_state(
 ) -> None:
     """Gives `module` the weights and buffers of a file, which must be its own, name by name.
 
-    `assign` puts the tensors themselves into the module, which may be on the meta device.
+    Names are those of what torch.compile or DataParallel is wrapped around. `assign` puts the
+    tensors themselves into the module, which may be on the meta device.
     """
-    expected, found = (
-        {name: (tensor.shape, tensor.dtype) for name, tensor in side.items()}
-        for side in (module.state_dict(), tensors)
-    )
+    own = list(module.state_dict())
+    names = dict(zip(plain_names(module, own), own, strict=True))
+    state = dict(zip(names, module.state_dict(keep_vars=True).values(), strict=True))
+    expected, found = map(_kinds, (_as_tensors(state), tensors))
     different = sorted(
         name for name in {*expected, *found} if expected.get(name) != found.get(name)
     )
     if different:
+        if all(expected.get(name, [0])[0] == found.get(name, [1])[0] for name in different):
+            name = different[0]
+            raise StorageError(
+                f"{path} holds weights of another precision than this module's: {name} is "
+                f"{found[name][1]} there and {expected[name][1]} here, convert the module first"
+            )
         raise StorageError(
             f"{path} holds weights of another architecture than this module's: they differ in "
             f"{', '.join(different[:3])}{' and more' if len(different) > 3 else ''}"
         )
-    module.load_state_dict(dict(tensors), assign=assign)
+    tied = {name: first for name, first in _tied(state).items() if name in tensors}
+    for name, first in tied.items():
+        if len({fingerprint({"": tensors[one]}) for one in (name, first)}) > 1:
+            raise StorageError(
+                f"{path} holds two weights for {first} and {name}, which are one in this module"
+            )
+    given = {name: tensor for name, tensor in tensors.items() if name in state}
+    for name in state.keys() - given.keys():
+        given[name] = json.loads(tensors[name + JSON].numpy().tobytes())
+    full = module.state_dict()  # with the versions of the layers
+    full.update({names[name]: value for name, value in given.items()})
+    module.load_state_dict(full, assign=assign)
+    if assign:
+        _tie(module, {names[name]: names[first] for name, first in tied.items()})
+
+
+def _kinds(tensors: Mapping[str, Tensor]) -> dict[str, tuple[Any, Any]]:
+    """Shape and type of each; what is no tensor of the module's may have any length."""
+    return {
+        name: ((), None) if name.endswith(JSON) else (tensor.shape, tensor.dtype)
+        for name, tensor in tensors.items()
+    }
+
+
+def _as_tensors(state: Mapping[str, Any]) -> dict[str, Tensor]:
+    """A state dict whose other entries are tensors as well: of JSON, by another name."""
+    found: dict[str, Tensor] = {}
+    for name, value in state.items():
+        if isinstance(value, Tensor):
+            found[name] = value
+            continue
+        try:
+            text = json.dumps(value, sort_keys=True)
+            if json.loads(text) != value:
+                raise TypeError("JSON gives back another value")
+        except (TypeError, ValueError) as error:
+            raise StorageError(
+                f"{name} is neither a tensor nor JSON ({error}): what get_extra_state returns "
+                "must be one of them"
+            ) from None
+        found[name + JSON] = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
+    return found
+
+
+def _tied(state: Mapping[str, Any]) -> dict[str, str]:
+    """The further names of parameters and buffers that have several, to their first ones."""
+    first: dict[int, str] = {}
+    names = {name: id(value) for name, value in state.items() if isinstance(value, Tensor)}
+    return {name: first[of] for name, of in names.items() if first.setdefault(of, name) != name}
+
+
+def _tie(module: nn.Module, tied: Mapping[str, str]) -> None:
+    """Makes one of the weights that `assign` has put into a module one by one."""
+    for name, first in tied.items():
+        layer, own = name.rpartition(".")[::2]
+        place, there = first.rpartition(".")[::2]
+        setattr(module.get_submodule(layer), own, getattr(module.get_submodule(place), there))
 
 
 def _checksum(tensors: Mapping[str, Tensor], kind: str, description: str) -> str:

@@ -1,6 +1,5 @@
 """Noisy subnetwork ensembles (Whitaker 2023, chapter 4, algorithm 1)."""
 
-import copy
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar, Literal
@@ -8,9 +7,10 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from evo_subnets.copies import copied
 from evo_subnets.ensemble import Ensemble
-from evo_subnets.evolution import evolve, show_fitness
-from evo_subnets.inputs import Inputs, samples_in
+from evo_subnets.evolution import show_fitness
+from evo_subnets.generations import evolve
 from evo_subnets.methods.result import HERE, NOTHING_KEPT, Result, begin
 from evo_subnets.metrics import count_parameters
 from evo_subnets.options import refuse_idle
@@ -39,8 +39,7 @@ class Noisy:
     search: Search = Search()
     """The population. Without a sigma it comes from the trust region."""
     target_kl: float | None = None
-    """Divergence of the children that the trust region aims at, of classes a KL in nats, else what
-    the task's kind of outputs says; None: 0.02."""
+    """KL divergence of the children that the trust region aims at, in nats; None: 0.02."""
     reestimate_norms: bool = False
     """Re-estimate the BatchNorm statistics of every child on the training data. Without, they are
     the parent's, as in the paper."""
@@ -100,9 +99,9 @@ class Noisy:
         self, parent: nn.Module, task: Task, search: Search, run: Run, workers: Workers
     ) -> Result:
         norms = task.train if self.reestimate_norms else None
-        fitness = Validation(task.selection, task.metric, norms, outputs=task.outputs)
+        fitness = Validation(task.selection, task.metric, norms, task.outputs)
         found = evolve(
-            parent, fitness, search=search, run=run, workers=workers, outputs=task.outputs
+            parent, fitness, search=search, outputs=task.outputs, run=run, workers=workers
         )
         result = replace(
             _result(parent, found.ensemble, search),
@@ -112,8 +111,8 @@ class Noisy:
         if norms is None:
             return result
         # recipes alone would not bring the statistics back
-        members = [copy.deepcopy(member) for member in result.ensemble.members]
-        again = copy.deepcopy(parent)
+        members = [copied(member) for member in result.ensemble.members]
+        again = copied(parent)
         for network in (*members, again):
             reestimate_norms(network, norms)
         return replace(result, ensemble=Ensemble(members, outputs=task.outputs), reference=again)
@@ -124,11 +123,8 @@ class Noisy:
         data: Any = task.selection
         if not hasattr(data, "labels"):
             raise ValueError("a race chooses among samples in memory (data.Images): leave it out")
-        if task.metric is not None or task.outputs != Classes():
-            raise ValueError(
-                "a race scores samples of classes by being right: leave out racing, or metric and "
-                "outputs"
-            )
+        if task.metric is not None or not isinstance(task.outputs, Classes):
+            raise ValueError("a race scores samples by being right: leave out racing or metric")
         with run.bar("children", search.population_size) as advance:
             found = race(
                 parent,
@@ -159,18 +155,14 @@ def _result(parent: nn.Module, ensemble: Ensemble, search: Search) -> Result:
     return Result(ensemble, 0.0, 0.0, float(count), kept, search=search)
 
 
-def first_inputs(module: nn.Module, data: Data) -> Inputs:
-    """The inputs of the first `INPUTS` samples, or batches of them where they are no tensors of one
-    shape."""
-    found: list[Inputs] = []
+def first_inputs(module: nn.Module, data: Data) -> Tensor:
+    """The inputs of the first `INPUTS` samples."""
+    found: list[Tensor] = []
     for inputs in inputs_for(module, data):
         found.append(inputs)
-        if sum(map(samples_in, found)) >= INPUTS:
+        if sum(map(len, found)) >= INPUTS:
             break
-    tensors = all(isinstance(inputs, Tensor) and inputs.ndim for inputs in found)
-    if found and tensors and len({inputs.shape[1:] for inputs in found}) == 1:
-        return torch.cat(found)[:INPUTS]
-    return [(inputs, None) for inputs in found]  # pairs, as a tuple of inputs is no batch's targets
+    return torch.cat(found)[:INPUTS]
 
 
 def halves_by_doubt(parent: nn.Module, data: Any) -> Tensor:

@@ -2,7 +2,6 @@
 
 Predictions come as log-probabilities: `member_logits.log_softmax(dim=-1)` of one cached (members,
 samples, classes) tensor, or an Ensemble's output. On corrupted data the same functions apply.
-Predicted real values have functions of their own (`values`).
 """
 
 from evo_subnets.metrics.cost import (
@@ -30,7 +29,6 @@ from evo_subnets.metrics.predictive import (
 )
 from evo_subnets.metrics.report import COLUMNS, CORRUPTED, SCORES, Column, Report, report
 from evo_subnets.metrics.robustness import corrupted_scores, count_corrupted_sets
-from evo_subnets.metrics.values import gaussian_nll, mean_squared_error, within_spreads
 
 __all__ = [
     "COLUMNS",
@@ -47,10 +45,8 @@ __all__ = [
     "difference_interval",
     "disagreement",
     "ensemble_parameters",
-    "gaussian_nll",
     "inference_flops",
     "mean_pairwise",
-    "mean_squared_error",
     "multiply_adds",
     "negative_log_likelihood",
     "oracle_accuracy",
@@ -60,5 +56,4 @@ __all__ = [
     "report",
     "scores",
     "training_flops",
-    "within_spreads",
 ]

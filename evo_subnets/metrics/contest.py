@@ -12,7 +12,6 @@ from evo_subnets.ensemble import Ensemble
 from evo_subnets.metrics.predictive import Score, difference_interval
 from evo_subnets.metrics.report import COLUMNS, CORRUPTED, SCORES, report
 from evo_subnets.metrics.robustness import corrupted_scores
-from evo_subnets.outputs import Classes
 from evo_subnets.prediction import predict, predict_members
 from evo_subnets.runs.report import table
 from evo_subnets.trust_region import divergence
@@ -51,17 +50,8 @@ class Contest:
         epochs: passes over the training data; dense_epochs: training operations, in epochs of one
         dense network; inference: operations of a prediction, in those of one dense network.
         """
-        if not isinstance(ensemble.outputs, Classes):
-            raise ValueError(
-                "a contest compares classifiers, got an ensemble of outputs="
-                f"{type(ensemble.outputs).__name__}"
-            )
         logits = predict_members(ensemble, self.images)[:size]
-        whole = Ensemble(
-            list(ensemble.members)[: len(logits)],
-            combine=ensemble.combine,
-            outputs=ensemble.outputs,
-        )
+        whole = Ensemble(list(ensemble.members)[: len(logits)], combine=ensemble.combine)
         self.answers[name] = whole.combined(logits)
         scores = report(logits, self.answers[name], labels=self.images.labels)
         self.rows[name] = {
@@ -108,9 +98,7 @@ def further(
     """Further numbers of a row: the vote's accuracy, and how far the members are from a parent
     (Whitaker 2023, figure 4.3)."""
     logits = predict_members(ensemble, images)
-    votes = Ensemble(list(ensemble.members), combine="vote", outputs=ensemble.outputs).combined(
-        logits
-    )
+    votes = Ensemble(list(ensemble.members), combine="vote").combined(logits)
     right = float((votes.argmax(1) == images.labels).double().mean())
     if parent is None:
         return {"vote_accuracy": right, "divergence": None}

@@ -7,18 +7,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from evo_subnets.answers import checked, tensor_in
 from evo_subnets.ensemble import Ensemble
-from evo_subnets.outputs import Binary, Classes, Outputs
+from evo_subnets.outputs import CLASSES, Classes, Outputs, Values
 from evo_subnets.rl.actor import Space
-from evo_subnets.values import Distribution
 
 BATCH_SIZE = 64
 """Observations in one forward pass: on a CPU larger batches leave the cache and gain nothing."""
-
-NO_ACTION = -1
-"""Instead of an action, where a model gives NaN."""
-CLASSES = Classes()
 
 Observations = npt.NDArray[Any] | Tensor
 
@@ -27,9 +21,10 @@ class EnsemblePolicy:
     """A model that gives logits or log-probabilities (an `Actor`, an `Ensemble` of them), as an
     agent: `predict` is stable-baselines3's, so its `evaluate_policy` and recorders take it.
 
-    `outputs`: what the model's outputs mean; None is an ensemble's own kind, else `Classes()`. With
-    `Values()` they are continuous actions as they stand, and there is nothing to sample; with
-    `Distribution(make)` actions are its mean, or sampled. Neither is cut to an environment's range.
+    `outputs`: the kind of what the model gives, an ensemble's own by default. Of `Values`, which
+    are the means of continuous actions, the actions are the outputs themselves; other kinds than
+    these and `Classes` are refused.
+
     `observation_space`: the network's; None is the model's own, or that of its first member.
     Acting by sampling uses the policy's own generator; `temperature` divides the logits first.
     """
@@ -39,35 +34,27 @@ class EnsemblePolicy:
         model: nn.Module,
         observation_space: Space | None = None,
         *,
+        outputs: Outputs | None = None,
         temperature: float = 1.0,
         device: torch.device | str = "cpu",
         seed: int = 0,
-        outputs: Outputs | None = None,
     ) -> None:
         if not 0 < temperature < float("inf"):
             raise ValueError(f"temperature must be positive, got {temperature}")
+        kind = getattr(model, "outputs", CLASSES) if outputs is None else outputs
+        if not isinstance(kind, Classes | Values):
+            raise ValueError(
+                f"an agent acts by classes (numbered actions) or by values (continuous ones), this "
+                f"model gives {kind}"
+            )
+        if isinstance(kind, Values) and temperature != 1:
+            raise ValueError("a temperature is of numbered actions: leave it out with Values()")
+        self.outputs: Outputs = kind
         space = space_of(model) if observation_space is None else observation_space
         if space is None or space.shape is None:
             raise ValueError(
                 f"a {type(model).__name__} does not say what it observes: "
                 "give observation_space, of one shape"
-            )
-        own = model.outputs if isinstance(model, Ensemble) else Classes()
-        self.outputs = own if outputs is None else outputs
-        if isinstance(self.outputs, Binary):
-            raise ValueError(
-                "a policy's outputs are Classes, Values or Distribution, got Binary: give a logit "
-                "for each of the two actions"
-            )
-        if isinstance(model, Ensemble) and self.outputs != own:
-            raise ValueError(
-                f"this ensemble's outputs are {type(own).__name__}: give it outputs="
-                f"{type(self.outputs).__name__} when it is made, not the policy"
-            )
-        if temperature != 1 and not isinstance(self.outputs, Classes):
-            raise ValueError(
-                f"temperature {temperature:g} divides logits, and changes nothing of "
-                f"{type(self.outputs).__name__}: leave it out"
             )
         self.model = model.to(device).eval()
         self.observation_space, self.temperature = space, temperature
@@ -91,65 +78,40 @@ class EnsemblePolicy:
     def log_probabilities(self, observations: Observations) -> Tensor:
         """(batch, actions) log-probabilities of the actions."""
         if not isinstance(self.outputs, Classes):
-            raise ValueError(
-                f"outputs of {type(self.outputs).__name__} have no probabilities of actions"
-            )
-        outputs = self._said(observations)
-        CLASSES.axis_of(outputs)  # (batch, actions), and more than one
-        return (outputs / self.temperature).log_softmax(dim=-1)
+            raise ValueError(f"{self.outputs} has no numbered actions, and so no probabilities")
+        return (self._answers(observations) / self.temperature).log_softmax(dim=-1)
 
-    def _said(self, observations: Observations) -> Tensor:
+    def _answers(self, observations: Observations) -> Tensor:
         batches = torch.split(self.observations(observations), BATCH_SIZE)
-        read = tensor_in if isinstance(self.model, Ensemble) else checked(self.outputs.read)
-        return torch.cat([read(self.model(batch)) for batch in batches])
+        return torch.cat([self.outputs.tensor(self.model(batch)) for batch in batches])
 
     @torch.inference_mode()
     def choose(self, observations: Observations, uniforms: Tensor | None) -> Tensor:
         """(batch,) actions, on the policy's device: the most likely ones, or those that `uniforms`,
-        float64 in [0, 1) and there as well, choose. Continuous ones are (batch, ...).
+        float64 in [0, 1) and there as well, choose. Continuous ones are (batch, ...) values.
 
-        Two policies with the same uniforms choose as alike as their probabilities are. Where the
-        model gives NaN the action is `NO_ACTION`, or NaN.
+        Two policies with the same uniforms choose as alike as their probabilities are.
         """
-        if not isinstance(self.outputs, Classes):
-            return self._continuous(observations, uniforms)
         if uniforms is None and self.temperature != 1:
             raise ValueError(
                 f"temperature {self.temperature:g} changes no most likely action: "
                 "use deterministic=False, or leave the temperature out"
             )
+        if isinstance(self.outputs, Values):
+            return self._answers(observations)
         log_probabilities = self.log_probabilities(observations)
-        broken = log_probabilities.isnan().any(dim=-1)
         if uniforms is None:
-            return log_probabilities.argmax(dim=-1).masked_fill(broken, NO_ACTION)
+            return log_probabilities.argmax(dim=-1)
         cumulative = log_probabilities.exp().double().cumsum(dim=-1)
         drawn = uniforms[:, None] * cumulative[:, -1:]  # the sum may miss 1 by a rounding
-        return (drawn >= cumulative).sum(dim=1).masked_fill(broken, NO_ACTION)
-
-    def _continuous(self, observations: Observations, uniforms: Tensor | None) -> Tensor:
-        kind = self.outputs
-        if not isinstance(kind, Distribution):
-            return self._said(observations)
-        seen = self.observations(observations)
-        if isinstance(self.model, Ensemble):
-            made = kind.mixture(self.model.member_logits(seen), self.model.weights)
-        else:
-            made = kind.mixture(self._said(seen)[None], torch.ones(1))
-        if uniforms is None:
-            return made.mean
-        devices = [self.device] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(devices):  # torch's distributions draw from no other generator
-            torch.manual_seed(int(uniforms[0] * 2**53))
-            return made.sample()
+        return (drawn >= cumulative).sum(dim=1)
 
     def act(
         self, observations: Observations, uniforms: npt.NDArray[np.float64] | None
     ) -> npt.NDArray[Any]:
-        """What `choose` chooses, as an array; a ValueError where the model gives NaN."""
+        """What `choose` chooses, as an array."""
         there = None if uniforms is None else torch.as_tensor(uniforms, device=self.device)
-        actions: npt.NDArray[Any] = self.choose(observations, there).cpu().numpy()
-        check_chosen(actions)
-        return actions
+        return self.choose(observations, there).cpu().numpy()
 
     def predict(
         self,
@@ -171,14 +133,6 @@ class EnsemblePolicy:
         uniforms = None if deterministic else self._generator.random(len(batch))
         actions = self.act(batch, uniforms)
         return (actions[0] if single else actions), None
-
-
-def check_chosen(actions: npt.NDArray[Any]) -> None:
-    """A ValueError where there is an observation for which no action was chosen."""
-    discrete = np.issubdtype(actions.dtype, np.integer)
-    broken = actions == NO_ACTION if discrete else np.isnan(actions)
-    if broken.any():
-        raise ValueError("the model gives NaN for an observation, which chooses no action")
 
 
 def space_of(model: nn.Module) -> Space | None:

@@ -1,10 +1,11 @@
 """Linear layers with few weights left, multiplied without the zeros."""
 
-import copy
 import warnings
 
 import torch
 from torch import Tensor, nn
+
+from evo_subnets.copies import copied
 
 LEAST_SPARSITY = 0.9
 LEAST_WEIGHTS = 2**19
@@ -59,7 +60,7 @@ def sparse_linear(module: nn.Module, least_sparsity: float = LEAST_SPARSITY) -> 
     Outputs are the same within rounding. Those of its layers stay as they are that have less than
     `LEAST_WEIGHTS` weights (zeros included), are on another device or not of float32 or float64.
     """
-    sparse = copy.deepcopy(module).eval()
+    sparse = copied(module).eval()
     if isinstance(sparse, nn.Linear):
         return SparseLinear(sparse) if _worth(sparse, least_sparsity) else sparse
     for parent in list(sparse.modules()):

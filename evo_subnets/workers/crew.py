@@ -66,6 +66,25 @@ class Cargo:
         return work
 
 
+@dataclass(frozen=True)
+class Interrupt:
+    """What is no Exception, as SystemExit: it travels as a result, to be raised here."""
+
+    kind: type[BaseException]
+    arguments: tuple[Any, ...]
+
+    @classmethod
+    def of(cls, error: BaseException) -> "Interrupt":
+        """Of what work has raised; where that cannot travel, a KeyboardInterrupt with its words."""
+        found = cls(type(error), error.args)
+        try:
+            again = pickle.loads(cloudpickle.dumps(found))
+            again.kind(*again.arguments)
+        except Exception:  # whatever its parts raise
+            return cls(KeyboardInterrupt, (f"{type(error).__name__}: {error}",))
+        return found
+
+
 class _Own:
     """What stays in this process: clones share it, pickles leave it out."""
 
@@ -160,6 +179,8 @@ class Crew(evotorch.Problem):  # type: ignore[misc]
                 continue  # its piece stays among the missing
             except ray.exceptions.RayTaskError as error:
                 raise (error.cause or error) from None
+            if isinstance(results, Interrupt):
+                raise results.kind(*results.arguments)
             del missing[piece]
             yield from zip(piece, results, strict=True)
         return list(missing)
@@ -171,14 +192,18 @@ class Crew(evotorch.Problem):  # type: ignore[misc]
         )
         return reference
 
-    def work_on(self, cargo: Cargo, piece: range, items: list[Any]) -> tuple[range, list[Any]]:
+    def work_on(
+        self, cargo: Cargo, piece: range, items: list[Any]
+    ) -> "tuple[range, list[Any] | Interrupt]":
         """The piece and the results of its items; it is the workers that call it."""
         if self._work.value is None:
             self._work.value = cargo.opened()
         try:
             return piece, [self._work.value(item) for item in items]
-        except SystemExit as error:  # would end the worker
-            raise RuntimeError(f"SystemExit: {error}") from None
+        except Exception:
+            raise
+        except BaseException as error:  # would end the worker, or cancel its task
+            return piece, Interrupt.of(error)
 
     def _parallelize(self) -> None:
         if self._actors is not None or not self.is_main or not self._num_actors:

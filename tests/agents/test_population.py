@@ -107,7 +107,7 @@ def test_playing_together_is_evaluating_one_by_one(actor, threads):
 
     def fitness(model):
         policy = EnsemblePolicy(model, actor.observation_space)
-        return float(play(policy, COURSE, episodes=4).returns.mean())
+        return play(policy, COURSE, episodes=4).returns.tolist()
 
     expected = evaluate(actor, POPULATION, fitness=fitness)
     threads(2)

@@ -1,5 +1,6 @@
 """The same children from this process and from others, whatever happens to the others."""
 
+import asyncio
 import math
 import os
 import pickle
@@ -205,6 +206,10 @@ def picky(item):
         raise KeyError("two is not for me")
     if item == 3:
         raise SystemExit("enough")
+    if item == 4:
+        raise KeyboardInterrupt("enough")
+    if item == 5:
+        raise asyncio.CancelledError("enough")
     return item
 
 
@@ -248,9 +253,10 @@ def test_the_script_has_its_members_trained_elsewhere(problem, tmp_path):
 def test_what_the_work_raises_is_raised_here(crew):
     with pytest.raises(KeyError, match="two is not for me"):
         list(crew.results([(picky, item) for item in range(3)]))
-    with pytest.raises(RuntimeError, match="SystemExit: enough"):
-        list(crew.results([(picky, 3)]))
-    assert sorted(crew.results([(picky, 5), (picky, 6)])) == [(0, 5), (1, 6)]
+    for item, kind in ((3, SystemExit), (4, KeyboardInterrupt), (5, asyncio.CancelledError)):
+        with pytest.raises(kind, match=r"^enough$"):  # as in this process
+            list(crew.results([(picky, item)]))
+    assert sorted(crew.results([(picky, 7), (picky, 6)])) == [(0, 7), (1, 6)]
 
 
 def test_results_may_be_left_half_way(crew):
