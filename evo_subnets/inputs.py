@@ -1,7 +1,9 @@
 """How a network is asked: inputs of any shape, on its device, in a layout that it can take."""
 
+import inspect
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 from weakref import WeakSet
 
@@ -57,7 +59,7 @@ def batches_of(inputs: Any, size: int) -> Iterator[Inputs]:
         columns = [torch.split(value, size) for value in _rows(inputs)]
         parts = zip(*columns, strict=True)
     elif isinstance(inputs, Iterable) and not isinstance(inputs, str | bytes):
-        parts = inputs
+        parts = inputs if isinstance(inputs, Iterator) else seeded(inputs, 0)
     else:
         raise ValueError(
             "inputs are a tensor, a tuple of tensors, a mapping of keyword arguments, or an "
@@ -67,6 +69,23 @@ def batches_of(inputs: Any, size: int) -> Iterator[Inputs]:
     if first is None:
         raise ValueError("there are no inputs: at least one sample is needed")
     return itertools.chain([first], coming)
+
+
+def seeded(batches: Iterable[Any], seed: int) -> Iterator[Any]:
+    """One pass, whose draws from torch's global generator are its own, and move it for nobody."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        coming = iter(batches)
+        state = torch.get_rng_state()
+    while True:
+        with torch.random.fork_rng(devices=[]):
+            torch.set_rng_state(state)
+            try:
+                batch = next(coming)
+            except StopIteration:
+                return
+            state = torch.get_rng_state()
+        yield batch
 
 
 def device_of(module: nn.Module) -> torch.device:
@@ -87,10 +106,55 @@ def moved(value: Any, device: torch.device) -> Any:
     return value
 
 
+@contextmanager
+def same_modes(module: nn.Module) -> Iterator[None]:
+    """Inside, modes may change; then every layer has its own again: a frozen norm in a network
+    that is being trained stays frozen."""
+    modes = [(layer, layer.training) for layer in module.modules()]
+    try:
+        yield
+    finally:
+        for layer, training in modes:
+            layer.training = training
+
+
+def joined(parts: Sequence[Tensor], *, axis: int = 0) -> Tensor:
+    """Batches as one; a ValueError where they differ in more than their number of samples."""
+    shapes = sorted({tuple(part.shape[:axis] + part.shape[axis + 1 :]) for part in parts})
+    if len(shapes) > 1:
+        raise ValueError(
+            f"batches give different shapes of a sample, {shapes[0][axis:]} and "
+            f"{shapes[-1][axis:]}: pad them to one"
+        )
+    return torch.cat(list(parts), dim=axis)
+
+
 def _called(module: nn.Module, inputs: Inputs) -> Any:
-    if isinstance(inputs, Mapping):
-        return module(**inputs)
-    return module(*inputs) if isinstance(inputs, tuple | list) else module(inputs)
+    named = dict(inputs) if isinstance(inputs, Mapping) else {}
+    given = () if named else tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)
+    try:
+        return module(*given, **named)
+    except TypeError as error:
+        _check_arguments(module, given, named, error)
+        raise
+
+
+def _check_arguments(
+    module: nn.Module, given: tuple[Any, ...], named: dict[str, Any], error: TypeError
+) -> None:
+    """A ValueError where the module does not take these."""
+    try:
+        takes = inspect.signature(module.forward)
+    except (TypeError, ValueError):  # none is known
+        return
+    try:
+        takes.bind(*given, **named)
+    except TypeError:
+        came = f"{', '.join(named)} by name" if named else f"{len(given)} by position"
+        raise ValueError(
+            f"a {type(module).__name__} takes {takes}, got {came}: a tuple is of several inputs, "
+            "and of (inputs, targets) pairs give the inputs alone"
+        ) from error
 
 
 def _rows(tensors: tuple[Any, ...]) -> tuple[Tensor, ...]:
@@ -113,12 +177,16 @@ def _tensors(inputs: Inputs) -> list[Tensor]:
 
 
 def _channels_last(inputs: Inputs) -> bool:
-    return any(each.ndim == 4 and not each.is_contiguous() for each in _tensors(inputs))
+    # one channel is contiguous in either layout; its strides choose the convolutions'
+    return any(
+        each.ndim == 4 and (each.stride(1) == 1 or not each.is_contiguous())
+        for each in _tensors(inputs)
+    )
 
 
 def _plain(inputs: Inputs) -> Inputs:
     if isinstance(inputs, Tensor):
-        return inputs.contiguous()
+        return inputs.clone(memory_format=torch.contiguous_format)
     if isinstance(inputs, Mapping):
         return {key: _plain(value) for key, value in inputs.items()}
     return tuple(map(_plain, inputs)) if isinstance(inputs, tuple | list) else inputs

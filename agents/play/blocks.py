@@ -12,6 +12,7 @@ from torch import Tensor
 from agents.play.course import Episodes, Group
 from envs.procgen import Frames, ProcgenSimulator
 from evo_subnets.rl import EnsemblePolicy
+from evo_subnets.rl.policy import check_chosen
 
 NO_OPERATION = 4
 """The Procgen action that presses no key."""
@@ -117,7 +118,14 @@ def _chosen(
         block.choose(part, drawn_here)
         for (_, block, _), part, drawn_here in zip(acting, observations, uniforms, strict=False)
     ]
-    return torch.cat(chosen).cpu().numpy()
+    actions = torch.cat(chosen).cpu().numpy()
+    for (_, block, _), part in zip(acting, np.split(actions, np.cumsum(counts)[:-1]), strict=True):
+        try:
+            check_chosen(part)
+        except ValueError as error:  # of this policy: its neighbours play on
+            block.failure = error
+            part[:] = NO_OPERATION
+    return actions
 
 
 def _sent(array: npt.NDArray[Any], device: torch.device) -> Tensor:

@@ -8,11 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from evo_subnets.ensemble import Ensemble
-from evo_subnets.outputs import CLASSES, Classes, Outputs, Values
+from evo_subnets.outputs import CLASSES, Classes, Outputs, Values, already_read
 from evo_subnets.rl.actor import Space
 
 BATCH_SIZE = 64
 """Observations in one forward pass: on a CPU larger batches leave the cache and gain nothing."""
+
+NO_ACTION = -1
+"""Instead of an action, where a model gives NaN."""
 
 Observations = npt.NDArray[Any] | Tensor
 
@@ -26,6 +29,7 @@ class EnsemblePolicy:
     these and `Classes` are refused.
 
     `observation_space`: the network's; None is the model's own, or that of its first member.
+    Where the model gives NaN there is no action: `predict` and `act` raise a ValueError.
     Acting by sampling uses the policy's own generator; `temperature` divides the logits first.
     """
 
@@ -83,14 +87,16 @@ class EnsemblePolicy:
 
     def _answers(self, observations: Observations) -> Tensor:
         batches = torch.split(self.observations(observations), BATCH_SIZE)
-        return torch.cat([self.outputs.tensor(self.model(batch)) for batch in batches])
+        kind = already_read(self.outputs) if isinstance(self.model, Ensemble) else self.outputs
+        return torch.cat([kind.tensor(self.model(batch)) for batch in batches])
 
     @torch.inference_mode()
     def choose(self, observations: Observations, uniforms: Tensor | None) -> Tensor:
         """(batch,) actions, on the policy's device: the most likely ones, or those that `uniforms`,
         float64 in [0, 1) and there as well, choose. Continuous ones are (batch, ...) values.
 
-        Two policies with the same uniforms choose as alike as their probabilities are.
+        Two policies with the same uniforms choose as alike as their probabilities are. Where the
+        model gives NaN the action is `NO_ACTION`, or NaN.
         """
         if uniforms is None and self.temperature != 1:
             raise ValueError(
@@ -100,18 +106,21 @@ class EnsemblePolicy:
         if isinstance(self.outputs, Values):
             return self._answers(observations)
         log_probabilities = self.log_probabilities(observations)
+        broken = log_probabilities.isnan().any(dim=-1)
         if uniforms is None:
-            return log_probabilities.argmax(dim=-1)
+            return log_probabilities.argmax(dim=-1).masked_fill(broken, NO_ACTION)
         cumulative = log_probabilities.exp().double().cumsum(dim=-1)
         drawn = uniforms[:, None] * cumulative[:, -1:]  # the sum may miss 1 by a rounding
-        return (drawn >= cumulative).sum(dim=1)
+        return (drawn >= cumulative).sum(dim=1).masked_fill(broken, NO_ACTION)
 
     def act(
         self, observations: Observations, uniforms: npt.NDArray[np.float64] | None
     ) -> npt.NDArray[Any]:
         """What `choose` chooses, as an array."""
         there = None if uniforms is None else torch.as_tensor(uniforms, device=self.device)
-        return self.choose(observations, there).cpu().numpy()
+        actions: npt.NDArray[Any] = self.choose(observations, there).cpu().numpy()
+        check_chosen(actions)
+        return actions
 
     def predict(
         self,
@@ -133,6 +142,14 @@ class EnsemblePolicy:
         uniforms = None if deterministic else self._generator.random(len(batch))
         actions = self.act(batch, uniforms)
         return (actions[0] if single else actions), None
+
+
+def check_chosen(actions: npt.NDArray[Any]) -> None:
+    """A ValueError where there is an observation for which no action was chosen."""
+    discrete = np.issubdtype(actions.dtype, np.integer)
+    broken = actions == NO_ACTION if discrete else np.isnan(actions)
+    if broken.any():
+        raise ValueError("the model gives NaN for an observation, which chooses no action")
 
 
 def space_of(model: nn.Module) -> Space | None:
