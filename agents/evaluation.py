@@ -11,7 +11,8 @@ import numpy.typing as npt
 from PIL import Image
 
 from agents.play.course import Course, Episodes
-from envs.procgen import Mode, ProcgenSimulator, normalized_return
+from envs.games import Mode, normalized_return
+from envs.procgen import ProcgenSimulator
 from evo_subnets import files
 from evo_subnets.rl import EnsemblePolicy
 from evo_subnets.runs.report import interval, table

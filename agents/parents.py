@@ -16,7 +16,8 @@ from torch import nn
 from agents.checkpoints import checkpoints
 from agents.impala import ImpalaCNN, use_compiled_blocks
 from agents.ppo import PPOSettings, train
-from envs.procgen import ACTIONS, Mode
+from envs.games import Mode
+from envs.procgen import ACTIONS
 from evo_subnets import files
 from evo_subnets.rl import Actor
 from evo_subnets.runs import Run

@@ -27,7 +27,8 @@ from agents.fast.gradients import ValueLoss
 from agents.fast.ppo import FastPPO
 from agents.impala import PAPER_WIDTHS, ImpalaCNN
 from envs.adapters import ProcgenVecEnv
-from envs.procgen import TRAIN_LEVELS, Levels, Mode, ProcgenSimulator
+from envs.games import TRAIN_LEVELS, Levels, Mode
+from envs.procgen import ProcgenSimulator
 from evo_subnets.engines import keep_freed_memory
 from evo_subnets.files import write_atomically
 

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from agents.impala import COBBE_WIDTHS
 from agents.ppo import PPOSettings
-from envs.procgen import check_game
+from envs.games import check_game
 
 PAPER = PPOSettings()
 """Whitaker 2023, table 4.2."""

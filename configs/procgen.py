@@ -8,7 +8,7 @@ from agents.parents import parent_file
 from agents.ppo import PPOSettings
 from configs.moving import MovingArgs, MovingOptions
 from configs.workers import EVERY_RUN, WorkerArgs, WorkerOptions
-from envs.procgen import check_game
+from envs.games import check_game
 from evo_subnets.mutation import quads, singles
 from evo_subnets.options import refuse_idle
 from evo_subnets.search import Search

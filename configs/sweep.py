@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from agents.parents import parent_file
 from configs.workers import EVERY_RUN, WorkerArgs, WorkerOptions
-from envs.procgen import check_game
+from envs.games import check_game
 from evo_subnets.search import Search
 
 

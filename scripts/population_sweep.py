@@ -17,7 +17,7 @@ from agents.play.observations import collect_observations
 from agents.play.population import play
 from configs import command_line
 from configs.sweep import SweepArgs
-from envs.procgen import TRAIN_LEVELS
+from envs.games import TRAIN_LEVELS
 from evo_subnets import Evolution, files, search_trust_region
 from evo_subnets.engines import keep_freed_memory
 from evo_subnets.evolution import check_strength

@@ -19,7 +19,7 @@ from agents.play.kept import as_code, evolve_together, find_region, play_all, sh
 from agents.play.observations import collect_observations
 from configs import command_line
 from configs.procgen import ProcgenArgs
-from envs.procgen import TEST_LEVELS, TRAIN_LEVELS
+from envs.games import TEST_LEVELS, TRAIN_LEVELS
 from evo_subnets import files
 from evo_subnets.engines import keep_freed_memory
 from evo_subnets.evolution import check_strength

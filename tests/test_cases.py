@@ -8,20 +8,24 @@ batches may go side by side.
 import collections
 import copy
 import math
+import pickle
 import tempfile
 import threading
 from collections.abc import Callable
 
 import gymnasium
+import numpy as np
 import pytest
 import torch
 import torch.distributions as td
 import torch.nn.utils.prune
 from networks import all_same_bits, built, copied, mlp, noise, pictures, same_bits, tied
+from small_agents import unseeded
 from torch import nn
 from torch.nn.utils import prune
 from torch.utils.data import DataLoader, TensorDataset
 
+from envs import Levels, ProcgenSimulator, ProcgenVecEnv, ProcgenVectorEnv
 from evo_subnets import (
     Ensemble,
     Mutation,
@@ -43,12 +47,18 @@ from evo_subnets.metrics.contest import Contest
 from evo_subnets.outputs import Binary, Classes, Distribution, Values
 from evo_subnets.prediction import Validation, predict, reestimate_norms
 from evo_subnets.pruning import Pruned
-from evo_subnets.rl import EnsemblePolicy
+from evo_subnets.rl import Actor, EnsemblePolicy
 from evo_subnets.schedules import Constant
 from evo_subnets.structure.classifier import classifier
 from evo_subnets.structure.compaction import compacted
 from evo_subnets.subnetworks import Whole
 from evo_subnets.tuning import Tuning, tune
+
+from stable_baselines3 import PPO  # isort: skip  # after envs, which silences gym
+from stable_baselines3.common.distributions import CategoricalDistribution  # isort: skip
+from stable_baselines3.common.env_util import make_vec_env  # isort: skip
+from stable_baselines3.common.policies import ActorCriticPolicy  # isort: skip
+from stable_baselines3.common.torch_layers import MlpExtractor  # isort: skip
 
 CASES: list[Callable[[], None]] = []
 
@@ -679,7 +689,7 @@ def policies_act_by_the_kind_of_output():
     with torch.no_grad():
         broken.weight.fill_(math.nan)
     for deterministic in (True, False):
-        with pytest.raises(ValueError, match="gives NaN for an observation"):
+        with pytest.raises(ValueError, match=r"outputs give no action for 5 of 5"):
             EnsemblePolicy(broken, space).predict(seen, deterministic=deterministic)
 
 
@@ -1364,6 +1374,259 @@ def a_trust_region_that_cannot_be_had_says_why():
 
 
 # --- Simulators, agents, folders of pictures, devices, seeds ------------------------------------
+
+
+def agent_of(policy="MlpPolicy", **options) -> PPO:
+    env = make_vec_env("CartPole-v1", 1, seed=0)
+    env.close()
+    return unseeded(lambda: PPO(policy, env, n_steps=8, batch_size=8, device="cpu", **options))
+
+
+def refuses_agent(agent, why):
+    with pytest.raises(ValueError, match=why):
+        Actor.from_agent(agent)
+
+
+@case
+def simulator_options_that_end_the_process():
+    """Each is refused by its name."""
+    for options, name in (
+        ({"seed": 1.5}, "seed"),
+        ({"seed": -1}, "seed"),
+        ({"seed": math.nan}, "seed"),
+        ({"num_threads": -1}, "num_threads"),
+        ({"num_threads": 2.0}, "num_threads"),
+        ({"num_threads": 10**6}, "num_threads"),
+        ({"frame_stack": True}, "frame_stack"),
+        ({"levels": (0, 5)}, "levels"),
+        ({"levels": None}, "levels"),
+        ({"mode": ["easy"]}, "mode"),
+        ({"high_resolution": "no"}, "high_resolution"),
+    ):
+        with pytest.raises(ValueError, match=name):
+            ProcgenSimulator("maze", 2, **options)
+    for count in (0, 10**9, 2.0, "2", None):
+        with pytest.raises(ValueError, match="num_envs"):
+            ProcgenSimulator("maze", count)
+    for levels in ((0.0, 5), (0, 5.0), (0, True), (np.float64(1), 2), (-1, 5), (0, 2**31)):
+        with pytest.raises(ValueError, match="levels"):
+            Levels(*levels)
+
+
+@case
+def numpy_integers_for_a_simulator():
+    """They are integers, wherever one is asked for."""
+    plain = ProcgenSimulator("maze", 2, seed=3, levels=Levels(5, 7), num_threads=1)
+    other = ProcgenSimulator(
+        "maze", np.int32(2), seed=np.int64(3), levels=Levels(np.uint8(5), np.int16(7)),
+        num_threads=np.int8(1),
+    )  # fmt: skip
+    assert np.array_equal(plain.observation, other.observation)
+    assert np.array_equal(plain.reset(4), other.reset(np.uint64(4)))
+    vector = ProcgenVectorEnv(other)
+    assert np.array_equal(plain.reset(5), vector.reset(seed=np.int64(5))[0])
+    assert np.array_equal(plain.step([1, 2])[0], vector.step(np.array([1, 2], np.uint8))[0])
+    plain.close(), other.close()
+
+
+@case
+def states_of_another_game():
+    """Refused, as are those of another mode or frame stack and damaged ones; nothing changes."""
+    env = ProcgenSimulator("maze", 1)
+    (own,) = env.get_state()
+    for game, options, why in (
+        ("heist", {}, "plays maze in mode easy, the state is of heist"),
+        ("maze", {"mode": "hard"}, "of maze in mode hard"),
+        ("maze", {"frame_stack": 3}, "frame stacks must be the same"),
+    ):
+        other = ProcgenSimulator(game, 1, **options)
+        with pytest.raises(ValueError, match=why):
+            env.set_state(other.get_state())
+        other.close()
+    for wrong in (
+        own._replace(simulator=own.simulator[:-9]),
+        own._replace(simulator=own.simulator.replace(b"maze", b"mazy")),
+        own._replace(elapsed=1.5),
+        own._replace(frames=own.frames[..., 0]),
+        own.simulator,
+        None,
+    ):
+        with pytest.raises(ValueError, match=r"damaged|elapsed|frames|states of get_state"):
+            env.set_state([wrong])
+    assert env.get_state()[0].simulator == own.simulator
+    env.close()
+
+
+@case
+def actions_that_there_are_none_of():
+    """Refused, whatever the interface; lists and tensors of integers are actions."""
+    env = ProcgenSimulator("maze", 2)
+    for step in (env.step, ProcgenVectorEnv(env).step, ProcgenVecEnv(env).step):
+        for wrong in ([0, 15], [-2, 0], [-1, 0], [1.5, 0], [1.0, 0], [True, False], ["1", "2"],
+                      [math.nan, 0], [0], [[0, 1]], [[0], [1, 2]], None, [2**40, 0]):  # fmt: skip
+            with pytest.raises(ValueError, match="actions"):
+                step(wrong)
+        step([0, 14]), step(torch.tensor([3, 4])), step(np.array([1, 2], np.uint8))
+    env.close()
+
+
+@case
+def resets_of_some_environments():
+    """Procgen has none: options are refused, an empty dictionary is none."""
+    env = ProcgenSimulator("maze", 2)
+    vector, vec_env = ProcgenVectorEnv(env), ProcgenVecEnv(env)
+    for options in ({"reset_mask": np.array([True, False])}, {"level": 3}):
+        for reset in (lambda given: vector.reset(options=given), vec_env.set_options):
+            with pytest.raises(ValueError, match="Procgen has no reset options"):
+                reset(options)
+    vector.reset(options={}), vec_env.set_options({})
+    for seed in ([1, 2], np.array([1, 2]), 1.5, "1"):
+        with pytest.raises(ValueError, match="seed"):
+            vector.reset(seed=seed)
+    env.close()
+
+
+@case
+def copies_of_a_simulator():
+    """They go on from where it is, and neither moves the other."""
+    env = ProcgenSimulator("bossfight", 2, seed=1)
+    env.step([1, 2])
+    for make in (lambda one: pickle.loads(pickle.dumps(one)), copy.deepcopy, copy.copy):
+        other, before = make(env), env.observation
+        there = other.step([7, 8]).observation
+        assert np.array_equal(env.observation, before)
+        assert np.array_equal(env.step([7, 8]).observation, there)
+        other.close()
+    env.close()
+
+
+@case
+def policies_that_act_by_methods_of_their_own():
+    """Refused by the method's name: the actor would drop it."""
+
+    class Cooler(ActorCriticPolicy):
+        def _get_action_dist_from_latent(self, latent_pi):
+            return self.action_dist.proba_distribution(action_logits=self.action_net(latent_pi) / 2)
+
+    class Masked(ActorCriticPolicy):
+        def get_distribution(self, obs):
+            found = super().get_distribution(obs)
+            return found.proba_distribution(found.distribution.logits.clamp(min=-1))
+
+    class Clever(ActorCriticPolicy):
+        def _predict(self, observation, deterministic=False):
+            return super()._predict(observation, deterministic=True)
+
+        def forward(self, obs, deterministic=False):
+            return super().forward(obs, deterministic=True)
+
+    class Scaled(ActorCriticPolicy):
+        def extract_features(self, obs, features_extractor=None):
+            return super().extract_features(obs / 10, features_extractor)
+
+    class Trained(ActorCriticPolicy):
+        """Other losses: it acts as stable-baselines3's do."""
+
+        def evaluate_actions(self, obs, actions):
+            return super().evaluate_actions(obs, actions)
+
+    refuses_agent(agent_of(Cooler), "_get_action_dist_from_latent of this agent's Cooler")
+    refuses_agent(agent_of(Masked), "would leave out get_distribution")
+    refuses_agent(agent_of(Clever), "would leave out _predict, forward of")
+    refuses_agent(agent_of(Scaled), "would leave out extract_features")
+    Actor.from_agent(agent_of(Trained))
+
+
+@case
+def agents_whose_parts_act_by_methods_of_their_own():
+    """Refused as well: the agent, its distribution, its body, a method put onto the policy."""
+
+    class Curious(PPO):
+        def predict(self, *arguments, **options):
+            return super().predict(*arguments, **options)
+
+    class Soft(CategoricalDistribution):
+        def proba_distribution(self, action_logits):
+            return super().proba_distribution(action_logits / 2)
+
+    class Gated(MlpExtractor):
+        def forward_actor(self, features):
+            return super().forward_actor(features).relu()
+
+    agent = agent_of()
+    agent.__class__ = Curious
+    refuses_agent(agent, "would leave out predict of this agent's Curious")
+    agent = agent_of()
+    agent.policy.action_dist = Soft(2)
+    refuses_agent(agent, "would leave out proba_distribution of this agent's Soft")
+    agent = agent_of()
+    agent.policy.mlp_extractor.__class__ = Gated
+    refuses_agent(agent, "would leave out forward_actor of this agent's Gated")
+    agent = agent_of()
+    agent.policy.predict = agent.policy.predict
+    refuses_agent(agent, "would leave out predict of this agent's ActorCriticPolicy")
+    refuses_agent(agent.policy, "expected an agent of stable-baselines3")
+    agent = agent_of()
+    agent.policy.lstm_actor = built(lambda: nn.LSTM(4, 4))
+    refuses_agent(agent, "is recurrent")
+
+
+@case
+def an_observation_with_its_info():
+    """Said as stable-baselines3 says it: gymnasium's reset returns a pair."""
+    env = gymnasium.make("CartPole-v1")
+    policy = EnsemblePolicy(built(lambda: nn.Linear(4, 2)), env.observation_space)
+    pair = env.reset(seed=0)
+    for ask in (policy.predict, lambda given: policy.act(given, None), policy.log_probabilities):
+        with pytest.raises(ValueError, match=r"a tuple of one and its info.*env\.reset\(\)"):
+            ask(pair)
+    with pytest.raises(ValueError, match="a tuple of one and its info"):
+        policy.predict(env.step(0))
+    for wrong in ({"position": pair[0]}, None, "left", [[1.0], [1.0, 2.0]], np.zeros(4, complex)):
+        with pytest.raises(ValueError, match="expected observations as one array"):
+            policy.predict(wrong)
+    assert policy.predict(pair[0])[0] in env.action_space
+    env.close()
+
+
+@case
+def observations_that_torch_takes_no_arrays_of():
+    """They are what they show: mirrored, read-only, of the other byte order, long."""
+    policy = EnsemblePolicy(mlp().double(), gymnasium.spaces.Box(-1, 1, (5,)))
+    x = noise(6, 5).double().numpy()
+    frozen = x.copy()
+    frozen.setflags(write=False)
+    for same in (
+        x[::-1].copy()[::-1],
+        x[:, ::-1].copy()[:, ::-1],
+        frozen,
+        x.astype(">f8"),
+        x.astype(np.longdouble),
+        np.asfortranarray(x),
+        x.tolist(),
+        torch.tensor(x),
+    ):
+        expected = policy.predict(x, deterministic=True)[0]
+        assert np.array_equal(policy.predict(same, deterministic=True)[0], expected)
+
+
+@case
+def a_model_that_gives_nan_as_an_agent():
+    """Refused: NaN is not action 0, however it acts."""
+    space = gymnasium.spaces.Box(-1, 1, (5,))
+    broken, x = mlp(), noise(5, 5).numpy()
+    broken[-1].bias.data[1] = math.nan
+    unlikely = mlp()
+    unlikely[-1].bias.data.fill_(-math.inf)
+    for model in (broken, unlikely, Ensemble([mlp(), broken])):
+        for deterministic in (True, False):
+            with pytest.raises(ValueError, match="give no action for 5 of 5 observations"):
+                EnsemblePolicy(model, space).predict(x, deterministic=deterministic)
+    for outputs in (Values(), Classes()):
+        policy = EnsemblePolicy(mlp(), space, outputs=outputs)
+        with pytest.raises(ValueError, match="give no action for 1 of 5 observations"):
+            policy.predict(np.where(np.arange(5)[:, None] == 2, np.float32("nan"), x))
+        policy.predict(x)
 
 
 @pytest.mark.parametrize("threads", [1, 2])

@@ -14,9 +14,6 @@ from evo_subnets.rl.actor import Space
 BATCH_SIZE = 64
 """Observations in one forward pass: on a CPU larger batches leave the cache and gain nothing."""
 
-NO_ACTION = -1
-"""Instead of an action, where a model gives NaN."""
-
 Observations = npt.NDArray[Any] | Tensor
 
 
@@ -29,7 +26,6 @@ class EnsemblePolicy:
     these and `Classes` are refused.
 
     `observation_space`: the network's; None is the model's own, or that of its first member.
-    Where the model gives NaN there is no action: `predict` and `act` raise a ValueError.
     Acting by sampling uses the policy's own generator; `temperature` divides the logits first.
     """
 
@@ -68,7 +64,7 @@ class EnsemblePolicy:
 
     def observations(self, observations: Observations) -> Tensor:
         """(batch, *network shape), from one of the environment's layouts for images."""
-        tensor, shape = torch.as_tensor(observations, device=self.device), self.network_shape
+        tensor, shape = _tensor(observations).to(self.device), self.network_shape
         if tensor.ndim == 4 and tensor.shape[1:] != shape:
             tensor = tensor.permute(0, 3, 1, 2)
         if tensor.shape[1:] != shape:
@@ -93,10 +89,10 @@ class EnsemblePolicy:
     @torch.inference_mode()
     def choose(self, observations: Observations, uniforms: Tensor | None) -> Tensor:
         """(batch,) actions, on the policy's device: the most likely ones, or those that `uniforms`,
-        float64 in [0, 1) and there as well, choose. Continuous ones are (batch, ...) values.
+        float64 in [0, 1) and there as well, choose; -1 where the model gives NaN, or no action a
+        probability. Continuous ones are (batch, ...) values, not finite where the model's are not.
 
-        Two policies with the same uniforms choose as alike as their probabilities are. Where the
-        model gives NaN the action is `NO_ACTION`, or NaN.
+        Two policies with the same uniforms choose as alike as their probabilities are.
         """
         if uniforms is None and self.temperature != 1:
             raise ValueError(
@@ -106,21 +102,21 @@ class EnsemblePolicy:
         if isinstance(self.outputs, Values):
             return self._answers(observations)
         log_probabilities = self.log_probabilities(observations)
-        broken = log_probabilities.isnan().any(dim=-1)
         if uniforms is None:
-            return log_probabilities.argmax(dim=-1).masked_fill(broken, NO_ACTION)
-        cumulative = log_probabilities.exp().double().cumsum(dim=-1)
-        drawn = uniforms[:, None] * cumulative[:, -1:]  # the sum may miss 1 by a rounding
-        return (drawn >= cumulative).sum(dim=1).masked_fill(broken, NO_ACTION)
+            actions = log_probabilities.argmax(dim=-1)
+        else:
+            cumulative = log_probabilities.exp().double().cumsum(dim=-1)
+            drawn = uniforms[:, None] * cumulative[:, -1:]  # the sum may miss 1 by a rounding
+            actions = (drawn >= cumulative).sum(dim=1)
+        # one NaN in a softmax makes the whole row NaN
+        return actions.masked_fill(log_probabilities[:, 0].isnan(), -1)
 
     def act(
         self, observations: Observations, uniforms: npt.NDArray[np.float64] | None
     ) -> npt.NDArray[Any]:
-        """What `choose` chooses, as an array."""
+        """What `choose` chooses, as an array; a ValueError where the model gives no action."""
         there = None if uniforms is None else torch.as_tensor(uniforms, device=self.device)
-        actions: npt.NDArray[Any] = self.choose(observations, there).cpu().numpy()
-        check_chosen(actions)
-        return actions
+        return check_chosen(self.choose(observations, there).cpu().numpy())
 
     def predict(
         self,
@@ -132,11 +128,12 @@ class EnsemblePolicy:
         """Actions for one observation or a batch, and no state, as stable-baselines3's agents.
 
         The signature is theirs. A policy without memory has no use for `episode_start`, which
-        stable-baselines3 always gives; a `state` is refused.
+        stable-baselines3 always gives; a `state` is refused, and so are gymnasium's pairs of an
+        observation and its info.
         """
         if state is not None:
             raise ValueError("this policy has no memory: state must be None")
-        observation = np.asarray(observation)
+        observation = _array(observation)
         single = observation.ndim == len(self.network_shape)
         batch = observation[None] if single else observation
         uniforms = None if deterministic else self._generator.random(len(batch))
@@ -144,12 +141,50 @@ class EnsemblePolicy:
         return (actions[0] if single else actions), None
 
 
-def check_chosen(actions: npt.NDArray[Any]) -> None:
-    """A ValueError where there is an observation for which no action was chosen."""
-    discrete = np.issubdtype(actions.dtype, np.integer)
-    broken = actions == NO_ACTION if discrete else np.isnan(actions)
-    if broken.any():
-        raise ValueError("the model gives NaN for an observation, which chooses no action")
+def check_chosen(actions: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """The actions that `choose` gave; a ValueError where there are none for an observation."""
+    missing = ~np.isfinite(actions) if actions.dtype.kind == "f" else actions < 0
+    if missing.any():
+        rows = int(missing.reshape(len(actions), -1).any(axis=1).sum())
+        raise ValueError(
+            f"the model's outputs give no action for {rows} of {len(actions)} observations, as "
+            "they are NaN or infinite: look at its weights and at the observations"
+        )
+    return actions
+
+
+def _array(observations: Any) -> npt.NDArray[Any]:
+    """Observations as one array of numbers; a ValueError where they are none."""
+    given = type(observations).__name__
+    if isinstance(observations, tuple) and any(isinstance(part, dict) for part in observations):
+        raise ValueError(
+            "expected observations, got a tuple of one and its info: gymnasium's environments "
+            "return both, `observation, info = env.reset()`, and predict takes the first"
+        )
+    if isinstance(observations, Tensor):
+        observations = observations.detach().cpu()
+    try:
+        array = np.asarray(observations)
+    except ValueError:  # parts of several shapes
+        raise ValueError(f"expected observations as one array, got a {given}") from None
+    if array.dtype.kind not in "biuf":
+        raise ValueError(
+            f"expected observations as one array of numbers, got a {given} of {array.dtype}"
+        )
+    return array
+
+
+def _tensor(observations: Observations) -> Tensor:
+    """Observations as they are, copied only where torch takes no such array."""
+    if isinstance(observations, Tensor):
+        return observations
+    array = _array(observations)
+    if array.dtype.itemsize > 8:
+        array = array.astype(np.float64)
+    mirrored = any(stride < 0 for stride in array.strides)
+    if mirrored or not array.flags.writeable or not array.dtype.isnative:
+        array = array.astype(array.dtype.newbyteorder("="), order="C")
+    return torch.as_tensor(array)
 
 
 def space_of(model: nn.Module) -> Space | None:
