@@ -14,7 +14,7 @@ from evo_subnets import engines, files
 from evo_subnets.copies import copied, differing_dtypes, dtypes_of, set_dtypes
 from evo_subnets.inputs import ask
 from evo_subnets.mutation import Mutation, materialize
-from evo_subnets.outputs import CLASSES, Combine, Outputs, Values, as_json, from_json
+from evo_subnets.outputs import CLASSES, Combine, Distribution, Outputs, Values, as_json, from_json
 from evo_subnets.recipes import Kept, Recipe, WorkCopy, mutated
 from evo_subnets.subnetworks import Include, Params, Whole, parameters, staying
 
@@ -156,8 +156,9 @@ class Ensemble(nn.Module):
         return found.to(members.dtype) if found.is_floating_point() else found
 
     def spread(self, *inputs: Any, **options: Any) -> Tensor:
-        """(batch, ...): the members' standard deviation around their mean, of real values."""
-        if not isinstance(self.outputs, Values):
+        """(batch, ...): the members' standard deviation around their mean, of real values; of
+        distributions their mixture's."""
+        if not isinstance(self.outputs, Values | Distribution):
             raise ValueError(
                 f"members' spread is one of real values, these outputs are {self.outputs}: see "
                 "metrics for the diversity of classes"

@@ -1,14 +1,16 @@
 """How a network is asked: inputs of any shape, on its device, in a layout that it can take."""
 
+import inspect
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
-from evo_subnets.streams import WITHOUT_DOUBLE
+from evo_subnets.streams import WITHOUT_DOUBLE, check_seed
 
 Inputs = Any
 """A tensor; a tuple of tensors, which are positional arguments; or a mapping of keyword ones."""
@@ -40,7 +42,7 @@ def ask(module: nn.Module, inputs: Inputs) -> Any:
     if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
         return _called(module, inputs)
     tensors = _tensors(inputs)
-    kind = tuple((each.dtype, each.ndim == 4 and not each.is_contiguous()) for each in tensors)
+    kind = tuple((each.dtype, _channels_last(each)) for each in tensors)
     known = _forms.setdefault(module, {})
     if kind in known:
         return _called(module, _formed(inputs, known[kind]))
@@ -73,7 +75,7 @@ def batches_of(inputs: Any, size: int) -> Iterator[Inputs]:
         columns = [torch.split(value, size) for value in _rows(inputs)]
         parts = zip(*columns, strict=True)
     elif isinstance(inputs, Iterable) and not isinstance(inputs, str | bytes):
-        parts = inputs
+        parts = inputs if isinstance(inputs, Iterator) else seeded(inputs, 0)
     else:
         raise ValueError(
             "inputs are a tensor, a tuple of tensors, a mapping of keyword arguments, or an "
@@ -83,6 +85,23 @@ def batches_of(inputs: Any, size: int) -> Iterator[Inputs]:
     if first is None:
         raise ValueError("there are no inputs: at least one sample is needed")
     return itertools.chain([first], coming)
+
+
+def seeded(batches: Iterable[Any], seed: int) -> Iterator[Any]:
+    """One pass, whose draws from torch's global generator are its own, and move it for nobody."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(check_seed(seed))
+        coming = iter(batches)
+        state = torch.get_rng_state()
+    while True:
+        with torch.random.fork_rng(devices=[]):
+            torch.set_rng_state(state)
+            try:
+                batch = next(coming)
+            except StopIteration:
+                return
+            state = torch.get_rng_state()
+        yield batch
 
 
 def device_of(module: nn.Module) -> torch.device:
@@ -108,10 +127,55 @@ def moved(value: Any, device: torch.device) -> Any:
     return value
 
 
+@contextmanager
+def same_modes(module: nn.Module) -> Iterator[None]:
+    """Inside, modes may change; then every layer has its own again: a frozen norm in a network
+    that is being trained stays frozen."""
+    modes = [(layer, layer.training) for layer in module.modules()]
+    try:
+        yield
+    finally:
+        for layer, training in modes:
+            layer.training = training
+
+
+def joined(parts: Sequence[Tensor], *, axis: int = 0) -> Tensor:
+    """Batches as one; a ValueError where they differ in more than their number of samples."""
+    shapes = sorted({tuple(part.shape[:axis] + part.shape[axis + 1 :]) for part in parts})
+    if len(shapes) > 1:
+        raise ValueError(
+            f"batches give different shapes of a sample, {shapes[0][axis:]} and "
+            f"{shapes[-1][axis:]}: pad them to one"
+        )
+    return torch.cat(list(parts), dim=axis)
+
+
 def _called(module: nn.Module, inputs: Inputs) -> Any:
-    if isinstance(inputs, Mapping):
-        return module(**inputs)
-    return module(*inputs) if isinstance(inputs, tuple | list) else module(inputs)
+    named = dict(inputs) if isinstance(inputs, Mapping) else {}
+    given = () if named else tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)
+    try:
+        return module(*given, **named)
+    except TypeError as error:
+        _check_arguments(module, given, named, error)
+        raise
+
+
+def _check_arguments(
+    module: nn.Module, given: tuple[Any, ...], named: dict[str, Any], error: TypeError
+) -> None:
+    """A ValueError where the module does not take these."""
+    try:
+        takes = inspect.signature(module.forward)
+    except (TypeError, ValueError):  # none is known
+        return
+    try:
+        takes.bind(*given, **named)
+    except TypeError:
+        came = f"{', '.join(named)} by name" if named else f"{len(given)} by position"
+        raise ValueError(
+            f"a {type(module).__name__} takes {takes}, got {came}: a tuple is of several inputs, "
+            "and of (inputs, targets) pairs give the inputs alone"
+        ) from error
 
 
 def _rows(tensors: tuple[Any, ...]) -> tuple[Tensor, ...]:
@@ -146,11 +210,16 @@ def _other_form(module: nn.Module, form: Form, *, tensors: list[Tensor], message
     return form
 
 
+def _channels_last(tensor: Tensor) -> bool:
+    # one channel is contiguous in either layout; its strides choose the convolutions'
+    return tensor.ndim == 4 and (tensor.stride(1) == 1 or not tensor.is_contiguous())
+
+
 def _formed(inputs: Inputs, form: Form) -> Inputs:
     if form == (False, None):
         return inputs
     if isinstance(inputs, Tensor):
-        inputs = inputs.contiguous() if form.plain else inputs
+        inputs = inputs.clone(memory_format=torch.contiguous_format) if form.plain else inputs
         return inputs.to(form.dtype) if form.dtype and inputs.is_floating_point() else inputs
     if isinstance(inputs, Mapping):
         return {key: _formed(value, form) for key, value in inputs.items()}

@@ -63,6 +63,10 @@ class Tuning:
     def make_optimizer(self, module: nn.Module) -> torch.optim.Optimizer:
         """The optimizer of a module's trainable parameters."""
         trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        if not trainable:
+            raise ValueError(
+                f"a {type(module).__name__} has no parameter that is trained (requires_grad)"
+            )
         if self.optimizer == "adam":
             return torch.optim.Adam(trainable, lr=self.schedule(0.0), fused=True)
         return torch.optim.SGD(
@@ -164,6 +168,10 @@ def tune(
                 count = samples_in(targets)
                 total += loss.detach() * count  # no host synchronisation inside an epoch
                 samples += count
+            if not samples:
+                raise ValueError(
+                    "batch norms cannot be trained on one sample at a time: make batches larger"
+                )
             losses.append(total.item() / samples)
             check_finite(losses[-1], epoch + 1)
             if kept:

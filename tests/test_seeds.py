@@ -229,7 +229,7 @@ TABLE: dict[str, Callable[[Any], Any]] = {
     "evo_subnets.subnetworks.Subnetwork": lambda seed: Subnetwork(seed, 0, 0.5),
     "evo_subnets.subnetworks.halves": halves,
     "evo_subnets.subnetworks.parts": lambda seed: parts(seed, 3),
-    "evo_subnets.task.seeded": lambda seed: list(seeded(drawing(), seed)),
+    "evo_subnets.inputs.seeded": lambda seed: list(seeded(drawing(), seed)),
     "evo_subnets.tuning.own_randomness": drawn_once,
     "evo_subnets.tuning.tune": tuned,
     "evo_subnets.tuning.tune_once": tuned_once,

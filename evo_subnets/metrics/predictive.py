@@ -128,14 +128,16 @@ def check_log_probabilities(log_probabilities: Tensor, dimensions: int) -> None:
     if len(shape) != dimensions or 0 in shape:
         raise ValueError(
             f"expected ({', '.join(names)}) log-probabilities, at least one of each, got a tensor "
-            f"of shape {tuple(shape)}"
+            f"of shape {tuple(shape)}: another axis of classes comes last, and real values have "
+            "value_report"
         )
     sums = log_probabilities.logsumexp(dim=-1)
     if not bool((sums.abs() <= TOLERANCE).all()):  # NaN is not either
         raise ValueError(
             "expected log-probabilities, whose exp sums to 1 over the classes, got logarithms of "
             f"the sums from {sums.min().item():.4g} to {sums.max().item():.4g}; of logits take "
-            "log_softmax(dim=-1), and where it is NaN look at the model"
+            "log_softmax(dim=-1), of real values value_report, and where it is NaN look at "
+            "the model"
         )
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from evo_subnets.ensemble import Ensemble
 from evo_subnets.inputs import moved
-from evo_subnets.outputs import CLASSES, Classes, Outputs, Values
+from evo_subnets.outputs import CLASSES, Classes, Outputs, Values, already_read
 from evo_subnets.rl.actor import Space
 from evo_subnets.streams import check_seed, double_device, in_double
 
@@ -86,7 +86,8 @@ class EnsemblePolicy:
 
     def _answers(self, observations: Observations) -> Tensor:
         batches = torch.split(self.observations(observations), BATCH_SIZE)
-        return torch.cat([self.outputs.tensor(self.model(batch)) for batch in batches])
+        kind = already_read(self.outputs) if isinstance(self.model, Ensemble) else self.outputs
+        return torch.cat([kind.tensor(self.model(batch)) for batch in batches])
 
     @torch.inference_mode()
     def choose(self, observations: Observations, uniforms: Tensor | None) -> Tensor:

@@ -539,7 +539,7 @@ def test_a_sweep_takes_every_pair_of_sigma_and_density():
 
 def test_a_sweep_never_trains_its_parent(server, monkeypatch, tmp_path):
     out = tmp_path / "out"
-    for options in ("--parent train", f"--env {GAME}", "--env bigfish --mode hard"):
+    for options in ("--parent train", "--env maze", "--env bigfish --mode hard"):
         result = server.run("population_sweep", *options.split(), "--out", out)
         check_refusal(result, 2, "a sweep needs a parent", "scripts/train_parent.py")
     assert not out.exists()
