@@ -21,6 +21,7 @@ from envs.procgen import ACTIONS
 from evo_subnets import files
 from evo_subnets.rl import Actor
 from evo_subnets.runs import Run
+from evo_subnets.streams import check_seed
 
 SHIPPED = Path(__file__).parent.parent / "parents"
 KIND = "evo_subnets.actor"
@@ -170,6 +171,7 @@ def train_parent(
     """
     if run.folder is None:
         raise ValueError("a parent's training needs a folder for its checkpoints: Run(folder)")
+    seed = check_seed(seed, bits=31)
     asked = {"game": game, "mode": mode, "seed": seed, "ppo": asdict(settings)}
     run.ask("parent", asked | ({"warm_start": warm_start} if warm_start else {}))
     agent = train(

@@ -12,6 +12,7 @@ from envs.games import check_game
 from evo_subnets.mutation import quads, singles
 from evo_subnets.options import refuse_idle
 from evo_subnets.search import Search
+from evo_subnets.streams import check_seed
 
 TARGET_KL, TOTAL_TIMESTEPS, CHECKPOINT_EVERY = 0.2, 10_000_000, 50_000
 
@@ -84,8 +85,7 @@ class ProcgenArgs:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
-        if not 0 <= self.seed < 2**31:
-            raise ValueError(f"seed must be in 0..2**31 - 1, got {self.seed}")
+        object.__setattr__(self, "seed", check_seed(self.seed, bits=31))
         _ = self.search  # refuses what it cannot draw
         _ = self.evolution.moving(self.target)
         if self.target_kl is not None and not 0 < self.target_kl < float("inf"):

@@ -14,7 +14,7 @@ from evo_subnets import engines, files
 from evo_subnets.copies import copied, differing_dtypes, dtypes_of, set_dtypes
 from evo_subnets.inputs import ask
 from evo_subnets.mutation import Mutation, materialize
-from evo_subnets.outputs import CLASSES, Combine, Outputs, Values, as_json, from_json
+from evo_subnets.outputs import CLASSES, Combine, Distribution, Outputs, Values, as_json, from_json
 from evo_subnets.recipes import Kept, Recipe, WorkCopy, mutated
 from evo_subnets.subnetworks import Include, Params, Whole, parameters, staying
 
@@ -151,17 +151,20 @@ class Ensemble(nn.Module):
         return self.combined(self.member_outputs(*inputs, **options))
 
     def combined(self, members: Tensor) -> Tensor:
-        """What `forward` gives, of (members, batch, ...) member outputs."""
-        return self.outputs.combined(members, self.weights, how=self.combine)
+        """What `forward` gives, of (members, batch, ...) member outputs, rounded to their dtype."""
+        found = self.outputs.combined(_exact(members), self.weights, how=self.combine)
+        return found.to(members.dtype) if found.is_floating_point() else found
 
     def spread(self, *inputs: Any, **options: Any) -> Tensor:
-        """(batch, ...): the members' standard deviation around their mean, of real values."""
-        if not isinstance(self.outputs, Values):
+        """(batch, ...): the members' standard deviation around their mean, of real values; of
+        distributions their mixture's."""
+        if not isinstance(self.outputs, Values | Distribution):
             raise ValueError(
                 f"members' spread is one of real values, these outputs are {self.outputs}: see "
                 "metrics for the diversity of classes"
             )
-        return self.outputs.spread(self.member_outputs(*inputs, **options), self.weights)
+        members = self.member_outputs(*inputs, **options)
+        return self.outputs.spread(_exact(members), self.weights).to(members.dtype)
 
     def save(self, path: str | Path, parent_weights: bool = True) -> None:
         """Writes the parent's weights once and four numbers a member, whole or not at all.
@@ -352,6 +355,11 @@ class Ensemble(nn.Module):
         for member in ensemble.members if resident else []:
             set_dtypes(files.unwrapped(member), wanted)
         return ensemble
+
+
+def _exact(members: Tensor) -> Tensor:
+    """In float32 where they are coarser: sums and squares are rounded once, in the end."""
+    return members.float() if members.dtype in (torch.float16, torch.bfloat16) else members
 
 
 def _restored(path: str | Path, module: nn.Module, tensors: Params) -> nn.Module:

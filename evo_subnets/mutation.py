@@ -35,7 +35,7 @@ class Mutation:
     high: float
 
     def __post_init__(self) -> None:
-        check_seed(self.seed)
+        object.__setattr__(self, "seed", check_seed(self.seed))
         if not abs(self.sigma) < float("inf"):
             raise ValueError(f"sigma must be finite, got {self.sigma}")
         _ = self.subnetwork  # checks the bounds

@@ -5,7 +5,7 @@ divergence, combination, loss and metric follow it.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, Protocol
 
 import torch
@@ -14,6 +14,8 @@ from torch import Tensor
 
 Combine = Literal["mean", "vote", "logits"]
 Read = Callable[[Any], Tensor]
+IGNORED = -100
+"""The label of positions that are in no class, as of torch's cross entropy."""
 USUAL = ("logits", "out", "output", "prediction", "predictions")
 """What the tensor is called that networks return among others."""
 
@@ -85,7 +87,7 @@ class Classes:
 
     def tensor(self, found: Any) -> Tensor:
         """The logits; a ValueError where there is one class, or the axis is not known."""
-        logits = self.read(found)
+        logits = _floating(self.read(found))
         if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
             return logits  # a tracer's shapes are no numbers
         if self.axis is None and logits.ndim != 2:
@@ -128,7 +130,7 @@ class Classes:
             votes = torch.zeros_like(members).scatter_(axis, likely, 1.0)
             votes = votes.masked_fill(members.isnan().any(dim=axis, keepdim=True), torch.nan)
             return torch.where(shares == 0, 0.0, votes * shares).sum(dim=0).log()
-        return (members.log_softmax(dim=axis) + shares.log()).logsumexp(dim=0)
+        return _log_shares(members.log_softmax(dim=axis), shares).logsumexp(dim=0)
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Cross entropy in nats, of labels or of probabilities of the outputs' shape."""
@@ -138,6 +140,11 @@ class Classes:
                 raise ValueError(
                     f"targets of classes are whole-numbered labels, or probabilities of shape "
                     f"{tuple(outputs.shape)}, got {tuple(targets.shape)} of {targets.dtype}"
+                )
+            if not bool(((targets.float().sum(dim=self._axis) - 1).abs() < 1e-2).all()):
+                raise ValueError(
+                    "targets of classes that are probabilities sum to 1 for each sample; several "
+                    "labels a sample are outputs=Binary()"
                 )
             return F.cross_entropy(logits, targets.float().movedim(self._axis, 1))
         self._check(outputs, targets)
@@ -150,11 +157,12 @@ class Classes:
             ) from None
 
     def metric(self, outputs: Tensor, targets: Tensor) -> float:
-        """The fraction of positions whose most likely class is the target; NaN is no class."""
+        """The fraction of positions whose most likely class is the target; NaN is no class.
+        Positions of label -100 are left out, as the loss does."""
         self._check(outputs, targets)
         right = outputs.argmax(dim=self._axis) == targets
         right &= ~outputs.isnan().any(dim=self._axis)
-        return right.cpu().double().mean().item()
+        return right[targets != IGNORED].cpu().double().mean().item()
 
     @property
     def _axis(self) -> int:
@@ -198,13 +206,19 @@ class Binary:
             votes = (members > 0).to(members.dtype).masked_fill(members.isnan(), torch.nan)
             return torch.where(shares == 0, 0.0, votes * shares).sum(dim=0).logit()
         yes, no = (
-            (F.logsigmoid(sign * members) + shares.log()).logsumexp(dim=0) for sign in (1.0, -1.0)
+            _log_shares(F.logsigmoid(sign * members), shares).logsumexp(dim=0)
+            for sign in (1.0, -1.0)
         )
         return yes - no
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Binary cross entropy in nats."""
         wanted = _alike(outputs, targets, "zeros and ones")
+        if not bool(((wanted >= 0) & (wanted <= 1)).all()):
+            raise ValueError(
+                "targets of yes or no are 0 and 1, or probabilities between, got "
+                f"{wanted.min().item():g} to {wanted.max().item():g}"
+            )
         return F.binary_cross_entropy_with_logits(outputs.float(), wanted)
 
     def metric(self, outputs: Tensor, targets: Tensor) -> float:
@@ -265,27 +279,66 @@ class Distribution:
 
     def divergence(self, parent: Tensor, child: Tensor) -> Tensor:
         """KL(parent || child) in nats, summed over a sample's distributions."""
-        found = torch.distributions.kl_divergence(self.make(parent), self.make(child))
+        before, after = self._made(parent), self._made(child)
+        try:
+            found = torch.distributions.kl_divergence(before, after)
+        except NotImplementedError:
+            raise ValueError(f"torch knows no KL divergence of a {type(before).__name__}") from None
         return found.flatten(1).sum(dim=1) if found.ndim > 1 else found
 
     def combined(self, members: Tensor, weights: Tensor, *, how: Combine) -> Tensor:
         """The mean of the members' means, which is the mixture's."""
-        means = torch.stack([self.make(each).mean for each in members])
-        return torch.where(_shaped(weights, means) == 0, 0.0, means * _shaped(weights, means)).sum(
-            0
-        )
+        return VALUES.combined(self._all(members, "mean"), weights, how="mean")
+
+    def spread(self, members: Tensor, weights: Tensor) -> Tensor:
+        """(batch, ...): the mixture's standard deviation."""
+        means, variances = self._all(members, "mean"), self._all(members, "variance")
+        within = VALUES.combined(variances, weights, how="mean")
+        return (within + VALUES.spread(means, weights).square()).sqrt()
+
+    def mixture_metric(self, members: Tensor, weights: Tensor, *, targets: Tensor) -> float:
+        """The mean log-likelihood of the members' mixture, in nats."""
+        each = torch.stack([self._log_likelihood(one, targets) for one in members])
+        shares = _shaped(weights, each)
+        return _log_shares(each, shares).logsumexp(dim=0).mean().item()
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """The mean negative log-likelihood, in nats."""
-        return -self.make(outputs.float()).log_prob(targets.float()).mean()
+        return -self._log_likelihood(outputs, targets).mean()
 
     def metric(self, outputs: Tensor, targets: Tensor) -> float:
         """The mean log-likelihood, in nats."""
-        found: float = -self.loss(outputs, targets).item()
+        return self._log_likelihood(outputs, targets).mean().item()
+
+    def _all(self, members: Tensor, what: Literal["mean", "variance"]) -> Tensor:
+        return torch.stack([getattr(self._made(each), what) for each in members])
+
+    def _log_likelihood(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        made = self._made(outputs.float())
+        one = torch.empty(made.batch_shape + made.event_shape, device="meta")
+        found: Tensor = made.log_prob(_alike(one, targets, "values"))
+        return found
+
+    def _made(self, outputs: Tensor) -> torch.distributions.Distribution:
+        found = self.make(outputs)
+        if not isinstance(found, torch.distributions.Distribution):
+            raise ValueError(
+                "the function of Distribution(make) must give a torch.distributions.Distribution, "
+                f"got a {type(found).__name__}"
+            )
+        if isinstance(found, torch.distributions.Categorical):
+            raise ValueError("numbered classes have no mean: take outputs=Classes()")
         return found
 
 
-CLASSES = Classes()
+CLASSES, VALUES = Classes(), Values()
+
+
+def already_read(kind: Outputs) -> Outputs:
+    """The kind, of tensors that its own `read` has found in what a module returned."""
+    if isinstance(kind, Classes | Binary | Values | Distribution):
+        return replace(kind, read=read)
+    return kind
 
 
 def as_json(kind: Outputs) -> list[Any] | None:
@@ -306,6 +359,12 @@ def from_json(found: list[Any]) -> Outputs:
 def _batched(outputs: Tensor) -> Tensor:
     if not outputs.ndim:
         raise ValueError("expected outputs for each sample of a batch, got a single number")
+    return _floating(outputs)
+
+
+def _floating(outputs: Tensor) -> Tensor:
+    if not outputs.is_floating_point():
+        raise ValueError(f"outputs are floating-point numbers, got {outputs.dtype}")
     return outputs
 
 
@@ -313,8 +372,13 @@ def _mean_of_positions(values: Tensor) -> Tensor:
     return values.flatten(1).mean(dim=1) if values.ndim > 1 else values
 
 
+def _log_shares(logarithms: Tensor, shares: Tensor) -> Tensor:
+    """Of members' probabilities times their shares; a share of zero is none, also of NaN."""
+    return (logarithms + shares.log()).masked_fill(shares == 0, -torch.inf)
+
+
 def _shaped(weights: Tensor, members: Tensor) -> Tensor:
-    return weights.to(members.dtype).view(-1, *[1] * (members.ndim - 1))
+    return weights.to(members.device, members.dtype).view(-1, *[1] * (members.ndim - 1))
 
 
 def _alike(outputs: Tensor, targets: Tensor, what: str) -> Tensor:

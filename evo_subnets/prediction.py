@@ -8,12 +8,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from evo_subnets import engines
 from evo_subnets.ensemble import Ensemble
-from evo_subnets.inputs import ask, device_of, moved
-from evo_subnets.outputs import CLASSES, Outputs, read
-from evo_subnets.task import Metric, as_data
+from evo_subnets.inputs import ask, device_of, joined, moved, same_modes
+from evo_subnets.outputs import CLASSES, Distribution, Outputs, read
+from evo_subnets.task import Metric, as_data, samples_in
 from evo_subnets.tuning import own_randomness
 
 CPU_BATCH, BATCH = 100, 500
@@ -55,11 +56,11 @@ def predict_inputs(
     side_by_side: bool = False,
 ) -> Tensor:
     """`predict` for inputs that are in batches, on the module's device."""
-    was_training = module.training
-    module.eval()
-    found = _asked([module], inputs, outputs=outputs, promised=side_by_side)[0]
-    module.train(was_training)
-    return found
+    if isinstance(module, Ensemble):
+        outputs = None  # it has read its members' itself
+    with same_modes(module):
+        module.eval()
+        return _asked([module], inputs, outputs=outputs, promised=side_by_side)[0]
 
 
 def inputs_for(module: nn.Module, data: Any, *, batch_size: int | None = None) -> Iterator[Any]:
@@ -115,7 +116,7 @@ def _asked(
         found = engines.ask_batches(members, together, answer=answer, promised=promised)
     if found is None:
         found = [torch.stack([answer(member, some) for member in members]) for some in together]
-    return torch.cat(found, dim=1).float()
+    return joined(found, axis=1).float()
 
 
 @torch.no_grad()
@@ -123,13 +124,30 @@ def reestimate_norms(module: nn.Module, data: Any, *, batch_size: int | None = N
     """Sets BatchNorm's running statistics to the means over `data`, for the weights as they are.
 
     For weights that training has not seen: after noise, pruning or averaging (Izmailov et al.
-    2018). A network without BatchNorm is left alone.
+    2018). A network without BatchNorm is left alone. Batches of one sample are left out.
     """
-    found, device = as_data(data), device_of(module)
+    norms = [layer for layer in module.modules() if isinstance(layer, _BatchNorm)]
+    if not norms:
+        return
+    found, device, asked = as_data(data), device_of(module), 0
     size = BATCH if batch_size is None and found.input_bytes is not None else batch_size
-    with own_randomness(0, device):  # dropout draws while the statistics are taken
-        loader = (moved(inputs, device) for inputs, _ in found.in_order(size))
-        torch.optim.swa_utils.update_bn(loader, module, device=device)
+    momenta = [layer.momentum for layer in norms]
+    with own_randomness(0, device), same_modes(module):  # dropout draws meanwhile
+        module.train()
+        for layer in norms:
+            layer.reset_running_stats()
+            layer.momentum = None  # the mean over batches
+        try:
+            for batch in found.in_order(size):
+                inputs, targets = moved(batch, device)
+                if samples_in(targets) > 1:
+                    ask(module, inputs)
+                    asked += 1
+        finally:
+            for layer, momentum in zip(norms, momenta, strict=True):
+                layer.momentum = momentum
+    if not asked:
+        raise ValueError("statistics of norms need batches of two samples or more")
 
 
 @dataclass(frozen=True)
@@ -158,11 +176,14 @@ class Validation:
                 targets.append(wanted)
                 yield some
 
-        found = predict_inputs(
-            model, inputs(), outputs=self.outputs, side_by_side=self.side_by_side
-        )
-        metric = self.outputs.metric if self.metric is None else self.metric
-        return float(metric(found, torch.cat(targets)))
+        kind = model.outputs if isinstance(model, Ensemble) else self.outputs
+        if isinstance(kind, Distribution) and isinstance(model, Ensemble) and self.metric is None:
+            members, promised = list(model.members), self.side_by_side
+            each = _asked(members, inputs(), outputs=kind, promised=promised)
+            return kind.mixture_metric(each, model.weights, targets=joined(targets))
+        found = predict_inputs(model, inputs(), outputs=kind, side_by_side=self.side_by_side)
+        metric = kind.metric if self.metric is None else self.metric
+        return float(metric(found, joined(targets)))
 
     def _batches(self, model: nn.Module) -> Iterable[tuple[Any, Any]]:
         size = as_data(self.data).input_bytes

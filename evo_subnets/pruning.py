@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from evo_subnets import files
+from evo_subnets.streams import in_double
 from evo_subnets.subnetworks import Include, Params, included
 
 Masks = dict[str, Tensor]
@@ -47,7 +48,7 @@ def _highest(scores: Tensor, density: float) -> Tensor:
 
 def density_of(masks: Mapping[str, Tensor]) -> dict[str, float]:
     """Of each mask, the fraction that is in."""
-    return {name: mask.double().mean().item() for name, mask in masks.items()}
+    return {name: in_double(mask).mean().item() for name, mask in masks.items()}
 
 
 class Pruned:

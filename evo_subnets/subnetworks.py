@@ -161,7 +161,7 @@ class Subnetwork:
     high: float
 
     def __post_init__(self) -> None:
-        check_seed(self.seed)
+        object.__setattr__(self, "seed", check_seed(self.seed))
         if not (0 <= self.low <= 1 and 0 <= self.high <= 1):
             raise ValueError(
                 f"a subnetwork's bounds must be in [0, 1], got low={self.low}, high={self.high}"

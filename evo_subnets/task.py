@@ -8,7 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from evo_subnets.inputs import Inputs, batches_of
+from evo_subnets.inputs import Inputs, batches_of, seeded
 from evo_subnets.outputs import CLASSES, Outputs
 
 Batch = tuple[Inputs, Tensor]
@@ -102,23 +102,6 @@ class Stream:
             )
 
 
-def seeded(batches: Iterable[Any], seed: int) -> Iterator[Any]:
-    """One pass, whose draws from torch's global generator are its own, and move it for nobody."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        coming = iter(batches)
-        state = torch.get_rng_state()
-    while True:
-        with torch.random.fork_rng(devices=[]):
-            torch.set_rng_state(state)
-            try:
-                batch = next(coming)
-            except StopIteration:
-                return
-            state = torch.get_rng_state()
-        yield batch
-
-
 @dataclass(frozen=True, eq=False)
 class Task:
     """What methods know of data: what to train on, what to select on, and what is good.
@@ -151,7 +134,11 @@ class Task:
     def loss_of(self, found: Any, targets: Tensor) -> Tensor:
         """The loss of what the network returned for a batch."""
         if self.loss is not None:
-            return self.loss(found, targets)
+            loss = self.loss(found, targets)
+            if not isinstance(loss, Tensor) or loss.numel() != 1:
+                shape = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss)
+                raise ValueError(f"a loss is one number, the mean over a batch, got {shape}")
+            return loss
         return self.outputs.loss(self.outputs.tensor(found), targets)
 
     def metric_of(self, outputs: Tensor, targets: Tensor) -> float:
@@ -186,5 +173,6 @@ def check_finite(loss: float, epoch: int) -> None:
     """A ValueError where training has diverged."""
     if not math.isfinite(loss):
         raise ValueError(
-            f"training diverged: the loss is {loss} in epoch {epoch}; lower the learning rate"
+            f"training diverged: the loss is {loss} in epoch {epoch}; lower the learning rate, "
+            "or look for numbers in the data that are not finite and for batches without samples"
         )

@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from evo_subnets.inputs import ask, batches_of, device_of, moved
+from evo_subnets.inputs import ask, batches_of, device_of, joined, moved, same_modes
 from evo_subnets.mutation import Mutation, check_density
-from evo_subnets.outputs import CLASSES, Outputs
+from evo_subnets.outputs import CLASSES, Outputs, already_read
 from evo_subnets.recipes import WorkCopy
 from evo_subnets.search import Search
+from evo_subnets.streams import in_double
 from evo_subnets.subnetworks import parameters
 
 TOLERANCE = 0.1
@@ -54,7 +55,8 @@ def divergence(parent: Tensor, child: Tensor, *, outputs: Outputs = CLASSES) -> 
             f"{tuple(parent.shape)} and {tuple(child.shape)}"
         )
     # on the CPU, because not every device has float64
-    before, after = (outputs.tensor(each).cpu().double() for each in (parent, child))
+    kind = already_read(outputs)
+    before, after = (kind.tensor(each).cpu().double() for each in (parent, child))
     return outputs.divergence(before, after).mean().clamp(min=0.0).item()  # NaN stays NaN
 
 
@@ -334,14 +336,14 @@ def outputs_of(
     module: nn.Module, inputs: Any, *, outputs: Outputs = CLASSES, batch_size: int = 256
 ) -> Tensor:
     """(samples, ...) outputs of a module in eval mode; it goes back to the mode that it was in."""
-    training, device = module.training, device_of(module)
-    module.eval()
-    found = [
-        outputs.tensor(ask(module, moved(batch, device)))
-        for batch in batches_of(inputs, batch_size)
-    ]
-    module.train(training)
-    return torch.cat(found)
+    device = device_of(module)
+    with same_modes(module):
+        module.eval()
+        found = [
+            outputs.tensor(ask(module, moved(batch, device)))
+            for batch in batches_of(inputs, batch_size)
+        ]
+    return joined(found)
 
 
 def find_root(
@@ -413,7 +415,7 @@ def _why_not(tried: Sequence[tuple[float, float]], target: float) -> str:
 def _weight_scale(weights: Mapping[str, Tensor]) -> float:
     """Root mean square of the weights, of the layer where it is smallest."""
     scales = {
-        name: weight.double().square().mean().sqrt().item() for name, weight in weights.items()
+        name: in_double(weight).square().mean().sqrt().item() for name, weight in weights.items()
     }
     broken = [name for name, scale in scales.items() if not math.isfinite(scale)]
     if broken:

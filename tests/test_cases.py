@@ -12,16 +12,21 @@ import pickle
 import tempfile
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
 import gymnasium
 import numpy as np
 import pytest
 import torch
+import torch.distributions as td
 import torch.nn.utils.prune
-from networks import all_same_bits, built, copied, mlp, noise, tied
+from half_a_device import apple
+from networks import all_same_bits, built, copied, mlp, noise, pictures, same_bits, tied
+from PIL import Image
 from small_agents import unseeded
 from torch import nn
 from torch.nn.utils import prune
+from torch.utils.data import DataLoader, TensorDataset
 
 from envs import Levels, ProcgenSimulator, ProcgenVecEnv, ProcgenVectorEnv
 from evo_subnets import (
@@ -29,17 +34,21 @@ from evo_subnets import (
     Mutation,
     Search,
     Task,
+    divergence,
     evaluate,
     evolve,
     materialize,
+    metrics,
     parameters,
     quads,
     search_trust_region,
 )
-from evo_subnets.methods import Pruning, Sparse, Stochastic
+from evo_subnets.data import Images, load
+from evo_subnets.methods import Noisy, Pruning, Sparse, Stochastic
 from evo_subnets.methods.stochastic import Annealing
-from evo_subnets.outputs import Binary, Classes, Values
-from evo_subnets.prediction import predict, reestimate_norms
+from evo_subnets.metrics.contest import Contest
+from evo_subnets.outputs import Binary, Classes, Distribution, Values
+from evo_subnets.prediction import Validation, predict, reestimate_norms
 from evo_subnets.pruning import Pruned
 from evo_subnets.rl import Actor, EnsemblePolicy
 from evo_subnets.schedules import Constant
@@ -220,6 +229,495 @@ def a_policy_that_gives_mean_actions():
     assert alone.shape == (2,)
     with pytest.raises(ValueError, match=r"a temperature is of numbered actions"):
         EnsemblePolicy(ensemble, space, temperature=0.5)
+
+
+X = noise(40, 8, seed=3)
+Q = quads(4, 0.1, density=0.5, seed=0)
+ADAM = Tuning(3, Constant(0.01), "adam")
+
+
+def linear(outputs: int, seed: int = 0) -> nn.Module:
+    return built(lambda: nn.Linear(8, outputs), seed)
+
+
+class Returns(nn.Module):
+    """A linear layer's outputs, in whatever `wrap` puts them."""
+
+    def __init__(self, wrap, outputs=3):
+        super().__init__()
+        self.layer, self.wrap = linear(outputs), wrap
+
+    def forward(self, x):
+        return self.wrap(self.layer(x))
+
+
+@case
+def one_logit_is_no_choice_among_classes():
+    """A sigma for one logit or one value, as the user says; without it a refusal that names both"""
+    for ask in (
+        lambda: search_trust_region(linear(1), X),
+        lambda: Ensemble.from_mutations(linear(1), Q)(X),
+        lambda: tune(linear(1), Task([(X, X[:, 0] > 0)]), tuning=ADAM),
+        lambda: Ensemble([Returns(lambda out: out[:, 0])])(X),
+        lambda: divergence(X[:, 0], X[:, 0]),
+    ):
+        with pytest.raises(ValueError, match=r"Binary\(\).*Values\(\)"):
+            ask()
+    for outputs in (Binary(), Values()):
+        region = search_trust_region(linear(1), X, outputs=outputs)
+        assert region.divergence == pytest.approx(0.02, rel=0.1)
+
+
+@case
+def yes_or_no_is_the_mean_probability():
+    """The logit of the members' mean probability, of (n,) and (n, 1) logits; and it is learned"""
+    members = [linear(1, seed) for seed in range(3)]
+    mean = torch.stack([member(X).sigmoid() for member in members]).mean(0)
+    torch.testing.assert_close(Ensemble(members, outputs=Binary())(X).sigmoid(), mean)
+    votes = torch.stack([member(X) > 0 for member in members]).float().mean(0)
+    found = Ensemble(members, "vote", outputs=Binary())(X).sigmoid()
+    torch.testing.assert_close(found, votes)
+    sure = torch.tensor([math.inf, -math.inf, 0.0])
+    assert divergence(sure, sure, outputs=Binary()) == 0
+    assert divergence(sure, sure.clamp(-9, 9), outputs=Binary()) < 1e-3
+    task = Task([(X, (X[:, 0] > 0).long())], outputs=Binary())
+    module = linear(1)
+    tune(module, task, tuning=Tuning(60, Constant(0.1), "adam"))
+    assert Validation(task.train, outputs=Binary())(module) > 0.9
+    with pytest.raises(ValueError, match="0 and 1, or probabilities between, got -1 to 1"):
+        tune(module, Task([(X, X[:, 0].sign())], outputs=Binary()), tuning=ADAM)
+
+
+@case
+def regression_gives_the_mean_and_the_spread():
+    """The members' mean, not log-softmaxed, and how far they are apart; a file keeps the kind"""
+    for outputs in (1, 3):
+        module = linear(outputs)
+        ensemble = Ensemble.from_mutations(module, Q, outputs=Values())
+        each = torch.stack([member(X) for member in ensemble.members])
+        torch.testing.assert_close(ensemble(X), each.mean(0))
+        torch.testing.assert_close(ensemble.spread(X), each.std(0, correction=0))
+        with tempfile.TemporaryDirectory() as folder:
+            ensemble.save(f"{folder}/e")
+            assert same_bits(Ensemble.load(f"{folder}/e", module)(X), ensemble(X))
+            Ensemble(list(ensemble.members), outputs=Values()).save(f"{folder}/m")
+            assert same_bits(Ensemble.load(f"{folder}/m", module)(X), ensemble(X))
+    with pytest.raises(ValueError, match=r"spread is one of real values.*Classes"):
+        Ensemble([linear(3)]).spread(X)
+    for combine in ("vote", "logits"):
+        with pytest.raises(ValueError, match=f"combine '{combine}' means nothing for Values"):
+            Ensemble([linear(1)], combine, outputs=Values())
+
+
+@case
+def targets_of_regression_are_not_broadcast():
+    """(n,) targets of (n, 1) outputs are n errors, not n times n; other shapes are refused"""
+    outputs, targets = noise(6, 1), noise(6, seed=1)
+    wanted = (outputs[:, 0] - targets).square().mean()
+    torch.testing.assert_close(Values().loss(outputs, targets), wanted)
+    assert Values().metric(outputs, targets) == pytest.approx(-wanted.item())
+    normal = Distribution(lambda out: td.Normal(out, 1.0))
+    assert normal.loss(outputs, targets).item() == pytest.approx(
+        wanted.item() / 2 + math.log(2 * math.pi) / 2
+    )
+    for kind in (Values(), Binary(), normal):
+        with pytest.raises(ValueError, match=r"outputs \(6, 1\) go with .*got \(5,\)"):
+            kind.loss(outputs, targets[:5])
+
+
+@case
+def a_distribution_of_ones_own():
+    """Divergence, likelihood and the mixture's mean and spread, of what a function makes"""
+    kind = Distribution(lambda out: td.Normal(out[:, 0], out[:, 1].exp()))
+    module = linear(2)
+    region = search_trust_region(module, X, outputs=kind)
+    assert region.divergence == pytest.approx(0.02, rel=0.1)
+    ensemble = Ensemble.from_mutations(module, Q, outputs=kind)
+    each = torch.stack([member(X) for member in ensemble.members])
+    means, variances = each[..., 0], each[..., 1].exp().square()
+    torch.testing.assert_close(ensemble(X), means.mean(0))
+    squares = (variances + means.square()).mean(0)
+    torch.testing.assert_close(ensemble.spread(X), squares.sub(means.mean(0) ** 2).sqrt())
+    data = [(X, X[:, 0])]
+    likelihood = td.Normal(means, variances.sqrt()).log_prob(X[:, 0]).exp().mean(0).log().mean()
+    found = Validation(data, outputs=kind)(ensemble)
+    assert found == pytest.approx(likelihood.item(), abs=1e-5)
+    before = Validation(data, outputs=kind)(module)
+    tune(module, Task(data, outputs=kind), tuning=Tuning(50, Constant(0.05), "adam"))
+    assert Validation(data, outputs=kind)(module) > before + 0.3
+    with tempfile.TemporaryDirectory() as folder:
+        ensemble.save(f"{folder}/e")
+        again = Ensemble.load(f"{folder}/e", linear(2), restore=True, outputs=kind)
+        assert same_bits(again(X), ensemble(X))
+        with pytest.raises(ValueError, match="functions of its own: give outputs="):
+            Ensemble.load(f"{folder}/e", linear(2), restore=True)
+    for wrong, words in (
+        (lambda out: out, "must give a torch.distributions.Distribution, got a Tensor"),
+        (lambda out: td.Categorical(logits=out), r"take outputs=Classes\(\)"),
+        (lambda out: td.MixtureSameFamily(td.Categorical(out.exp()), td.Normal(out, 1.0)),
+         "no KL divergence of a MixtureSameFamily"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=words):
+            search_trust_region(linear(2), X, outputs=Distribution(wrong))
+
+
+@case
+def classes_on_a_named_axis():
+    """Sequences and segmentation are normalised over their classes; without the axis refused"""
+    logits = [noise(4, 3, 5, 6, seed=seed) for seed in range(2)]
+    flat = [each.movedim(1, -1).reshape(-1, 3) for each in logits]
+    labels = noise(4, 5, 6, seed=9).gt(0).long()
+    for axis, parts, wanted in (
+        (1, logits, labels),
+        (-3, logits, labels),
+        (-1, [each.movedim(1, -1) for each in logits], labels),
+    ):
+        kind = Classes(axis=axis)
+        assert divergence(*parts, outputs=kind) == pytest.approx(divergence(*flat), rel=1e-9)
+        torch.testing.assert_close(
+            kind.loss(parts[0], wanted), nn.functional.cross_entropy(flat[0], labels.flatten())
+        )
+        assert kind.metric(parts[0], wanted) == Classes().metric(flat[0], labels.flatten())
+        for combine in ("mean", "logits", "vote"):
+            members = [nn.Identity(), nn.Identity()]
+            weights = torch.tensor([0.3, 0.7])
+            whole = kind.combined(torch.stack(parts), weights, how=combine)
+            expected = Ensemble(members, combine, weights=[3, 7]).combined(torch.stack(flat))
+            found = whole.movedim(axis, -1).reshape(-1, 3)
+            torch.testing.assert_close(found, expected)
+    for ask in (
+        lambda: divergence(*logits),
+        lambda: Ensemble([nn.Identity()])(logits[0]),
+        lambda: tune(built(lambda: nn.Conv2d(3, 3, 1)), Task([(logits[0], labels)]), tuning=ADAM),
+    ):
+        with pytest.raises(ValueError, match=r"name the classes' axis, outputs=Classes\(axis=1\)"):
+            ask()
+    for axis in (0, 4, -4, -5):
+        with pytest.raises(ValueError, match=f"have no classes on axis {axis}"):
+            divergence(*logits, outputs=Classes(axis=axis))
+
+
+@case
+def masked_logits():
+    """A class that both rule out adds nothing; one that the child alone rules out is infinite"""
+    masked = noise(5, 4)
+    masked[:, 2] = -math.inf
+    other = noise(5, 4, seed=1)
+    other[:, 2] = -math.inf
+    left = [0, 1, 3]
+    expected = divergence(masked[:, left], other[:, left])
+    assert divergence(masked, other) == pytest.approx(expected, rel=1e-9)
+    assert divergence(noise(5, 4), masked) == math.inf
+    assert math.isfinite(divergence(masked, noise(5, 4)))
+
+    def mask(out):
+        return out.masked_fill(torch.tensor([False, True, False]), -math.inf)
+
+    assert search_trust_region(Returns(mask), X).divergence == pytest.approx(0.02, rel=0.1)
+    for combine in ("mean", "logits", "vote"):
+        members = [Returns(mask), linear(3)]
+        for weights in ([0, 1], [1, 0], [1, 1]):
+            found = Ensemble(members, combine, weights=weights)(X)
+            assert not found.isnan().any()
+            torch.testing.assert_close(found.exp().sum(1), torch.ones(40))
+
+
+@case
+def a_member_that_is_nan_is_not_class_0():
+    """The vote is NaN where a member with a vote is, as the mean is; accuracy counts it as wrong"""
+    broken = linear(3, 1)
+    with torch.no_grad():
+        broken.weight.fill_(math.nan)
+    for combine in ("vote", "mean", "logits"):
+        assert Ensemble([linear(3), broken], combine)(X).isnan().all()
+        left_out = Ensemble([linear(3), broken], combine, weights=[1, 0])(X)
+        assert same_bits(left_out.argmax(1), linear(3)(X).argmax(1))
+        assert not left_out.isnan().any()
+    one, other = linear(1), linear(1, 1)
+    with torch.no_grad():
+        other.bias.fill_(math.nan)
+    assert Ensemble([one, other], "vote", outputs=Binary())(X).isnan().all()
+    assert Ensemble([one, other], outputs=Values())(X).isnan().all()
+    assert Validation([(X, torch.zeros(40).long())])(broken) == 0
+    assert math.isnan(Validation([(X, X[:, 0])], outputs=Values())(other))
+
+
+@case
+def what_a_network_returns_is_read():
+    """The logits of a mapping, a named tuple, a tuple; others are refused, naming what came"""
+    Named = collections.namedtuple("Named", ["logits", "aux"])
+    plain = Returns(lambda out: out)
+    ways = [
+        lambda out: {"out": out, "aux": out * 9},
+        lambda out: {"loss": out.sum(), "logits": out},
+        lambda out: Named(out, out * 9),
+        lambda out: (out, out * 9),
+        lambda out: [out, None],
+    ]
+    expected = search_trust_region(plain, X)
+    data = [(X, X[:, :3].argmax(1))]
+    trained = Returns(lambda out: out)
+    tune(trained, Task(data), tuning=ADAM)
+    for way in ways:
+        module = Returns(way)
+        assert search_trust_region(module, X) == expected
+        assert same_bits(
+            Ensemble.from_mutations(module, Q)(X), Ensemble.from_mutations(plain, Q)(X)
+        )
+        assert same_bits(predict(module, data), predict(plain, data))
+        assert Validation(data)(module) == Validation(data)(plain)
+        tune(module, Task(data), tuning=ADAM)
+        assert all_same_bits(copied(module.state_dict()), copied(trained.state_dict()))
+    named = Returns(lambda out: {"scores": out, "other": out})
+    for ask in (
+        lambda: search_trust_region(named, X),
+        lambda: Ensemble([named])(X),
+        lambda: predict(named, data),
+        lambda: tune(named, Task(data), tuning=ADAM),
+    ):
+        with pytest.raises(ValueError, match=r"returned a mapping of scores, other.*read=lambda"):
+            ask()
+    kind = Classes(read=lambda out: out["scores"])
+    assert search_trust_region(named, X, outputs=kind) == expected
+    for way, words in (
+        (lambda out: None, "returned a NoneType"),
+        (lambda out: ({}, out), "returned a tuple: say which tensor is meant"),
+        (lambda out: out.argmax(1), "floating-point numbers, got torch.int64"),
+        (lambda out: out.sum(), r"expected \(batch, classes\) outputs, got \(\)"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            search_trust_region(Returns(way), X)
+
+
+@case
+def inputs_of_any_form_for_a_trust_region():
+    """A tensor, a tuple, a mapping, a list and a loader of batches give the same sigma"""
+    module = linear(3)
+    expected = search_trust_region(module, X)
+    for given in (
+        (X,), {"input": X}, [X], [X[:30], X[30:]], [{"input": X[:9]}, {"input": X[9:]}],
+        DataLoader(TensorDataset(X), 7, shuffle=True), (part for part in X.split(9)),
+    ):  # fmt: skip
+        found = search_trust_region(module, given)
+        assert found.sigma == pytest.approx(expected.sigma, rel=1e-5)
+    pairs = DataLoader(TensorDataset(X, torch.zeros(40)), 7)
+    for wrong, words in (
+        (3, "inputs are a tensor, a tuple .*got a int"),
+        (
+            pairs,
+            r"a Linear takes .*got 2 by position.*of \(inputs, targets\) pairs give the inputs",
+        ),
+        ([(X, X, X)], "got 3 by position"),
+        ({"inputs": X}, "got inputs by name"),
+        ([], "at least one sample is needed"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            search_trust_region(module, wrong)
+    for ask in (
+        lambda: Ensemble([module])(X, X),
+        lambda: tune(linear(3), Task([((X, X), X[:, 0].long())]), tuning=ADAM),
+        lambda: predict(module, [({"inputs": X}, X)]),
+    ):
+        with pytest.raises((ValueError, TypeError), match=r"Linear.*takes"):
+            ask()
+
+
+@case
+def sequences_of_other_lengths():
+    """Batches of other lengths train, and go through a trust region and a method where each gives
+    outputs of one shape; else a refusal says to pad them"""
+    lstm, kind = built(lambda: nn.LSTM(8, 3, batch_first=True)), Classes(axis=-1)
+    batches = [noise(4, 5, 8), noise(4, 7, 8, seed=1)]
+    data = [(x, x[..., :3].argmax(-1)) for x in batches]
+    tune(lstm, Task(data, outputs=kind), tuning=ADAM)
+    for ask in (
+        lambda: search_trust_region(lstm, batches, outputs=kind),
+        lambda: predict(lstm, data),
+        lambda: Validation(data, outputs=kind)(lstm),
+    ):
+        with pytest.raises(ValueError, match=r"different shapes of a sample.*pad them"):
+            ask()
+    last = Classes(read=lambda found: found[0][:, -1])
+    labels = [(x, torch.arange(4) % 3) for x in batches]
+    result = Noisy(Search(4, 2))(lstm, Task(labels, labels, outputs=last))
+    assert result.divergence == pytest.approx(0.02, rel=0.1)
+    assert predict(result.ensemble, labels).shape == (8, 3)
+    halves = Sparse(2, Pruning("halves", classifier=True), ADAM)(lstm, Task(labels, outputs=last))
+    assert predict(halves.ensemble, labels).shape == (8, 3)
+    assert math.isnan(halves.inference)  # operations of recurrent layers are not counted
+
+
+@case
+def a_last_batch_of_one():
+    """It is left out, also where norms are estimated anew; a batch size of 1 is refused"""
+    images, tuning = pictures(17), Tuning(2, Constant(0.01), "adam", batch_size=8)
+
+    def flat(norm):
+        return built(lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 6), norm(), nn.Linear(6, 4)))
+
+    for norm in (lambda: nn.BatchNorm1d(6), nn.Identity):
+        module = flat(norm)
+        tune(module, Task(images), tuning=tuning)
+        assert predict(module, images).isfinite().all()
+    module = flat(lambda: nn.BatchNorm1d(6))
+    tune(module, Task(images), tuning=tuning)
+    assert int(module[2].num_batches_tracked) == 4
+    pair = [(x.contiguous(), y) for x, y in images.in_order(8)]
+    tune(module, Task(pair), tuning=Tuning(1))
+    assert int(module[2].num_batches_tracked) == 6
+    with pytest.raises(ValueError, match="make batches larger"):
+        tune(module, Task(images), tuning=Tuning(1, batch_size=1))
+    reestimate_norms(module, images, batch_size=8)
+    reestimate_norms(module, pair)
+    with pytest.raises(ValueError, match="batches of two samples or more"):
+        reestimate_norms(module, images, batch_size=1)
+
+
+@case
+def networks_that_flatten_by_view():
+    """Pictures in memory train, are judged and predicted, as where they are flattened by Flatten"""
+
+    class View(nn.Module):
+        def forward(self, x):
+            return x.view(len(x), -1)
+
+    def network(flatten, channels):
+        return built(
+            lambda: nn.Sequential(
+                nn.Conv2d(channels, 8, 3, bias=False),
+                nn.BatchNorm2d(8),
+                flatten(),
+                nn.Linear(288, 4),
+            )
+        )
+
+    for channels in (1, 3):
+        grey = pictures(20)
+        images = Images(grey.pixels.repeat(1, channels, 1, 1), grey.labels)
+        task, fitness = Task(images, images), Validation(images)
+        found = []
+        for flatten in (nn.Flatten, View):
+            module = network(flatten, channels)
+            tune(module, task, tuning=ADAM)
+            reestimate_norms(module, images)
+            assert len(Noisy(Search(4, 2))(module, task).elites) == 2
+            ensemble = Ensemble.from_mutations(module, Q)
+            sparse = Sparse(2, tuning=Tuning(1, Constant(0.01), "adam"))(module, task)
+            assert 1 < sparse.inference < 2
+            both = predict(module, images), predict(ensemble, images, side_by_side=True)
+            found.append((*both, torch.tensor(fitness(module))))
+        for one, other in zip(*found, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-2, atol=1e-2)
+
+
+@case
+def labels_of_other_types_and_shapes():
+    """Whole labels of any type are right, -100 is left out, probabilities are learned"""
+    logits, labels = noise(6, 3), torch.tensor([0, 1, 2, 0, 1, 2])
+    loss, right = Classes().loss(logits, labels), Classes().metric(logits, labels)
+    for same in (labels.int(), labels.to(torch.uint8), labels.short()):
+        torch.testing.assert_close(Classes().loss(logits, same), loss)
+        assert Classes().metric(logits, same) == right
+    soft = nn.functional.one_hot(labels).float()
+    torch.testing.assert_close(Classes().loss(logits, soft), loss)
+    ignored = torch.cat((labels[:5], torch.tensor([-100])))
+    assert Classes().metric(logits, ignored) == Classes().metric(logits[:5], labels[:5])
+    for wrong, words in (
+        (labels.float(), "whole-numbered labels"),
+        (labels[:, None], r"labels of shape \(6,\), got \(6, 1\)"),
+        (labels + 1, r"labels of 3 classes must be in 0\.\.2, got 1\.\.3"),
+        (labels - 1, r"in 0\.\.2, got -1\.\.1"),
+        (labels[:4], r"labels of shape \(6,\), got \(4,\)"),
+        (soft.long(), r"labels of shape \(6,\), got \(6, 3\)"),
+    ):
+        module = built(lambda: nn.Linear(3, 3))
+        with pytest.raises(ValueError, match=words):
+            tune(module, Task([(logits, wrong)]), tuning=ADAM)
+    many = (X[:, :4] > 0).long()
+    with pytest.raises(ValueError, match=r"sum to 1 .*several labels a sample are.*Binary\(\)"):
+        tune(linear(4), Task([(X, many.float())]), tuning=ADAM)
+    module = linear(4)
+    tune(module, Task([(X, many)], outputs=Binary()), tuning=Tuning(60, Constant(0.1), "adam"))
+    assert Validation([(X, many)], outputs=Binary())(module) > 0.9
+
+
+@case
+def data_that_is_empty_or_not_finite():
+    """A sentence that says what else than the learning rate it can be"""
+    module, labels = linear(3), X[:, :3].argmax(1)
+    nan = X.clone()
+    nan[3, 2] = math.nan
+    for batch in ((nan, labels), (X[:0], labels[:0])):
+        with pytest.raises(ValueError, match=r"numbers in the data that are not finite"):
+            tune(module, Task([(X, labels), batch]), tuning=Tuning(1))
+    for ask in (lambda: predict(module, []), lambda: Validation([])(module)):
+        with pytest.raises(ValueError, match="nothing to predict: the data has no batches"):
+            ask()
+    assert Ensemble.from_mutations(linear(3), Q)(X[:0]).shape == (0, 3)
+    frozen = linear(3).requires_grad_(False)
+    with pytest.raises(ValueError, match="a Linear has no parameter that is trained"):
+        tune(frozen, Task([(X, labels)]), tuning=Tuning(1))
+    each = Task([(X, labels)], loss=lambda out, y: nn.functional.cross_entropy(
+        out, y, reduction="none"))  # fmt: skip
+    with pytest.raises(ValueError, match=r"a loss is one number.*got shape \(40,\)"):
+        tune(linear(3), each, tuning=Tuning(1))
+
+
+@case
+def modes_of_layers_stay():
+    """Predicting leaves a norm that is frozen in a training network frozen"""
+    module = nn.Sequential(linear(3), nn.BatchNorm1d(3)).train()
+    module[1].eval()
+    predict(module, [(X, X)])
+    reestimate_norms(module, [(X, X)])
+    assert [layer.training for layer in module.modules()] == [True, True, False]
+
+
+@case
+def policies_act_by_the_kind_of_output():
+    """Continuous actions of values; NaN chooses no action, and no action 0"""
+    seen = X[:5].numpy()
+    space = gymnasium.spaces.Box(-1, 1, (8,))
+    ensemble = Ensemble.from_mutations(linear(2), Q, outputs=Values())
+    for model, outputs in ((ensemble, None), (linear(2), Values())):
+        policy = EnsemblePolicy(model, space, outputs=outputs)
+        actions, _ = policy.predict(seen)
+        assert actions.dtype == "float32"
+        torch.testing.assert_close(torch.from_numpy(actions), model(X[:5]).detach())
+        assert policy.predict(seen[0])[0].shape == (2,)
+    with pytest.raises(ValueError, match=r"Values\(\) for a real value"):
+        EnsemblePolicy(linear(1), space).predict(seen)
+    with pytest.raises(ValueError, match="this model gives Binary"):
+        EnsemblePolicy(linear(1), space, outputs=Binary())
+    with pytest.raises(ValueError, match="a temperature is of numbered actions"):
+        EnsemblePolicy(ensemble, space, temperature=2)
+    broken = linear(3)
+    with torch.no_grad():
+        broken.weight.fill_(math.nan)
+    for deterministic in (True, False):
+        with pytest.raises(ValueError, match=r"outputs give no action for 5 of 5"):
+            EnsemblePolicy(broken, space).predict(seen, deterministic=deterministic)
+
+
+@case
+def numbers_for_classifiers_refuse_values():
+    """Accuracy of real values is refused, naming what there is instead, and the other way round"""
+    with pytest.raises(ValueError, match="of real values value_report"):
+        metrics.accuracy(X[:, :3] + 5, torch.zeros(40).long())
+    ensemble = Ensemble.from_mutations(linear(1), Q, outputs=Values())
+    found = metrics.judge_values(ensemble, [(X[:30], X[:30, 0]), (X[30:], X[30:, 0])])
+    assert found.mse == pytest.approx(-Values().metric(ensemble(X), X[:, 0]), rel=1e-5)
+    assert sorted(found.coverage) == [0.5, 0.8, 0.95]
+    with pytest.raises(ValueError, match=r"outputs=Classes: classes have metrics\.report"):
+        metrics.judge_values(Ensemble([linear(3)]), [(X, X[:, 0])])
+    images = pictures(6)
+    network = built(lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 4)))
+    contest = Contest(images, 1.0)
+    with pytest.raises(ValueError, match="compares classifiers, got an ensemble of outputs=Values"):
+        contest.judge(
+            "it", Ensemble([network], outputs=Values()),
+            epochs=0, dense_epochs=0, inference=1, parameters=1,
+        )  # fmt: skip
 
 
 # --- An ensemble is its members; a child is the parent plus its mutation ------------------------
@@ -1135,6 +1633,113 @@ def a_model_that_gives_nan_as_an_agent():
         with pytest.raises(ValueError, match="give no action for 1 of 5 observations"):
             policy.predict(np.where(np.arange(5)[:, None] == 2, np.float32("nan"), x))
         policy.predict(x)
+
+
+@case
+def pictures_in_folders_of_their_own_and_of_other_formats():
+    """Read as torchvision reads them; a broken link and what is turned or left out are named."""
+    grey = np.arange(64, dtype=np.uint8).reshape(8, 8)
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder, "pictures")
+        places = ["cat/{}.png", "cat/old/{}.tiff", "dog/{}.gif", "dog/new/er/{}.TIF"]
+        for number in range(20):
+            file = Path(root, places[number % 4].format(number))
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(grey + np.uint8(number)).save(file)
+        data = load(f"imagefolder:{root}", Path(folder, "cache"))
+        every = torch.cat([part.pixels for part in (data.train, data.validation, data.test)])
+        assert sorted(every[:, 0, 0, 0].tolist()) == list(range(20))
+        turned = Image.Exif()
+        turned[0x0112] = 6
+        Image.fromarray(grey).save(Path(root, "dog", "e.png"), exif=turned)
+        with pytest.warns(RuntimeWarning, match=r"e\.png has an EXIF orientation"):
+            load(f"imagefolder:{root}", Path(folder, "cache"))
+        Path(root, "dog", "e.png").rename(Path(root, "e.png"))
+        with pytest.warns(RuntimeWarning, match=r"e\.png is a picture that is left out"):
+            load(f"imagefolder:{root}", Path(folder, "cache"))
+        Path(root, "e.png").unlink()
+        Path(root, "dog", "f.png").symlink_to("nowhere.png")
+        with pytest.raises(ValueError, match=r"f\.png is a link to nothing"):
+            load(f"imagefolder:{root}", Path(folder, "cache"))
+
+
+@case
+def seeds_that_are_none():
+    """One sentence; numpy's integers are seeds (all that take one: test_seeds.py)."""
+    for seed in (1.5, -1, True, "3", None, 2**63):
+        for use in (
+            lambda seed: Mutation(seed, 0.1, 0, 0.5),
+            lambda seed: Search(4, 2, seed=seed),
+            lambda seed: tune(mlp(), Task([]), tuning=Tuning(1), seed=seed),
+        ):
+            with pytest.raises(
+                ValueError, match=r"^a seed must be an int in 0\.\.2\*\*63 - 1, got "
+            ):
+                use(seed)
+    assert Mutation(np.int64(3), 0.1, 0, 0.5) == Mutation(3, 0.1, 0, 0.5)
+    assert quads(4, 0.1, density=0.5, seed=np.uint8(3)) == quads(4, 0.1, density=0.5, seed=3)
+
+
+@case
+def a_device_without_float64():
+    """Apple's: the CPU's children and trust region (more: test_without_float64.py)."""
+    here = mlp()
+    with apple() as device:
+        there = mlp().to(device)
+        children = [materialize(parameters(each), quads(4, 0.1, density=0.5, seed=0)[0])
+                    for each in (here, there)]  # fmt: skip
+        assert all_same_bits(children[0], {name: each.cpu() for name, each in children[1].items()})
+        found = search_trust_region(there, noise(20, 5))
+        said = Ensemble.from_mutations(there, found.search.mutations()[:4])(noise(20, 5).to(device))
+    wanted = search_trust_region(here, noise(20, 5))
+    assert found.sigma == pytest.approx(wanted.sigma, rel=1e-5)
+    said_here = Ensemble.from_mutations(here, wanted.search.mutations()[:4])(noise(20, 5))
+    torch.testing.assert_close(said.cpu(), said_here)
+
+
+@case
+def a_network_in_half_precision():
+    """Float32's answers to that precision, from inputs of any; no training in float16."""
+    network, x = mlp().half(), noise(20, 5)
+    for inputs in (x, x.half(), x.double()):
+        region = search_trust_region(network, inputs)
+        assert region.sigma == pytest.approx(search_trust_region(mlp(), x).sigma, rel=0.05)
+    said = Ensemble.from_mutations(network, quads(4, 0.1, density=0.5, seed=0))(x.half())
+    wanted = Ensemble.from_mutations(mlp(), quads(4, 0.1, density=0.5, seed=0))(x)
+    torch.testing.assert_close(said.float(), wanted, rtol=0, atol=2e-3)
+    with pytest.raises(ValueError, match=r"0\.weight is float16, in which small gradients become"):
+        tune(network, Task([(x, torch.arange(20) % 3)]), tuning=Tuning(1, Constant(0.1), "adam"))
+
+
+@case
+def numbers_from_numpy_in_float64():
+    """In the precision of the network's weights."""
+    x, y = noise(20, 5).double(), torch.arange(20) % 3
+    found, wanted = mlp(), mlp()
+    for network, inputs in ((found, x), (wanted, x.float())):
+        tune(network, Task([(inputs, y)]), tuning=Tuning(1, Constant(0.1), "adam"))
+    assert all_same_bits(dict(found.named_parameters()), dict(wanted.named_parameters()))
+    torch.testing.assert_close(predict(found, [(x, y)]), predict(wanted, [(x.float(), y)]))
+
+
+@case
+def norms_of_a_network_with_several_inputs():
+    """Their statistics, of all inputs, and what was in eval mode stays in it."""
+
+    class Sum(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm = nn.BatchNorm1d(3)
+
+        def forward(self, first, second):
+            return self.norm(first + second)
+
+    first, second, y = noise(8, 3), noise(8, 3, seed=1), torch.arange(8) % 3
+    for inputs in ((first, second), {"first": first, "second": second}):
+        network = Sum().eval()
+        reestimate_norms(network, [(inputs, y)])
+        torch.testing.assert_close(network.norm.running_mean, (first + second).mean(0))
+        assert not network.training
 
 
 @pytest.mark.parametrize("threads", [1, 2])

@@ -14,6 +14,7 @@ from envs.procgen import ProcgenSimulator
 from envs.states import Frames
 from evo_subnets.rl import EnsemblePolicy
 from evo_subnets.rl.policy import check_chosen
+from evo_subnets.streams import double_device
 
 NO_OPERATION = 4
 """The Procgen action that presses no key."""
@@ -124,7 +125,9 @@ def _chosen(
     drawn = [(block.uniforms(), active) for _, block, active in acting]
     numbers = [every[active] for every, active in drawn if every is not None]
     uniforms = (
-        torch.split(_sent(np.concatenate(numbers), device), counts) if numbers else repeat(None)
+        torch.split(_sent(np.concatenate(numbers), double_device(device)), counts)
+        if numbers
+        else repeat(None)
     )
     chosen = [
         block.choose(part, drawn_here)

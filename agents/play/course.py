@@ -8,7 +8,7 @@ import numpy.typing as npt
 from envs.games import Levels, Mode, check_game, check_mode, whole
 from envs.procgen import ProcgenSimulator
 from envs.states import SlotState
-from evo_subnets.streams import derive_seed
+from evo_subnets.streams import check_seed, derive_seed
 
 GROUP = 32
 """Environments whose observations a policy sees together, at most: whatever else is played at the
@@ -44,7 +44,8 @@ class Course:
         check_mode(self.mode)
         if not isinstance(self.levels, Levels):
             raise ValueError(f"levels must be Levels(start, count), got {self.levels!r}")
-        for name, low in (("seed", 0), ("frame_stack", 1), ("num_envs", 1)):
+        object.__setattr__(self, "seed", check_seed(self.seed))
+        for name, low in (("frame_stack", 1), ("num_envs", 1)):
             object.__setattr__(self, name, whole(name, getattr(self, name), low=low))
 
     def simulators(self, episodes: int) -> list[ProcgenSimulator]:

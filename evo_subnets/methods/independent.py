@@ -43,7 +43,7 @@ class Independent:
     """Of initial weights, the order of the samples, dropout."""
 
     def __post_init__(self) -> None:
-        check_seed(self.seed)
+        object.__setattr__(self, "seed", check_seed(self.seed))
         if self.ensemble_size < 1:
             raise ValueError(f"ensemble_size must be at least 1, got {self.ensemble_size}")
 
@@ -72,7 +72,7 @@ class Bagging:
     """Of initial weights, the samples and their order, dropout."""
 
     def __post_init__(self) -> None:
-        check_seed(self.seed)
+        object.__setattr__(self, "seed", check_seed(self.seed))
         if self.ensemble_size < 1:
             raise ValueError(f"ensemble_size must be at least 1, got {self.ensemble_size}")
         if self.tuning.bagging != 1:

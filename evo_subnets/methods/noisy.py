@@ -11,15 +11,16 @@ from evo_subnets.copies import copied
 from evo_subnets.ensemble import Ensemble
 from evo_subnets.evolution import show_fitness
 from evo_subnets.generations import evolve
+from evo_subnets.inputs import Inputs
 from evo_subnets.methods.result import HERE, NOTHING_KEPT, Result, begin
 from evo_subnets.metrics import count_parameters
 from evo_subnets.options import refuse_idle
 from evo_subnets.outputs import Classes
-from evo_subnets.prediction import Validation, inputs_for, predict, reestimate_norms
+from evo_subnets.prediction import Validation, batches_for, predict, reestimate_norms
 from evo_subnets.racing import DEFAULT, Rules, Score, race
 from evo_subnets.runs import Run
 from evo_subnets.search import Search
-from evo_subnets.task import Data, Task
+from evo_subnets.task import Data, Task, samples_in
 from evo_subnets.trust_region import search_trust_region
 from evo_subnets.workers import Here, Workers
 
@@ -39,7 +40,8 @@ class Noisy:
     search: Search = Search()
     """The population. Without a sigma it comes from the trust region."""
     target_kl: float | None = None
-    """KL divergence of the children that the trust region aims at, in nats; None: 0.02."""
+    """Divergence of the children that the trust region aims at, of classes a KL in nats, else what
+    the task's kind of outputs says; None: 0.02."""
     reestimate_norms: bool = False
     """Re-estimate the BatchNorm statistics of every child on the training data. Without, they are
     the parent's, as in the paper."""
@@ -123,8 +125,11 @@ class Noisy:
         data: Any = task.selection
         if not hasattr(data, "labels"):
             raise ValueError("a race chooses among samples in memory (data.Images): leave it out")
-        if task.metric is not None or not isinstance(task.outputs, Classes):
-            raise ValueError("a race scores samples by being right: leave out racing or metric")
+        if task.metric is not None or task.outputs != Classes():
+            raise ValueError(
+                "a race scores samples of classes by being right: leave out racing or metric, and "
+                "outputs"
+            )
         with run.bar("children", search.population_size) as advance:
             found = race(
                 parent,
@@ -155,14 +160,19 @@ def _result(parent: nn.Module, ensemble: Ensemble, search: Search) -> Result:
     return Result(ensemble, 0.0, 0.0, float(count), kept, search=search)
 
 
-def first_inputs(module: nn.Module, data: Data) -> Tensor:
-    """The inputs of the first `INPUTS` samples."""
-    found: list[Tensor] = []
-    for inputs in inputs_for(module, data):
+def first_inputs(module: nn.Module, data: Data) -> Inputs:
+    """The inputs of the first `INPUTS` samples, in batches where their shapes differ."""
+    found: list[Inputs] = []
+    samples = 0
+    for inputs, targets in batches_for(module, data):
         found.append(inputs)
-        if sum(map(len, found)) >= INPUTS:
+        samples += samples_in(targets)
+        if samples >= INPUTS:
             break
-    return torch.cat(found)[:INPUTS]
+    shapes = {each.shape[1:] if isinstance(each, Tensor) else None for each in found}
+    if len(shapes) == 1 and None not in shapes:
+        return torch.cat(found)[:INPUTS]
+    return found
 
 
 def halves_by_doubt(parent: nn.Module, data: Any) -> Tensor:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from math import nan
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -191,7 +192,7 @@ class Sparse:
     """Of subnetworks, the order of the samples, dropout."""
 
     def __post_init__(self) -> None:
-        check_seed(self.seed)
+        object.__setattr__(self, "seed", check_seed(self.seed))
         self.pruning.check_size(self.ensemble_size)
 
     def __call__(
@@ -222,9 +223,12 @@ class Sparse:
 
 
 def sparse_cost(parent: nn.Module, masks: Masks, *, inputs: Any) -> tuple[float, int]:
-    """FLOPs of a pass relative to the dense parent, and the number of parameters kept."""
+    """FLOPs of a pass relative to the dense parent, and the number of parameters kept.
+
+    NaN of a network without the layers that are counted (see `metrics.multiply_adds`).
+    """
     dense = inference_flops(parent, inputs)
-    flops = inference_flops(parent, inputs, densities=density_of(masks)) / dense
+    flops = inference_flops(parent, inputs, densities=density_of(masks)) / dense if dense else nan
     removed = sum(int((~mask).sum()) for mask in masks.values())
     return flops, count_parameters(parent) - removed
 

@@ -123,7 +123,7 @@ class Stochastic:
     """Of subnetworks, probation, the order of the samples, dropout."""
 
     def __post_init__(self) -> None:
-        check_seed(self.seed)
+        object.__setattr__(self, "seed", check_seed(self.seed))
         self.pruning.check_size(self.ensemble_size)
         start, epochs = self.annealing.start, self.annealing.annealing_epochs
         if epochs > self.tuning.epochs and start != "one-shot":

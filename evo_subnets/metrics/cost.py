@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from evo_subnets import files
-from evo_subnets.inputs import ask, batches_of
+from evo_subnets.inputs import ask, batches_of, device_of, moved
 from evo_subnets.subnetworks import parameters
 
 FORWARD_AND_BACKWARD = 3
@@ -78,7 +78,7 @@ def multiply_adds(module: nn.Module, inputs: Any) -> dict[str, int]:
     try:
         module.eval()
         with torch.no_grad():
-            ask(module, sample)
+            ask(module, moved(sample, device_of(module)))
     finally:
         for handle in handles:
             handle.remove()

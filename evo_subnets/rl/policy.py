@@ -8,8 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from evo_subnets.ensemble import Ensemble
-from evo_subnets.outputs import CLASSES, Classes, Outputs, Values
+from evo_subnets.inputs import moved
+from evo_subnets.outputs import CLASSES, Classes, Outputs, Values, already_read
 from evo_subnets.rl.actor import Space
+from evo_subnets.streams import check_seed, double_device, in_double
 
 BATCH_SIZE = 64
 """Observations in one forward pass: on a CPU larger batches leave the cache and gain nothing."""
@@ -60,11 +62,12 @@ class EnsemblePolicy:
         self.observation_space, self.temperature = space, temperature
         self.network_shape: tuple[int, ...] = space.shape
         self.device = torch.device(device)
-        self._generator = np.random.default_rng(seed)
+        self._generator = np.random.default_rng(check_seed(seed))
 
     def observations(self, observations: Observations) -> Tensor:
         """(batch, *network shape), from one of the environment's layouts for images."""
-        tensor, shape = _tensor(observations).to(self.device), self.network_shape
+        tensor: Tensor = moved(_tensor(observations), self.device)
+        shape = self.network_shape
         if tensor.ndim == 4 and tensor.shape[1:] != shape:
             tensor = tensor.permute(0, 3, 1, 2)
         if tensor.shape[1:] != shape:
@@ -83,13 +86,15 @@ class EnsemblePolicy:
 
     def _answers(self, observations: Observations) -> Tensor:
         batches = torch.split(self.observations(observations), BATCH_SIZE)
-        return torch.cat([self.outputs.tensor(self.model(batch)) for batch in batches])
+        kind = already_read(self.outputs) if isinstance(self.model, Ensemble) else self.outputs
+        return torch.cat([kind.tensor(self.model(batch)) for batch in batches])
 
     @torch.inference_mode()
     def choose(self, observations: Observations, uniforms: Tensor | None) -> Tensor:
         """(batch,) actions, on the policy's device: the most likely ones, or those that `uniforms`,
-        float64 in [0, 1) and there as well, choose; -1 where the model gives NaN, or no action a
-        probability. Continuous ones are (batch, ...) values, not finite where the model's are not.
+        float64 in [0, 1) and on its `double_device`, choose; -1 where the model gives NaN, or no
+        action a probability. Continuous ones are (batch, ...) values, not finite where the model's
+        are not.
 
         Two policies with the same uniforms choose as alike as their probabilities are.
         """
@@ -104,9 +109,9 @@ class EnsemblePolicy:
         if uniforms is None:
             actions = log_probabilities.argmax(dim=-1)
         else:
-            cumulative = log_probabilities.exp().double().cumsum(dim=-1)
+            cumulative = in_double(log_probabilities.exp()).cumsum(dim=-1)
             drawn = uniforms[:, None] * cumulative[:, -1:]  # the sum may miss 1 by a rounding
-            actions = (drawn >= cumulative).sum(dim=1)
+            actions = (drawn >= cumulative).sum(dim=1).to(log_probabilities.device)
         # one NaN in a softmax makes the whole row NaN
         return actions.masked_fill(log_probabilities[:, 0].isnan(), -1)
 
@@ -114,7 +119,8 @@ class EnsemblePolicy:
         self, observations: Observations, uniforms: npt.NDArray[np.float64] | None
     ) -> npt.NDArray[Any]:
         """What `choose` chooses, as an array; a ValueError where the model gives no action."""
-        there = None if uniforms is None else torch.as_tensor(uniforms, device=self.device)
+        place = double_device(self.device)
+        there = None if uniforms is None else torch.as_tensor(uniforms, device=place)
         return check_chosen(self.choose(observations, there).cpu().numpy())
 
     def predict(

@@ -1,4 +1,5 @@
-"""A small network of each of torchvision's families of classifiers, from trust region to file."""
+"""Small networks of torchvision's families of classifiers and of `transformers`, from trust region
+to file."""
 
 import functools
 
@@ -10,11 +11,13 @@ from torch import nn
 from evo_subnets import Ensemble, Search, evolve, parameters, search_trust_region
 from evo_subnets.data import Augmentation, Images
 from evo_subnets.data.downloads import import_torchvision
-from evo_subnets.methods import Pruning, Sparse
+from evo_subnets.methods import Noisy, Pruning, Sparse
+from evo_subnets.prediction import Validation, predict
 from evo_subnets.pruning import Pruned
+from evo_subnets.schedules import Constant
 from evo_subnets.structure.compaction import compacted
 from evo_subnets.task import Task
-from evo_subnets.tuning import Tuning
+from evo_subnets.tuning import Tuning, tune
 
 CLASSES = 3
 COLOUR = Augmentation((0.5,) * 3, (0.25,) * 3, padding=0, flip=False)
@@ -57,6 +60,7 @@ FAMILIES = {
     "convnext": convnext,
     "densenet": lambda models: models.DenseNet(8, (2, 2), 8, num_classes=CLASSES),
     "efficientnet": named("efficientnet_b0"),
+    "googlenet": lambda models: models.GoogLeNet(num_classes=CLASSES, init_weights=False),
     "maxvit": lambda models: models.MaxVit(
         (64, 64), 8, 2, [8, 16], [1, 1], 8, 0.1, num_classes=CLASSES
     ),
@@ -133,3 +137,58 @@ def test_sparse_children_and_compaction(name):
         torch.testing.assert_close(
             compacted(child)(noise(2, 3, 64, 64)), child(noise(2, 3, 64, 64)), atol=1e-5, rtol=1e-4
         )
+
+
+@pytest.mark.parametrize(("name", "size"), [("googlenet", 64), ("inception_v3", 299)])
+def test_auxiliary_outputs_are_left_aside_in_training(name, size):
+    models = import_torchvision().models
+    module = built(lambda: getattr(models, name)(num_classes=CLASSES, init_weights=False))
+    inputs, labels = noise(2, 3, size, size), torch.arange(2)
+    before = {key: value.clone() for key, value in module.named_parameters()}
+    tune(module, Task([(inputs, labels)]), tuning=Tuning(1, Constant(0.01), "adam"))
+    moved = {key for key, value in module.named_parameters() if not value.equal(before[key])}
+    assert moved == {key for key in before if not key.lower().startswith("aux")}
+    if name == "inception_v3":  # slow
+        return
+    whole = Task([(inputs, labels)], loss=lambda found, y: sum(
+        nn.functional.cross_entropy(each, y) for each in found))  # fmt: skip
+    tune(module, whole, tuning=Tuning(1, Constant(0.01), "adam"))  # a loss of one's own sees all
+    assert all(not value.equal(before[key]) for key, value in module.named_parameters())
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_classifier_of_transformers(threads, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    import_torchvision()  # which it imports
+    config = transformers.BertConfig(
+        vocab_size=20, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=16, max_position_embeddings=12, num_labels=CLASSES,
+    )  # fmt: skip
+    parent = built(lambda: transformers.BertForSequenceClassification(config)).eval()
+    words = torch.randint(20, (12, 7), generator=torch.Generator().manual_seed(0))
+    inputs, labels = {"input_ids": words, "attention_mask": (words > 2).long()}, words[:, 0] % 3
+    task = Task([(inputs, labels)], [(inputs, labels)])
+    torch.set_num_threads(threads)
+    try:
+        tune(parent, task, tuning=Tuning(3, Constant(0.01), "adam"))
+        region = search_trust_region(parent, inputs, search=Search(4, 2), children=2)
+        assert region.divergence == pytest.approx(0.02, rel=0.1)
+        evolution = evolve(parent, Validation(task.selection), search=region.search)
+        assert not any(child.failed for child in evolution.children)
+        ensemble = evolution.ensemble
+        with torch.no_grad():
+            each = [member(**inputs).logits.softmax(1) for member in ensemble.members]
+            said = ensemble(**inputs)
+            torch.testing.assert_close(said.exp(), torch.stack(each).mean(0))
+            torch.testing.assert_close(predict(ensemble, task.train), said)
+            ensemble.save(tmp_path / "ensemble")
+            assert torch.equal(Ensemble.load(tmp_path / "ensemble", parent)(**inputs), said)
+        assert Noisy(Search(4, 2))(parent, task).ensemble(**inputs).shape == (12, CLASSES)
+        halves = Sparse(2, tuning=Tuning(1, Constant(0.01), "adam"))(parent, task)
+        assert halves.ensemble(**inputs).shape == (12, CLASSES)
+        for member in halves.ensemble.members:
+            assert (member.classifier.weight != 0).all()
+            query = member.bert.encoder.layer[0].attention.self.query.weight
+            assert 0 < (query == 0).float().mean() < 1
+    finally:
+        torch.set_num_threads(1)
