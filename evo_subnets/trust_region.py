@@ -20,11 +20,12 @@ from evo_subnets.subnetworks import parameters
 
 TOLERANCE = 0.1
 """The root search ends within this fraction of the target, on a sample of children of its own."""
-CLOSE, ERROR = 0.02, 0.03
+CLOSE, ERROR = 0.03, 0.03
 """How near to the target the mean of the measured children ends, and its standard error, both as
 fractions: what other children of that sigma have on average is then within TOLERANCE."""
-FIRST, MORE, MOST = 4, 4, 1024
-"""Children of the first trials, by how much they become more, and how many are enough."""
+FIRST, MORE, LEAST, MOST = 4, 4, 16, 1024
+"""Children of the first trials, by how much they become more, the fewest whose standard error is
+believed, and how many are enough."""
 SHARE = 64
 """Inputs that each of so many children is asked: they differ more than inputs do."""
 SQUARE = 2.0
@@ -122,7 +123,7 @@ def search_trust_region(
     be that of any other children of this sigma within a tenth, each on a share of the inputs.
 
     With `sigmas` every pair of the grid is tried (the paper's search), and of each density the
-    strongest trial within the target counts. Without, a root search per density (see `find_root`)
+    strongest trial within the target counts (an infinite one only measures). Without, a root search per density (see `find_root`)
     finds the sigma that reaches the target; it begins at the search's sigma, if there is one. With
     `fitness` of a child, higher is better, the density whose children are the fittest on average is
     taken (section 4.3.3); without, the strongest trial of a grid, or the first density that reaches
@@ -134,7 +135,7 @@ def search_trust_region(
     """
     densities = (search.density,) if densities is None else densities
     empty = not densities or (sigmas is not None and not sigmas)
-    if not 0 < target < math.inf or (children is not None and children < 1) or empty:
+    if not (0 < target < math.inf or (target == math.inf and sigmas)) or (children is not None and children < 1) or empty:
         raise ValueError(
             f"a trust region needs target > 0, at least one child, densities and sigmas (or None), "
             f"got target={target}, children={children}, densities={densities}, sigmas={sigmas}"
@@ -274,8 +275,10 @@ def _power(before: tuple[float, float], after: tuple[float, float]) -> float:
 
 def _enough(trial: Trial) -> int:
     """How many children are to be measured next; as many as the trial has where they are enough."""
-    if trial.divergence <= 0 or trial.error <= ERROR * trial.divergence:
+    if trial.divergence <= 0:
         return trial.children
+    if trial.error <= ERROR * trial.divergence:
+        return max(trial.children, LEAST)
     most = max(trial.children, min(MOST, MORE * trial.children))
     wanted = trial.children * (trial.error / (ERROR * trial.divergence)) ** 2
     return most if not wanted < most else min(most, trial.children + FIRST + int(wanted))
@@ -283,7 +286,7 @@ def _enough(trial: Trial) -> int:
 
 def _told(trial: Trial) -> Trial:
     """The trial; a warning where no number of children that can be afforded is enough."""
-    if trial.error > 1.5 * ERROR * trial.divergence:
+    if trial.children >= MOST and trial.error > TOLERANCE * trial.divergence:
         warnings.warn(
             f"children of sigma {trial.sigma:.3g} and density {trial.density:g} diverge so "
             f"differently that {trial.children} of them leave a standard error of "
