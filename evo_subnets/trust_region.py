@@ -14,12 +14,11 @@ from evo_subnets.inputs import ask, batches_of, device_of, joined, moved, same_m
 from evo_subnets.mutation import Mutation, check_density
 from evo_subnets.outputs import CLASSES, Outputs, already_read
 from evo_subnets.recipes import WorkCopy
+from evo_subnets.roots import SQUARE, TOLERANCE, NoRoot, find_root, power
 from evo_subnets.search import Search
 from evo_subnets.streams import in_double
 from evo_subnets.subnetworks import parameters
 
-TOLERANCE = 0.1
-"""The root search ends within this fraction of the target, on a sample of children of its own."""
 CLOSE, ERROR = 0.03, 0.03
 """How near to the target the mean of the measured children ends, and its standard error, both as
 fractions: what other children of that sigma have on average is then within TOLERANCE."""
@@ -28,19 +27,7 @@ FIRST, MORE, LEAST, MOST = 4, 4, 16, 1024
 believed, and how many are enough."""
 SHARE = 64
 """Inputs that each of so many children is asked: they differ more than inputs do."""
-SQUARE = 2.0
-"""The power of sigma with which divergence grows as long as sigma is small."""
-LEAST_STEP = 1e-7
-"""Of sigma: float32 children of sigmas that differ by less are the same."""
-SECANTS = 8
-"""Divergence evaluations within which the root search lands on most networks."""
-MAX_TRIALS = 40
-"""Those that it may spend on one density; from SECANTS on it halves its bracket."""
 DEFAULT = Search()
-
-
-class NoRoot(ValueError):
-    """No sigma has a divergence within the tolerance of the target."""
 
 
 def divergence(parent: Tensor, child: Tensor, *, outputs: Outputs = CLASSES) -> float:
@@ -123,8 +110,9 @@ def search_trust_region(
     be that of any other children of this sigma within a tenth, each on a share of the inputs.
 
     With `sigmas` every pair of the grid is tried (the paper's search), and of each density the
-    strongest trial within the target counts (an infinite one only measures). Without, a root search per density (see `find_root`)
-    finds the sigma that reaches the target; it begins at the search's sigma, if there is one. With
+    strongest trial within the target counts (an infinite one only measures). Without, a root search
+    per density (`find_root`) finds the sigma that reaches the target; it begins at the search's
+    sigma, if there is one. With
     `fitness` of a child, higher is better, the density whose children are the fittest on average is
     taken (section 4.3.3); without, the strongest trial of a grid, or the first density that reaches
     the target. A ValueError says why where none does. `densities`: None is the search's own.
@@ -135,7 +123,8 @@ def search_trust_region(
     """
     densities = (search.density,) if densities is None else densities
     empty = not densities or (sigmas is not None and not sigmas)
-    if not (0 < target < math.inf or (target == math.inf and sigmas)) or (children is not None and children < 1) or empty:
+    bounded = 0 < target < math.inf or (target == math.inf and sigmas)
+    if not bounded or (children is not None and children < 1) or empty:
         raise ValueError(
             f"a trust region needs target > 0, at least one child, densities and sigmas (or None), "
             f"got target={target}, children={children}, densities={densities}, sigmas={sigmas}"
@@ -261,16 +250,8 @@ def _slope(table: Sequence[Trial], density: float) -> float:
     for after, before in zip(reversed(table), reversed(table[:-1]), strict=False):
         same = (after.density, after.children) == (before.density, before.children)
         if same and after.density == density and after.sigma != before.sigma:
-            return _power((before.sigma, before.divergence), (after.sigma, after.divergence))
+            return power((before.sigma, before.divergence), (after.sigma, after.divergence))
     return SQUARE
-
-
-def _power(before: tuple[float, float], after: tuple[float, float]) -> float:
-    values = (before[1], after[1])
-    if not all(0 < value < math.inf for value in values):
-        return SQUARE
-    found = math.log(after[1] / before[1]) / math.log(after[0] / before[0])
-    return min(max(found, 0.5), 8.0)
 
 
 def _enough(trial: Trial) -> int:
@@ -347,72 +328,6 @@ def outputs_of(
             for batch in batches_of(inputs, batch_size)
         ]
     return joined(found)
-
-
-def find_root(
-    measured: Callable[[float], float],
-    target: float,
-    *,
-    sigma: float,
-    tolerance: float = TOLERANCE,
-    slope: float = SQUARE,
-) -> float:
-    """A sigma with `measured(sigma)` within a fraction `tolerance` of `target`, from `sigma` on.
-
-    Divergence grows like a power of sigma, so a secant on the logarithms converges in a few steps;
-    the first takes `slope` for the power. A bracket keeps it from running away: a step that
-    leaves it, or outputs that are not finite, bisect, and so does every step after SECANTS. A
-    ValueError, `NoRoot`, says what was found where no sigma gets there.
-    """
-    low, high = 0.0, math.inf
-    previous: tuple[float, float] | None = None
-    tried: list[tuple[float, float]] = []
-    while len(tried) < MAX_TRIALS and high > low * (1 + LEAST_STEP) and 0 < sigma < math.inf:
-        value = measured(sigma)
-        tried.append((sigma, value))
-        if abs(value - target) <= tolerance * target:
-            return sigma
-        if math.isfinite(value) and value < target:
-            low = sigma
-        else:
-            high = sigma
-        step = sigma * 10.0 if value == 0 else sigma / 10.0
-        if math.isfinite(value) and value > 0:
-            if previous is not None and previous[0] != sigma:
-                slope = _power(previous, (sigma, value))
-            previous = sigma, value
-            factor = math.log(target / value) / slope
-            step = sigma * math.exp(min(max(factor, -math.log(100.0)), math.log(100.0)))
-        if not low < step < high or (len(tried) >= SECANTS and 0 < low < high < math.inf):
-            step = math.sqrt(low * high) if low > 0 else high / 10.0
-        sigma = step
-    raise NoRoot(_why_not(tried, target))
-
-
-def _why_not(tried: Sequence[tuple[float, float]], target: float) -> str:
-    """What the trials of a search that did not end at its target say."""
-    below = [trial for trial in tried if trial[1] < target]
-    above = [trial for trial in tried if trial[1] > target]
-    if not any(math.isfinite(value) for _, value in tried):
-        return "no sigma gave a finite divergence: are the parent's outputs on these inputs finite?"
-    if not above:
-        sigma, value = max(below, key=lambda trial: trial[1])
-        return (
-            f"no sigma reaches a divergence of {target:g}, the largest is {value:.3g} at sigma "
-            f"{sigma:.3g}: take a lower target, other inputs, or parameters that the outputs "
-            "depend on (include)"
-        )
-    if not below:
-        sigma, value = min(above)
-        return (
-            f"even sigma {sigma:.3g} gives a divergence of {value:.3g}, above {target:g}: does the "
-            "module draw random numbers, or keep a state between its calls?"
-        )
-    low, high = max(below), min(above)
-    return (
-        f"no sigma gives a divergence of {target:g}: it is {low[1]:.3g} at sigma {low[0]:.9g} and "
-        f"{high[1]:.3g} at {high[0]:.9g}; take another target, or a grid of sigmas"
-    )
 
 
 def _weight_scale(weights: Mapping[str, Tensor]) -> float:
