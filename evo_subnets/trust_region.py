@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -16,7 +17,7 @@ from evo_subnets.outputs import CLASSES, Outputs, already_read
 from evo_subnets.recipes import WorkCopy
 from evo_subnets.roots import SQUARE, TOLERANCE, NoRoot, find_root, power
 from evo_subnets.search import Search
-from evo_subnets.streams import in_double
+from evo_subnets.streams import derive_seed, in_double
 from evo_subnets.subnetworks import parameters
 
 CLOSE, ERROR = 0.03, 0.03
@@ -25,7 +26,7 @@ fractions: what other children of that sigma have on average is then within TOLE
 FIRST, MORE, LEAST, MOST = 4, 4, 16, 1024
 """Children of the first trials, by how much they become more, the fewest whose standard error is
 believed, and how many are enough."""
-SHARE = 64
+SHARE = 16
 """Inputs that each of so many children is asked: they differ more than inputs do."""
 DEFAULT = Search()
 
@@ -133,7 +134,10 @@ def search_trust_region(
         check_density(density)
     # a loader that shuffles gives others each time
     asked = list(batches_of(inputs, min(SHARE, batch_size) if children is None else batch_size))
-    shares = [asked] if children is not None else [[each] for each in asked]
+    shares = [asked]
+    if children is None:  # in another order: neighbours, of an episode or a class, are alike
+        order = np.random.default_rng(derive_seed(search.seed, "shares")).permutation(len(asked))
+        shares = [[asked[index]] for index in order]
     trials = _Trials(module, shares, search=search, outputs=outputs, on_trial=on_trial)
     reasons, found = [], list[Trial]()
     for density in densities:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import os
 import signal
 import subprocess
@@ -90,8 +91,12 @@ def test_the_main_job_leaves_whole_results(request, name):
         assert f"{row['policy']} " in result.stdout
     assert len(results["children"]) == 4
     assert len(results["elites"]) == 2
-    best = sorted((child["fitness"] for child in results["children"]), reverse=True)[:2]
-    assert [child["fitness"] for child in results["elites"]] == best
+    order = sorted(results["children"], key=lambda child: -child["fitness"])
+    assert results["elites"][0]["fitness"] == order[0]["fitness"]
+    first = results["elites"][0]["mutation"]
+    mirror = {**first, "sigma": -first["sigma"]}
+    others = [child["fitness"] for child in order if child["mutation"] != mirror]
+    assert results["elites"][1]["fitness"] == others[1]
     assert results["temperature"]["chosen"] in (0.25, 0.5, 0.71, 1.0, 1.41)
     assert len(results["temperature"]["validation_returns"]) == 5
     assert results["arguments"]["env"] == GAME
@@ -133,7 +138,11 @@ def test_the_ensemble_loads_onto_its_parent(request, name, parent):
     ensemble = Ensemble.load(out / "ensemble.safetensors", actor)
     recipes = [asdict(mutation) for mutation in ensemble.recipe.mutations]
     assert recipes == [child["mutation"] for child in results["elites"]]
-    assert {abs(recipe["sigma"]) for recipe in recipes} == {results["sigma"]}
+    density = results["arguments"]["density"]
+    siblings = results["sigma"] * math.sqrt(density / (1 - density))  # they perturb the rest
+    for recipe in recipes:
+        first = recipe["high"] - recipe["low"] == pytest.approx(density)
+        assert abs(recipe["sigma"]) == pytest.approx(results["sigma"] if first else siblings)
     other = built(lambda: impala_actor((16, 16, 16), frame_stack=1))
     with pytest.raises(ValueError, match="was made of another parent"):
         Ensemble.load(out / "ensemble.safetensors", other)
