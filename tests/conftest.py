@@ -15,6 +15,8 @@ from script_client import Server
 from evo_subnets import trust_region
 
 torch.set_num_threads(1)
+# the small networks here differ so much that a search would ask hundreds of children
+ERROR, trust_region.ERROR = trust_region.ERROR, 1.0
 os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 starves them on a busy machine
 
 
@@ -39,11 +41,10 @@ def global_generators_stay(request):
 
 
 @pytest.fixture(autouse=True)
-def few_children_in_trust_regions(request, monkeypatch):
-    """Where a test is of something else: the small networks here differ so much from child to child
-    that a search would ask hundreds of them."""
-    if "whole_trust_regions" not in request.keywords:
-        monkeypatch.setattr(trust_region, "ERROR", 1.0)
+def whole_trust_regions(request, monkeypatch):
+    """Those tests that are marked so see searches ask as many children as users' do."""
+    if "whole_trust_regions" in request.keywords:
+        monkeypatch.setattr(trust_region, "ERROR", ERROR)
 
 
 @pytest.fixture(scope="session")

@@ -5,8 +5,6 @@ import json
 import math
 import os
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import asdict
 
@@ -15,7 +13,7 @@ import pytest
 import torch
 from networks import built
 from PIL import Image
-from script_client import ROOT, Result, check_late_failure, check_refusal, half_written
+from script_client import check_late_failure, check_refusal, half_written
 
 from agents import parents
 from agents.evaluation import compare, verdict
@@ -43,15 +41,14 @@ TINY = [
 
 
 @pytest.fixture(scope="module")
-def first_run(tmp_path_factory):
-    """The main job with a parent that it trains, as users call it: its folder and result."""
+def first_run(server, tmp_path_factory):
+    """The main job with a parent that it trains: its folder and result."""
     out = tmp_path_factory.mktemp("first")
-    process = subprocess.run(
-        [sys.executable, "scripts/procgen_ensemble.py", "--env", GAME, "--parent", "train",
-         "--out", str(out), "--total-timesteps", "64", "--deterministic", *TINY, *TINY_PPO],
-        cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
+    result = server.run(
+        "procgen_ensemble", "--env", GAME, "--parent", "train", "--out", out,
+        "--total-timesteps", "64", "--deterministic", *TINY, *TINY_PPO,
     )  # fmt: skip
-    return out, Result(process.returncode, process.stdout, process.stderr)
+    return out, result
 
 
 @pytest.fixture(scope="module")
