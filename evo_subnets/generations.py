@@ -26,12 +26,13 @@ from evo_subnets.lineage import PLAIN, Lineage, Rule, Step, add_step, centred_ra
 from evo_subnets.mutation import Mutation
 from evo_subnets.options import described
 from evo_subnets.outputs import CLASSES, Outputs
+from evo_subnets.roots import find_root
 from evo_subnets.runs import Run
 from evo_subnets.search import Search
 from evo_subnets.spread import Spread, spread_of
 from evo_subnets.streams import derive_seed
 from evo_subnets.subnetworks import Include, included, parameters, staying
-from evo_subnets.trust_region import divergence, find_root, outputs_of, search_trust_region
+from evo_subnets.trust_region import divergence, outputs_of, search_trust_region
 from evo_subnets.workers import Here, Workers
 
 HERE = Here()

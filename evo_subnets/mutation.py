@@ -1,5 +1,6 @@
 """ξ as noise on a subnetwork: children as four numbers (Whitaker 2023, section 4.2)."""
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -69,8 +70,11 @@ def check_density(density: float) -> float:
 def quads(population_size: int, sigma: float, *, density: float, seed: int) -> list[Mutation]:
     """Children in fours that share a seed: a mutation, its partner, and the mirrors of both.
 
-    Whitaker 2023, eq. 4.8 to 4.11. The partners perturb a fraction 1 - density. At density 1 there
-    is nothing left for them, and a four is two mirrored pairs of different seeds instead.
+    Whitaker 2023, eq. 4.8 to 4.11. The partners perturb a fraction 1 - density, by a sigma that
+    gives their noise the expected length of the others' (the same sigma at one half, the density
+    of the paper's quads): so all four diverge from the parent about equally, whatever the density.
+    At density 1 there is nothing left for partners, and a four is two mirrored pairs of different
+    seeds instead.
     """
     if population_size < 4 or population_size % 4:
         raise ValueError(
@@ -81,7 +85,7 @@ def quads(population_size: int, sigma: float, *, density: float, seed: int) -> l
     for index in range(population_size // 4):
         child = Mutation(derive_seed(seed, index), sigma, 0.0, density)
         if density < 1:
-            other = child.partner()
+            other = replace(child.partner(), sigma=sigma * math.sqrt(density / (1 - density)))
         else:
             other = replace(child, seed=derive_seed(seed, index, "dense"))
         population += [child, other, child.mirrored(), other.mirrored()]

@@ -1,8 +1,9 @@
 """What population is drawn around a parent, in one object that everything takes."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Any, Protocol
 
 from evo_subnets.mutation import Mutation, check_density, quads
@@ -35,7 +36,7 @@ class Search:
     """Standard deviation of the noise, in the weights' unit; None: not found yet."""
     density: float = 0.5
     """Fraction of the weights that a mutation perturbs (of quads, every other one perturbs the
-    other weights)."""
+    other weights, by noise of the same length: see `mutation.quads`)."""
     seed: int = 0
     """Of all that is drawn."""
     sampler: Sampler = field(default=quads)
@@ -72,9 +73,18 @@ class Search:
         seed = derive_seed(self.seed, "g", generation) if generation else self.seed
         return self._drawn(self.sigma, seed)
 
-    def measured(self, sigma: float, density: float) -> Sequence[Mutation]:
-        """This search's own population, of another strength."""
-        return self.sampler(self.population_size, sigma, density=density, seed=self.seed)
+    def measured(self, sigma: float, density: float) -> Iterator[Mutation]:
+        """Children of another strength as this search draws them, without end, none of its own.
+
+        A mirror is left out: over seeds it is what it mirrors.
+        """
+        for number in count():
+            seed = derive_seed(self.seed, "measured", number)
+            drawn = set[Mutation]()
+            for mutation in self.sampler(self.population_size, sigma, density=density, seed=seed):
+                if mutation.mirrored() not in drawn:
+                    drawn.add(mutation)
+                    yield mutation
 
     def about(self) -> dict[str, Any]:
         """What the population depends on, as JSON."""

@@ -1,35 +1,34 @@
 """How strong a mutation may be: a bound on how far outputs move (Whitaker 2023, section 4.2.1)."""
 
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from itertools import islice
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from evo_subnets.inputs import ask, batches_of, device_of, joined, moved, same_modes
-from evo_subnets.mutation import check_density
+from evo_subnets.mutation import Mutation, check_density
 from evo_subnets.outputs import CLASSES, Outputs, already_read
 from evo_subnets.recipes import WorkCopy
+from evo_subnets.roots import SQUARE, TOLERANCE, NoRoot, find_root, power
 from evo_subnets.search import Search
-from evo_subnets.streams import in_double
+from evo_subnets.streams import derive_seed, in_double
 from evo_subnets.subnetworks import parameters
 
-TOLERANCE = 0.1
-"""The root search ends within this fraction of the target."""
-LEAST_STEP = 1e-7
-"""Of sigma: float32 children of sigmas that differ by less are the same."""
-SECANTS = 8
-"""Divergence evaluations within which the root search lands on most networks."""
-MAX_TRIALS = 40
-"""Those that it may spend on one density; from SECANTS on it halves its bracket."""
+CLOSE, ERROR = 0.03, 0.03
+"""How near to the target the mean of the measured children ends, and its standard error, both as
+fractions: what other children of that sigma have on average is then within TOLERANCE."""
+FIRST, MORE, LEAST, MOST = 4, 4, 16, 1024
+"""Children of the first trials, by how much they become more, the fewest whose standard error is
+believed, and how many are enough."""
+SHARE = 16
+"""Inputs that each of so many children is asked: they differ more than inputs do."""
 DEFAULT = Search()
-
-
-class NoRoot(ValueError):
-    """No sigma has a divergence within the tolerance of the target."""
 
 
 def divergence(parent: Tensor, child: Tensor, *, outputs: Outputs = CLASSES) -> float:
@@ -52,11 +51,21 @@ def divergence(parent: Tensor, child: Tensor, *, outputs: Outputs = CLASSES) -> 
 
 @dataclass(frozen=True)
 class Trial:
-    """One measurement: the mean divergence of some children of this sigma and density."""
+    """One measurement: the mean divergence of some children of this sigma and density.
+
+    Of siblings that perturb different fractions, as the quads of a density other than one half do,
+    it is the mean of those that diverge more.
+    """
 
     sigma: float
     density: float
     divergence: float
+    error: float = math.nan
+    """Its standard error; NaN of one child."""
+    children: int = 0
+    """How many were measured."""
+    fitness: float | None = None
+    """Mean fitness of the children, where it was asked for."""
 
 
 @dataclass(frozen=True)
@@ -89,86 +98,225 @@ def search_trust_region(
     target: float = 0.02,
     densities: Sequence[float] | None = None,
     sigmas: Sequence[float] | None = None,
+    fitness: Callable[[nn.Module], float] | None = None,
     children: int | None = None,
     batch_size: int = 256,
     on_trial: Callable[[Trial], None] | None = None,
 ) -> TrustRegion:
-    """The search's sigma and density whose children diverge from the parent by `target`.
+    """The search's sigma and density whose children diverge from the parent by at most `target`.
 
-    The divergence of a pair is the mean over the first `children` of the search's own population
-    (four, or all where there are fewer): the same noise for every sigma, so that it is a smooth
-    function of sigma. With `sigmas` every pair of the grid is tried (the paper's search) and the
-    pair closest to the target is returned. Without, a root search per density (see `find_root`)
-    finds sigma to within a tenth of the target, and the first density that gets there is returned;
-    it begins at the search's sigma, if there is one. A ValueError says why where none gets there.
-    `densities`: None is the search's own. `module` is left alone; it runs in eval mode, on
-    `batch_size` inputs at a time. `inputs`: a tensor, a tuple of tensors, a mapping of keyword
-    arguments, or an iterable of batches of such, which are moved to the module's device. `outputs`:
-    what kind of outputs these are.
+    A trial is the mean divergence of children that the search's own sampler draws, with seeds of
+    their own: the same ones for every sigma, so that it is a smooth function of sigma. `children`
+    is how many, each on all inputs; None begins with few and ends with as many as the mean needs to
+    be that of any other children of this sigma within a tenth, each on a share of the inputs.
+
+    With `sigmas` every pair of the grid is tried (the paper's search), and of each density the
+    strongest trial within the target counts (an infinite one only measures). Without, a root search
+    per density (`find_root`) finds the sigma that reaches the target; it begins at the search's
+    sigma, if there is one. With
+    `fitness` of a child, higher is better, the density whose children are the fittest on average is
+    taken (section 4.3.3); without, the strongest trial of a grid, or the first density that reaches
+    the target. A ValueError says why where none does. `densities`: None is the search's own.
+
+    `module` is left alone; it runs in eval mode, on `batch_size` inputs at a time. `inputs`: a
+    tensor, a tuple of tensors, a mapping of keyword arguments, or an iterable of batches of such,
+    which are moved to the module's device. `outputs`: what kind of outputs these are.
     """
     densities = (search.density,) if densities is None else densities
-    children = min(4, search.population_size) if children is None else children
     empty = not densities or (sigmas is not None and not sigmas)
-    if not 0 < target < math.inf or not 1 <= children <= search.population_size or empty:
+    bounded = 0 < target < math.inf or (target == math.inf and sigmas)
+    if not bounded or (children is not None and children < 1) or empty:
         raise ValueError(
-            f"a trust region needs target > 0, children in 1..{search.population_size} "
-            f"(population_size), densities and sigmas (or None), got target={target}, "
-            f"children={children}, densities={densities}, sigmas={sigmas}"
+            f"a trust region needs target > 0, at least one child, densities and sigmas (or None), "
+            f"got target={target}, children={children}, densities={densities}, sigmas={sigmas}"
         )
     for density in densities:
         check_density(density)
-    work = WorkCopy(module, search.include)
-    names, parent = work.names, parameters(module)
-    table: list[Trial] = []
-
-    asked = list(batches_of(inputs, batch_size))  # a loader that shuffles gives others each time
-    parent_outputs = outputs_of(work.parent(), asked, outputs=outputs)
-
-    def measured(sigma: float, density: float) -> float:
-        total = 0.0
-        for mutation in search.measured(sigma, density)[:children]:
-            found = outputs_of(work.child(mutation), asked, outputs=outputs)
-            total += divergence(parent_outputs, found, outputs=outputs)
-        trial = Trial(sigma, density, total / children)
-        table.append(trial)
-        if on_trial is not None:
-            on_trial(trial)
-        return trial.divergence
-
-    if sigmas is not None:
-        for density in densities:
-            for sigma in sigmas:
-                measured(sigma, density)
-        best = min(table, key=lambda trial: _distance(trial.divergence, target))
-        if not math.isfinite(best.divergence):
-            raise ValueError(
-                "no trial gave a finite divergence: are the parent's outputs on these inputs "
-                "finite?"
-            )
-        found = best.sigma, best.density
-    else:
-        start = search.sigma or _weight_scale({name: parent[name] for name in names}) * 0.1
-        found = _first_root(measured, target, densities=densities, sigma=start)
-        best = table[-1]
-    sigma, density = found
-    return TrustRegion(replace(search, sigma=sigma, density=density), best.divergence, tuple(table))
-
-
-def _first_root(
-    measured: Callable[..., float],
-    target: float,
-    *,
-    densities: Sequence[float],
-    sigma: float,
-) -> tuple[float, float]:
-    """The sigma and density of the first density that gets to the target."""
-    reasons = []
+    # a loader that shuffles gives others each time
+    asked = list(batches_of(inputs, min(SHARE, batch_size) if children is None else batch_size))
+    shares = [asked]
+    if children is None:  # in another order: neighbours, of an episode or a class, are alike
+        order = np.random.default_rng(derive_seed(search.seed, "shares")).permutation(len(asked))
+        shares = [[asked[index]] for index in order]
+    trials = _Trials(module, shares, search=search, outputs=outputs, on_trial=on_trial)
+    reasons, found = [], list[Trial]()
     for density in densities:
         try:
-            return find_root(partial(measured, density=density), target, sigma=sigma), density
+            if sigmas is None:
+                best = _at_root(trials, density, target=target, children=children)
+            else:
+                best = _within(trials, density, sigmas, target=target, children=children)
         except NoRoot as error:
             reasons.append(f"density {density:g}: {error}")
-    raise NoRoot("; ".join(reasons))
+            continue
+        found.append(best if fitness is None else trials.judged(best, fitness))
+        if sigmas is None and fitness is None:
+            break
+    if not found:
+        raise NoRoot("; ".join(reasons))
+    chosen = max(found, key=_divergence if fitness is None else _fitness)
+    return TrustRegion(
+        replace(search, sigma=chosen.sigma, density=chosen.density),
+        chosen.divergence,
+        tuple(trials.table),
+    )
+
+
+class _Trials:
+    """What is measured, and the table of it."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        shares: Sequence[Sequence[Any]],
+        *,
+        search: Search,
+        outputs: Outputs,
+        on_trial: Callable[[Trial], None] | None,
+    ) -> None:
+        self.work, self.shares, self.search = WorkCopy(module, search.include), shares, search
+        self.outputs, self.on_trial = outputs, on_trial
+        self.parents = [outputs_of(self.work.parent(), share, outputs=outputs) for share in shares]
+        self.table: list[Trial] = []
+        self._last: tuple[float, float, list[float]] | None = None
+
+    def start(self) -> float:
+        """A sigma to begin with."""
+        weights = parameters(self.work.module)
+        return self.search.sigma or _weight_scale({n: weights[n] for n in self.work.names}) * 0.1
+
+    def measure(self, sigma: float, density: float, children: int) -> Trial:
+        """The trial of so many children; those that the last trial had already are not asked."""
+        mutations = list(islice(self.search.measured(sigma, density), children))
+        known = self._last[2] if self._last and self._last[:2] == (sigma, density) else []
+        values = known[:children]
+        for mutation in mutations[len(values) :]:
+            share = len(values) % len(self.shares)
+            found = outputs_of(self.work.child(mutation), self.shares[share], outputs=self.outputs)
+            values.append(divergence(self.parents[share], found, outputs=self.outputs))
+        self._last = sigma, density, values
+        means = [_mean(group) for group in _groups(mutations, values)]
+        worst = max(means, key=lambda mean: math.inf if math.isnan(mean[0]) else mean[0])
+        return self._noted(Trial(sigma, density, *worst, children))
+
+    def judged(self, trial: Trial, fitness: Callable[[nn.Module], float]) -> Trial:
+        """The trial with the mean fitness of its children."""
+        mutations = islice(self.search.measured(trial.sigma, trial.density), trial.children)
+        values = [fitness(self.work.child(mutation)) for mutation in mutations]
+        return self._noted(replace(trial, fitness=sum(values) / len(values)))
+
+    def _noted(self, trial: Trial) -> Trial:
+        self.table.append(trial)
+        if self.on_trial is not None:
+            self.on_trial(trial)
+        return trial
+
+
+def _groups(mutations: Sequence[Mutation], values: Sequence[float]) -> list[list[float]]:
+    """The values of firsts, and of siblings of theirs that perturb another fraction."""
+    first: dict[int, float] = {}
+    groups: tuple[list[float], list[float]] = [], []
+    for mutation, value in zip(mutations, values, strict=True):
+        density = first.setdefault(mutation.seed, mutation.density)
+        groups[not math.isclose(density, mutation.density, abs_tol=1e-6)].append(value)
+    return [group for group in groups if group]
+
+
+def _mean(values: Sequence[float]) -> tuple[float, float]:
+    """The mean, and its standard error."""
+    mean = sum(values) / len(values)
+    if len(values) < 2:
+        return mean, math.nan
+    square = sum((value - mean) ** 2 for value in values) / (len(values) - 1)
+    return mean, math.sqrt(square / len(values))
+
+
+def _at_root(trials: _Trials, density: float, *, target: float, children: int | None) -> Trial:
+    """A trial at the target, of children enough."""
+    sigma, count, tolerance = trials.start(), FIRST if children is None else children, TOLERANCE
+
+    def measured(sigma: float) -> float:
+        return trials.measure(sigma, density, count).divergence
+
+    while True:
+        slope = _slope(trials.table, density)
+        sigma = find_root(measured, target, sigma=sigma, tolerance=tolerance, slope=slope)
+        trial = trials.table[-1]
+        count = trial.children if children is not None else _enough(trial)
+        close = children is not None or abs(trial.divergence - target) <= CLOSE * target
+        if count == trial.children and close:
+            return _told(trial) if children is None else trial
+        tolerance = CLOSE if count == trial.children else TOLERANCE
+
+
+def _slope(table: Sequence[Trial], density: float) -> float:
+    """By what power of sigma divergence grew between the last two trials of the same children."""
+    for after, before in zip(reversed(table), reversed(table[:-1]), strict=False):
+        same = (after.density, after.children) == (before.density, before.children)
+        if same and after.density == density and after.sigma != before.sigma:
+            return power((before.sigma, before.divergence), (after.sigma, after.divergence))
+    return SQUARE
+
+
+def _enough(trial: Trial) -> int:
+    """How many children are to be measured next; as many as the trial has where they are enough."""
+    if trial.divergence <= 0:
+        return trial.children
+    if trial.error <= ERROR * trial.divergence:
+        return max(trial.children, LEAST)
+    most = max(trial.children, min(MOST, MORE * trial.children))
+    wanted = trial.children * (trial.error / (ERROR * trial.divergence)) ** 2
+    return most if not wanted < most else min(most, trial.children + FIRST + int(wanted))
+
+
+def _told(trial: Trial) -> Trial:
+    """The trial; a warning where no number of children that can be afforded is enough."""
+    if trial.children >= MOST and trial.error > TOLERANCE * trial.divergence:
+        warnings.warn(
+            f"children of sigma {trial.sigma:.3g} and density {trial.density:g} diverge so "
+            f"differently that {trial.children} of them leave a standard error of "
+            f"{trial.error:.2g} for their mean of {trial.divergence:.3g}: the bound holds roughly",
+            RuntimeWarning,
+            stacklevel=4,
+        )
+    return trial
+
+
+def _within(
+    trials: _Trials,
+    density: float,
+    sigmas: Sequence[float],
+    *,
+    target: float,
+    children: int | None,
+) -> Trial:
+    """The strongest trial of a density that is within the target, also with children enough."""
+    count = FIRST if children is None else children
+    tried = [trials.measure(sigma, density, count) for sigma in sigmas]
+    for trial in sorted(tried, key=_divergence, reverse=True):
+        if trial.divergence <= target:
+            while children is None and (more := _enough(trial)) > trial.children:
+                trial = trials.measure(trial.sigma, density, more)
+            if trial.divergence <= target:
+                return trial if children is not None else _told(trial)
+    least = min(tried, key=_divergence)
+    if not math.isfinite(least.divergence):
+        raise NoRoot(
+            "no trial gave a finite divergence: are the parent's outputs on these inputs finite?"
+        )
+    raise NoRoot(
+        f"no sigma of the grid is within {target:g}: even {least.sigma:g} gives a divergence of "
+        f"{least.divergence:.3g}; take smaller ones, or leave sigmas out for a root search"
+    )
+
+
+def _divergence(trial: Trial) -> float:
+    return math.inf if math.isnan(trial.divergence) else trial.divergence
+
+
+def _fitness(trial: Trial) -> float:
+    assert trial.fitness is not None
+    return -math.inf if math.isnan(trial.fitness) else trial.fitness
 
 
 @torch.no_grad()
@@ -184,73 +332,6 @@ def outputs_of(
             for batch in batches_of(inputs, batch_size)
         ]
     return joined(found)
-
-
-def find_root(measured: Callable[[float], float], target: float, *, sigma: float) -> float:
-    """A sigma with `measured(sigma)` within TOLERANCE of `target`, from `sigma` on.
-
-    Divergence grows like a power of sigma, the square as long as sigma is small, so a secant on
-    the logarithms converges in a few steps. A bracket keeps it from running away: a step that
-    leaves it, or outputs that are not finite, bisect, and so does every step after SECANTS. A
-    ValueError, `NoRoot`, says what was found where no sigma gets there.
-    """
-    low, high = 0.0, math.inf
-    previous: tuple[float, float] | None = None
-    tried: list[tuple[float, float]] = []
-    while len(tried) < MAX_TRIALS and high > low * (1 + LEAST_STEP) and 0 < sigma < math.inf:
-        value = measured(sigma)
-        tried.append((sigma, value))
-        if abs(value - target) <= TOLERANCE * target:
-            return sigma
-        if math.isfinite(value) and value < target:
-            low = sigma
-        else:
-            high = sigma
-        step = sigma * 10.0 if value == 0 else sigma / 10.0
-        if math.isfinite(value) and value > 0:
-            slope = 2.0
-            here = (math.log(sigma), math.log(value))
-            if previous is not None and here[0] != previous[0]:
-                slope = (here[1] - previous[1]) / (here[0] - previous[0])
-                slope = min(max(slope, 0.5), 8.0)
-            previous = here
-            factor = (math.log(target) - here[1]) / slope
-            step = sigma * math.exp(min(max(factor, -math.log(100.0)), math.log(100.0)))
-        if not low < step < high or (len(tried) >= SECANTS and 0 < low < high < math.inf):
-            step = math.sqrt(low * high) if low > 0 else high / 10.0
-        sigma = step
-    raise NoRoot(_why_not(tried, target))
-
-
-def _why_not(tried: Sequence[tuple[float, float]], target: float) -> str:
-    """What the trials of a search that did not end at its target say."""
-    below = [trial for trial in tried if trial[1] < target]
-    above = [trial for trial in tried if trial[1] > target]
-    if not any(math.isfinite(value) for _, value in tried):
-        return "no sigma gave a finite divergence: are the parent's outputs on these inputs finite?"
-    if not above:
-        sigma, value = max(below, key=lambda trial: trial[1])
-        return (
-            f"no sigma reaches a divergence of {target:g}, the largest is {value:.3g} at sigma "
-            f"{sigma:.3g}: take a lower target, other inputs, or parameters that the outputs "
-            "depend on (include)"
-        )
-    if not below:
-        sigma, value = min(above)
-        return (
-            f"even sigma {sigma:.3g} gives a divergence of {value:.3g}, above {target:g}: does the "
-            "module draw random numbers, or keep a state between its calls?"
-        )
-    low, high = max(below), min(above)
-    return (
-        f"no sigma gives a divergence of {target:g}: it is {low[1]:.3g} at sigma {low[0]:.9g} and "
-        f"{high[1]:.3g} at {high[0]:.9g}; take another target, or a grid of sigmas"
-    )
-
-
-def _distance(value: float, target: float) -> float:
-    """On a logarithmic scale, and NaN last."""
-    return abs(math.log(value / target)) if value > 0 and math.isfinite(value) else math.inf
 
 
 def _weight_scale(weights: Mapping[str, Tensor]) -> float:

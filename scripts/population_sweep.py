@@ -4,6 +4,7 @@ python scripts/population_sweep.py --sigmas 0.003 0.01 0.03 --densities 0.2 0.5
 tensorboard --logdir runs/population_sweep
 """
 
+import math
 from functools import partial
 
 import numpy as np
@@ -56,7 +57,9 @@ def main(args: SweepArgs) -> None:
         observations = collect_observations(policy, course, count=256)
         for (sigma, density), search in zip(args.grid, searches, strict=True):
             name = f"sigma={sigma:g},density={density:g}"
-            region = search_trust_region(actor, observations, search=search, sigmas=(sigma,))
+            region = search_trust_region(
+                actor, observations, search=search, sigmas=(sigma,), target=math.inf
+            )
             whole = evolve_together(
                 actor, search, course=lambda generation: course,
                 episodes=args.validation_episodes, device=device, run=run, name=name,

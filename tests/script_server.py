@@ -33,6 +33,8 @@ def load_what_scripts_load() -> None:
         "matplotlib.backends.backend_agg", "sklearn.datasets",
     ):  # fmt: skip  # what scripts load late
         importlib.import_module(module)
+    # agents that have learnt nothing differ so much that a search would ask hundreds of children
+    importlib.import_module("evo_subnets.trust_region").ERROR = 1.0
     simulators = importlib.import_module("envs.procgen")
     simulators.ProcgenSimulator("bigfish", 1).close()  # pictures: two seconds, once a process
 

@@ -493,12 +493,12 @@ def what_a_network_returns_is_read():
 def inputs_of_any_form_for_a_trust_region():
     """A tensor, a tuple, a mapping, a list and a loader of batches give the same sigma"""
     module = linear(3)
-    expected = search_trust_region(module, X)
+    expected = search_trust_region(module, X, children=4)
     for given in (
         (X,), {"input": X}, [X], [X[:30], X[30:]], [{"input": X[:9]}, {"input": X[9:]}],
         DataLoader(TensorDataset(X), 7, shuffle=True), (part for part in X.split(9)),
     ):  # fmt: skip
-        found = search_trust_region(module, given)
+        found = search_trust_region(module, given, children=4)
         assert found.sigma == pytest.approx(expected.sigma, rel=1e-5)
     pairs = DataLoader(TensorDataset(X, torch.zeros(40)), 7)
     for wrong, words in (
@@ -524,14 +524,16 @@ def inputs_of_any_form_for_a_trust_region():
 
 @case
 def sequences_of_other_lengths():
-    """Batches of other lengths train, and go through a trust region and a method where each gives
-    outputs of one shape; else a refusal says to pad them"""
+    """Batches of other lengths train and have a trust region; methods take them where each gives
+    outputs of one shape, else a refusal says to pad them"""
     lstm, kind = built(lambda: nn.LSTM(8, 3, batch_first=True)), Classes(axis=-1)
     batches = [noise(4, 5, 8), noise(4, 7, 8, seed=1)]
     data = [(x, x[..., :3].argmax(-1)) for x in batches]
     tune(lstm, Task(data, outputs=kind), tuning=ADAM)
+    found = search_trust_region(lstm, batches, outputs=kind)
+    assert found.divergence == pytest.approx(0.02, rel=0.1)
     for ask in (
-        lambda: search_trust_region(lstm, batches, outputs=kind),
+        lambda: search_trust_region(lstm, batches, outputs=kind, children=4),
         lambda: predict(lstm, data),
         lambda: Validation(data, outputs=kind)(lstm),
     ):

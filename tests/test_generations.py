@@ -101,6 +101,7 @@ def test_one_generation_leaves_the_parent_alone_unless_it_is_to_move():
     assert moves.history[0].divergence == pytest.approx(0.06, rel=0.1)
 
 
+@pytest.mark.whole_trust_regions
 def test_sigma_is_found_for_every_generations_parent():
     result = evolve(mlp(), Likelihood(), search=SEARCH, generations=3, inputs=INPUTS)
     for generation, number in zip(result.history, range(3), strict=True):
@@ -108,8 +109,8 @@ def test_sigma_is_found_for_every_generations_parent():
         module = mlp()
         module.load_state_dict(parent, strict=False)
         search = Search(16, 4, density=1.0, sigma=generation.sigma)
-        found = search_trust_region(module, INPUTS, search=search, target=0.3, children=16)
-        assert found.sigma == pytest.approx(generation.sigma, rel=0.25)
+        found = search_trust_region(module, INPUTS, search=search, target=0.3)
+        assert found.sigma == pytest.approx(generation.sigma, rel=0.1)
 
 
 def test_drift_is_bounded():
@@ -250,17 +251,20 @@ def test_memory_is_two_copies_however_many_generations():
     layers = [built(lambda: nn.Linear(256, 256, bias=False), seed) for seed in range(16)]
     module = nn.Sequential(*layers)
     copies = []
-    gc.collect()
-    before = _tensor_bytes()  # the module is one of these
     size = sum(weight.nbytes for weight in module.parameters())
 
     def fitness(model):
         gc.collect()
-        copies.append((_tensor_bytes() - before) / size)
+        copies.append(_tensor_bytes() / size)
         return float(model(noise(4, 256)).sum())
 
     search = Search(4, 2, density=1.0)
-    evolve(module, fitness, search=search, generations=4, inputs=noise(4, 256))
+    gc.collect()
+    gc.freeze()  # what there is, the module too, is not counted, and not walked through either
+    try:
+        evolve(module, fitness, search=search, generations=4, inputs=noise(4, 256))
+    finally:
+        gc.unfreeze()
     assert max(copies) < 2.2  # the parent of now, and the child
 
 

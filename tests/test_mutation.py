@@ -322,9 +322,14 @@ def test_quads_are_four_siblings_of_one_seed():
     for i in range(0, 12, 4):
         child, partner, mirror, both = population[i : i + 4]
         assert (child.sigma, child.low, child.high) == (0.1, 0.0, 0.3)
-        assert partner == child.partner() == Mutation(child.seed, 0.1, 0.3, 1.0)
+        assert (partner.seed, partner.low, partner.high) == (child.seed, 0.3, 1.0)
+        assert (partner.low, partner.high) == (child.partner().low, child.partner().high)
+        length = 0.3 * 0.1**2  # of the noise, squared, per weight
+        assert 0.7 * partner.sigma**2 == pytest.approx(length)
         assert mirror == child.mirrored()
-        assert both == partner.mirrored() == mirror.partner()
+        assert both == partner.mirrored()
+    child, partner, *_ = quads(4, 0.1, density=0.5, seed=5)
+    assert partner == child.partner() == Mutation(child.seed, 0.1, 0.5, 1.0)
 
 
 def test_at_density_one_a_four_is_two_mirrored_pairs():

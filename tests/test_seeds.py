@@ -32,6 +32,7 @@ from evo_subnets.data import load
 from evo_subnets.data.corruptions import corrupt
 from evo_subnets.data.splits import stratified_order
 from evo_subnets.ensemble import Ensemble
+from evo_subnets.methods.apart import apart
 from evo_subnets.methods.independent import Bagging, Independent
 from evo_subnets.methods.result import with_seed
 from evo_subnets.methods.sparse import Pruning, Sparse
@@ -192,6 +193,8 @@ TABLE: dict[str, Callable[[Any], Any]] = {
     "evo_subnets.data.corruptions.corrupt":
         lambda seed: corrupt(SMALL.pixels, "gaussian_noise", severity=1, seed=seed),
     "evo_subnets.data.datasets.load": lambda seed: load("digits", seed=seed, limit=20).train.pixels,
+    "evo_subnets.methods.apart.apart":
+        lambda seed: [len(each) for each in apart(pictures(), most=5, seed=seed)],
     "evo_subnets.data.splits.stratified_order":
         lambda seed: stratified_order(torch.arange(20) % 3, seed, purpose="train"),
     "evo_subnets.evolution.select": selected,

@@ -8,24 +8,27 @@ import torch
 from torch import Tensor, nn
 
 from evo_subnets.copies import copied
+from evo_subnets.data import Images
 from evo_subnets.ensemble import Ensemble
 from evo_subnets.evolution import show_fitness
 from evo_subnets.generations import evolve
-from evo_subnets.inputs import Inputs
+from evo_subnets.methods.apart import apart
 from evo_subnets.methods.result import HERE, NOTHING_KEPT, Result, begin
 from evo_subnets.metrics import count_parameters
 from evo_subnets.options import refuse_idle
 from evo_subnets.outputs import Classes
-from evo_subnets.prediction import Validation, batches_for, predict, reestimate_norms
+from evo_subnets.prediction import Validation, inputs_for, predict, reestimate_norms
 from evo_subnets.racing import DEFAULT, Rules, Score, race
 from evo_subnets.runs import Run
 from evo_subnets.search import Search
-from evo_subnets.task import Data, Task, samples_in
+from evo_subnets.streams import derive_seed
+from evo_subnets.task import Data, Task
 from evo_subnets.trust_region import search_trust_region
 from evo_subnets.workers import Here, Workers
 
 INPUTS = 1000
-"""Validation samples that the trust region is measured on, as in section 4.3.3."""
+"""Validation samples, at most, that the trust region is measured on, as in section 4.3.3: they are
+set apart from those that children are selected on."""
 TARGET_KL = 0.02
 """Nats, where none is asked for."""
 
@@ -83,15 +86,21 @@ class Noisy:
         begin(run, self, start=parent)
         search, divergence = self.search, None
         if search.sigma is None:
-            found = run.once("trust region", partial(self._region, parent, task))
+            some, others = apart(
+                task.selection, most=INPUTS, seed=derive_seed(search.seed, "trust region")
+            )
+            found = run.once("trust region", partial(self._region, parent, task, some))
+            task = replace(task, validation=others)
             search = replace(search, sigma=found["sigma"])
             divergence = found["divergence"]
         judge = self._raced if self.racing else self._evolved
         return replace(judge(parent, task, search, run, workers), divergence=divergence)
 
-    def _region(self, parent: nn.Module, task: Task) -> dict[str, float]:
-        inputs = first_inputs(parent, task.selection)
+    def _region(self, parent: nn.Module, task: Task, some: Data) -> dict[str, float]:
         target = TARGET_KL if self.target_kl is None else self.target_kl
+        inputs: Any = list(inputs_for(parent, some))
+        if isinstance(some, Images):
+            inputs = torch.cat(inputs)
         region = search_trust_region(
             parent, inputs, search=self.search, target=target, outputs=task.outputs
         )
@@ -158,21 +167,6 @@ def _result(parent: nn.Module, ensemble: Ensemble, search: Search) -> Result:
     count = len(ensemble.members)  # fewer than asked for where many failed
     kept = count * count_parameters(parent)
     return Result(ensemble, 0.0, 0.0, float(count), kept, search=search)
-
-
-def first_inputs(module: nn.Module, data: Data) -> Inputs:
-    """The inputs of the first `INPUTS` samples, in batches where their shapes differ."""
-    found: list[Inputs] = []
-    samples = 0
-    for inputs, targets in batches_for(module, data):
-        found.append(inputs)
-        samples += samples_in(targets)
-        if samples >= INPUTS:
-            break
-    shapes = {each.shape[1:] if isinstance(each, Tensor) else None for each in found}
-    if len(shapes) == 1 and None not in shapes:
-        return torch.cat(found)[:INPUTS]
-    return found
 
 
 def halves_by_doubt(parent: nn.Module, data: Any) -> Tensor:

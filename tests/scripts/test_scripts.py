@@ -2,10 +2,9 @@
 
 import csv
 import json
+import math
 import os
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import asdict
 
@@ -14,7 +13,7 @@ import pytest
 import torch
 from networks import built
 from PIL import Image
-from script_client import ROOT, Result, check_late_failure, check_refusal, half_written
+from script_client import check_late_failure, check_refusal, half_written
 
 from agents import parents
 from agents.evaluation import compare, verdict
@@ -42,15 +41,14 @@ TINY = [
 
 
 @pytest.fixture(scope="module")
-def first_run(tmp_path_factory):
-    """The main job with a parent that it trains, as users call it: its folder and result."""
+def first_run(server, tmp_path_factory):
+    """The main job with a parent that it trains: its folder and result."""
     out = tmp_path_factory.mktemp("first")
-    process = subprocess.run(
-        [sys.executable, "scripts/procgen_ensemble.py", "--env", GAME, "--parent", "train",
-         "--out", str(out), "--total-timesteps", "64", "--deterministic", *TINY, *TINY_PPO],
-        cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
+    result = server.run(
+        "procgen_ensemble", "--env", GAME, "--parent", "train", "--out", out,
+        "--total-timesteps", "64", "--deterministic", *TINY, *TINY_PPO,
     )  # fmt: skip
-    return out, Result(process.returncode, process.stdout, process.stderr)
+    return out, result
 
 
 @pytest.fixture(scope="module")
@@ -90,8 +88,12 @@ def test_the_main_job_leaves_whole_results(request, name):
         assert f"{row['policy']} " in result.stdout
     assert len(results["children"]) == 4
     assert len(results["elites"]) == 2
-    best = sorted((child["fitness"] for child in results["children"]), reverse=True)[:2]
-    assert [child["fitness"] for child in results["elites"]] == best
+    order = sorted(results["children"], key=lambda child: -child["fitness"])
+    assert results["elites"][0]["fitness"] == order[0]["fitness"]
+    first = results["elites"][0]["mutation"]
+    mirror = {**first, "sigma": -first["sigma"]}
+    others = [child["fitness"] for child in order if child["mutation"] != mirror]
+    assert results["elites"][1]["fitness"] == others[1]
     assert results["temperature"]["chosen"] in (0.25, 0.5, 0.71, 1.0, 1.41)
     assert len(results["temperature"]["validation_returns"]) == 5
     assert results["arguments"]["env"] == GAME
@@ -133,7 +135,11 @@ def test_the_ensemble_loads_onto_its_parent(request, name, parent):
     ensemble = Ensemble.load(out / "ensemble.safetensors", actor)
     recipes = [asdict(mutation) for mutation in ensemble.recipe.mutations]
     assert recipes == [child["mutation"] for child in results["elites"]]
-    assert {abs(recipe["sigma"]) for recipe in recipes} == {results["sigma"]}
+    density = results["arguments"]["density"]
+    siblings = results["sigma"] * math.sqrt(density / (1 - density))  # they perturb the rest
+    for recipe in recipes:
+        first = recipe["high"] - recipe["low"] == pytest.approx(density)
+        assert abs(recipe["sigma"]) == pytest.approx(results["sigma"] if first else siblings)
     other = built(lambda: impala_actor((16, 16, 16), frame_stack=1))
     with pytest.raises(ValueError, match="was made of another parent"):
         Ensemble.load(out / "ensemble.safetensors", other)
