@@ -33,7 +33,8 @@ class ProcgenArgs:
     """Children."""
     sampler: Literal["quads", "singles"] = "quads"
     """'quads': children in fours that share a draw, two perturbing a fraction `density` of the
-    weights, two the others; population_size is a multiple of four. 'singles': each has its own draw
+    weights, two the others by a sigma that moves the policy as far; population_size is a multiple
+    of four. 'singles': each has its own draw
     and perturbs that fraction, as in the paper's Procgen experiment."""
     ensemble_size: int = 8
     """Children that are kept. Equal to the population size: the paper's unselected ensemble, where
