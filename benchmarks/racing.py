@@ -25,7 +25,7 @@ from benchmarks.timing import publish
 from evo_subnets import evaluate, quads, search_trust_region
 from evo_subnets.data import Dataset, Images, load
 from evo_subnets.engines import keep_freed_memory
-from evo_subnets.methods.noisy import halves_by_doubt
+from evo_subnets.methods.races import halves_by_doubt
 from evo_subnets.models import build
 from evo_subnets.prediction import predict
 from evo_subnets.racing import Rules, run_race

@@ -14,11 +14,9 @@ RULES = {"plain": Plain, "momentum": Momentum, "adam": Adam}
 
 
 @dataclass(frozen=True)
-class MovingArgs:
-    """How often, and how, the children of a generation move their parent."""
+class StepArgs:
+    """How the children of a generation move their parent."""
 
-    generations: int = 1
-    """Generations; with one, children are selected and the parent stays where it is."""
     recombine: Literal["ranks", "log", "best"] = "ranks"
     """What a generation's step is made of. 'ranks': all children, weighed by their rank (OpenAI's
     evolution strategy). 'log': the better half (CMA-ES's mean). 'best': the best child is the next
@@ -32,18 +30,8 @@ class MovingArgs:
     stop: bool = False
     """End with a generation whose children cannot be told apart."""
 
-    def __post_init__(self) -> None:
-        if self.generations < 1:
-            raise ValueError(f"--generations must be at least 1, got {self.generations}")
-        if self.generations == 1:
-            idle = ("recombine", "rule", "step_kl", "drift_kl", "stop")
-            refuse_idle(self, idle, because="one generation")
-        self.moving(None)  # refuses what cannot be
-
-    def moving(self, noise: float | None) -> Moving | None:
+    def step(self, noise: float | None = Moving.noise) -> Moving:
         """As the library takes it; `noise`: of the children, None where sigma is given."""
-        if self.generations == 1:
-            return None
         return Moving(
             RECOMBINE[self.recombine],
             RULES[self.rule](),
@@ -52,6 +40,26 @@ class MovingArgs:
             drift=self.drift_kl,
             stop=self.stop,
         )
+
+
+@dataclass(frozen=True)
+class MovingArgs(StepArgs):
+    """How often, and how, the children of a generation move their parent."""
+
+    generations: int = 1
+    """Generations; with one, children are selected and the parent stays where it is."""
+
+    def __post_init__(self) -> None:
+        if self.generations < 1:
+            raise ValueError(f"--generations must be at least 1, got {self.generations}")
+        if self.generations == 1:
+            idle = ("recombine", "rule", "step_kl", "drift_kl", "stop")
+            refuse_idle(self, idle, because="one generation")
+        self.step(None)  # refuses what cannot be
+
+    def moving(self, noise: float | None) -> Moving | None:
+        """As the library takes it; None where the parent stays where it is."""
+        return None if self.generations == 1 else self.step(noise)
 
 
 MovingOptions = Annotated[MovingArgs, tyro.conf.arg(name="")]

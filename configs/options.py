@@ -4,7 +4,9 @@ from typing import Any
 
 import tyro
 
+from configs.moving import StepArgs
 from evo_subnets import quads, singles
+from evo_subnets.generations import Moving
 from evo_subnets.schedules import Constant, Cosine, OneCycle, Schedule, StepLinear
 from evo_subnets.search import Sampler
 from evo_subnets.subnetworks import Include
@@ -50,6 +52,16 @@ def _rule(info: tyro.constructors.PrimitiveTypeInfo) -> Spec | None:
             str_from_instance=lambda found: [] if found is None else list(map(str, found)),
         )
     return None
+
+
+@REGISTRY.struct_rule
+def _moving(
+    info: tyro.constructors.StructTypeInfo,
+) -> tyro.constructors.StructConstructorSpec | None:
+    if info.type is not Moving:
+        return None
+    asked = tyro.constructors.StructFieldSpec("asked", StepArgs, StepArgs())
+    return tyro.constructors.StructConstructorSpec(lambda asked: asked.step(), (asked,))
 
 
 def schedule(text: str) -> Schedule:

@@ -1,24 +1,23 @@
 """Noisy subnetwork ensembles (Whitaker 2023, chapter 4, algorithm 1)."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from evo_subnets.copies import copied
 from evo_subnets.data import Images
 from evo_subnets.ensemble import Ensemble
-from evo_subnets.evolution import show_fitness
-from evo_subnets.generations import evolve
+from evo_subnets.generations import Moving, evolve
 from evo_subnets.methods.apart import apart
-from evo_subnets.methods.result import HERE, NOTHING_KEPT, Result, begin
-from evo_subnets.metrics import count_parameters
+from evo_subnets.methods.descent import descended, with_norms
+from evo_subnets.methods.races import raced
+from evo_subnets.methods.result import HERE, NOTHING_KEPT, Result, begin, untrained
 from evo_subnets.options import refuse_idle
-from evo_subnets.outputs import Classes
-from evo_subnets.prediction import Validation, inputs_for, predict, reestimate_norms
-from evo_subnets.racing import DEFAULT, Rules, Score, race
+from evo_subnets.outputs import Outputs
+from evo_subnets.prediction import Validation, inputs_for
+from evo_subnets.racing import DEFAULT, Rules
 from evo_subnets.runs import Run
 from evo_subnets.search import Search
 from evo_subnets.streams import derive_seed
@@ -31,11 +30,17 @@ INPUTS = 1000
 set apart from those that children are selected on."""
 TARGET_KL = 0.02
 """Nats, where none is asked for."""
+MOVING = Moving()
 
 
 @dataclass(frozen=True)
 class Noisy:
-    """The best of a population of a parent's mutations, judged on validation data; no training."""
+    """The best of a population of a parent's mutations, judged on validation data; no training.
+
+    With `generations` its children move the parent, again and again. What comes of it (the evolved
+    parent, the best child, the ensemble and the mean of the last elites, an ensemble around the
+    evolved parent) is compared on samples that are set apart before, and the best is the result.
+    """
 
     starts_from: ClassVar[Literal["parent", "builder"]] = "parent"
     selects: ClassVar[bool] = True
@@ -53,6 +58,11 @@ class Noisy:
     several times fewer evaluations, in this process alone; one that was killed races anew."""
     rules: Rules = DEFAULT
     """Of the race."""
+    generations: int = 1
+    """Generations; with one, children are selected and the parent stays where it is."""
+    moving: Moving = MOVING
+    """How a generation moves the parent; the divergence of its children is `target_kl`, or follows
+    from the sigma that is given."""
 
     def __post_init__(self) -> None:
         if self.search.sigma is not None:
@@ -61,10 +71,26 @@ class Noisy:
             refuse_idle(self, ("rules",), because="no race (racing)")
         if self.target_kl is not None and not 0 < self.target_kl < float("inf"):
             raise ValueError(f"target_kl must be positive, got {self.target_kl}")
+        self._check_generations()
         if self.racing and self.reestimate_norms:
             raise ValueError(
                 "a race judges children in blocks, and would re-estimate their BatchNorm "
                 "statistics for every block: leave out racing or reestimate_norms"
+            )
+
+    def _check_generations(self) -> None:
+        if self.generations < 1:
+            raise ValueError(f"generations must be at least 1, got {self.generations}")
+        if self.generations == 1:
+            idle = [field.name for field in fields(Moving)]
+            refuse_idle(self.moving, idle, because="one generation")
+        refuse_idle(self.moving, ("noise",), because="target_kl or sigma, which say the same")
+        because = "the accuracy of a whole sample, which does not say what noise explains"
+        refuse_idle(self.moving, ("stop",), because=because)
+        if self.generations > 1 and self.racing:
+            raise ValueError(
+                "generations need the fitness of every child, which a race does not find out: "
+                "leave out racing or generations"
             )
 
     @property
@@ -80,29 +106,43 @@ class Noisy:
     def __call__(
         self, parent: nn.Module, task: Task, *, run: Run = NOTHING_KEPT, workers: Workers = HERE
     ) -> Result:
-        """The elites of a generation of `parent`'s mutations."""
+        """The elites of a generation of `parent`'s mutations, or the best that several come to."""
         if self.racing and not isinstance(workers, Here):
             raise ValueError("a race is run in this process: leave out racing or workers")
         begin(run, self, start=parent)
-        search, divergence = self.search, None
-        if search.sigma is None:
+        search, inputs, divergence = self.search, None, None
+        if search.sigma is None or self.generations > 1:
             some, others = apart(
                 task.selection, most=INPUTS, seed=derive_seed(search.seed, "trust region")
             )
-            found = run.once("trust region", partial(self._region, parent, task, some))
-            task = replace(task, validation=others)
-            search = replace(search, sigma=found["sigma"])
-            divergence = found["divergence"]
-        judge = self._raced if self.racing else self._evolved
-        return replace(judge(parent, task, search, run, workers), divergence=divergence)
+            task, inputs = replace(task, validation=others), _inputs(parent, some)
+        if search.sigma is None:
+            found = run.once("trust region", partial(self._region, parent, inputs, task.outputs))
+            search, divergence = replace(search, sigma=found["sigma"]), found["divergence"]
+        if self.racing:
+            result = self._raced(parent, task, search, run)
+        elif self.generations > 1:
+            result = descended(
+                parent, task, search=search, generations=self.generations,
+                moving=replace(self.moving, noise=self._noise), inputs=inputs,
+                norm_data=task.train if self.reestimate_norms else None, run=run, workers=workers,
+            )  # fmt: skip
+        else:
+            result = self._evolved(parent, task, search, run, workers)
+        return replace(result, divergence=divergence)
 
-    def _region(self, parent: nn.Module, task: Task, some: Data) -> dict[str, float]:
-        target = TARGET_KL if self.target_kl is None else self.target_kl
-        inputs: Any = list(inputs_for(parent, some))
-        if isinstance(some, Images):
-            inputs = torch.cat(inputs)
+    @property
+    def _noise(self) -> float | None:
+        """Divergence of the children; None where sigma is given."""
+        if self.search.sigma is not None:
+            return None
+        return TARGET_KL if self.target_kl is None else self.target_kl
+
+    def _region(self, parent: nn.Module, inputs: Any, outputs: Outputs) -> dict[str, float]:
+        target = self._noise
+        assert target is not None
         region = search_trust_region(
-            parent, inputs, search=self.search, target=target, outputs=task.outputs
+            parent, inputs, search=self.search, target=target, outputs=outputs
         )
         return {"sigma": region.sigma, "divergence": region.divergence}
 
@@ -114,78 +154,23 @@ class Noisy:
         found = evolve(
             parent, fitness, search=search, outputs=task.outputs, run=run, workers=workers
         )
-        result = replace(
-            _result(parent, found.ensemble, search),
-            children=tuple(found.children),
-            elites=tuple(found.elites),
-        )
+        children, elites = tuple(found.children), tuple(found.elites)
+        result = untrained(parent, found.ensemble, search=search, children=children, elites=elites)
         if norms is None:
             return result
-        # recipes alone would not bring the statistics back
-        members = [copied(member) for member in result.ensemble.members]
-        again = copied(parent)
-        for network in (*members, again):
-            reestimate_norms(network, norms)
-        return replace(result, ensemble=Ensemble(members, outputs=task.outputs), reference=again)
+        again = with_norms(parent, norms)
+        return replace(result, ensemble=with_norms(result.ensemble, norms), reference=again)
 
-    def _raced(
-        self, parent: nn.Module, task: Task, search: Search, run: Run, workers: Workers
-    ) -> Result:
-        data: Any = task.selection
-        if not hasattr(data, "labels"):
-            raise ValueError("a race chooses among samples in memory (data.Images): leave it out")
-        if task.metric is not None or task.outputs != Classes():
-            raise ValueError(
-                "a race scores samples of classes by being right: leave out racing or metric, and "
-                "outputs"
-            )
-        with run.bar("children", search.population_size) as advance:
-            found = race(
-                parent,
-                search.mutations(),
-                score=right(data),
-                samples=len(data),
-                k=search.ensemble_size,
-                rules=self.rules,
-                strata=halves_by_doubt(parent, data),
-                seed=search.seed,
-                include=search.include,
-                on_child=lambda child: advance(1, f"accuracy {100 * child.fitness:.2f}"),
-            )
-        show_fitness(run, found.children)
+    def _raced(self, parent: nn.Module, task: Task, search: Search, run: Run) -> Result:
+        found = raced(parent, task, search=search, rules=self.rules, run=run)
         mutations = [child.mutation for child in found.chosen]
         ensemble = Ensemble.from_mutations(parent, mutations, include=search.include)
-        return replace(
-            _result(parent, ensemble, search),
-            children=found.children,
-            elites=found.chosen,
+        return untrained(
+            parent, ensemble, search=search, children=found.children, elites=found.chosen,
             seen=found.seen,
-        )
+        )  # fmt: skip
 
 
-def _result(parent: nn.Module, ensemble: Ensemble, search: Search) -> Result:
-    count = len(ensemble.members)  # fewer than asked for where many failed
-    kept = count * count_parameters(parent)
-    return Result(ensemble, 0.0, 0.0, float(count), kept, search=search)
-
-
-def halves_by_doubt(parent: nn.Module, data: Any) -> Tensor:
-    """(samples,) 1 for the half of which the parent is surer, else 0: strata of a race.
-
-    Sure is who gives the two likeliest classes far different probabilities; there children seldom
-    differ.
-    """
-    probabilities = predict(parent, data).softmax(dim=1)
-    first, second = probabilities.topk(2, dim=1).values.unbind(dim=1)
-    return ((first - second).argsort(stable=True).argsort() >= len(first) // 2).long().cpu()
-
-
-def right(data: Any) -> Score:
-    """What a race scores: 1.0 where a model is right on the samples of these numbers, else 0."""
-
-    def scored(model: nn.Module, chosen: Tensor) -> Tensor:
-        some = data[chosen.to(data.labels.device)]
-        labels: Tensor = some.labels
-        return (predict(model, some).argmax(dim=1) == labels).float()
-
-    return scored
+def _inputs(parent: nn.Module, some: Data) -> Any:
+    inputs: Any = list(inputs_for(parent, some))
+    return torch.cat(inputs) if isinstance(some, Images) else inputs

@@ -1,7 +1,7 @@
 """What every method is, what it gives back, and how its members are trained."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -10,6 +10,9 @@ from torch import nn
 from evo_subnets import files
 from evo_subnets.ensemble import Ensemble
 from evo_subnets.evolution import HERE, NOTHING_KEPT, Child
+from evo_subnets.generations import Generation
+from evo_subnets.lineage import Lineage
+from evo_subnets.metrics import count_parameters
 from evo_subnets.options import described
 from evo_subnets.runs import Run
 from evo_subnets.search import Search
@@ -57,6 +60,16 @@ class Result:
     """Of a race: the samples that each child was judged on."""
     reference: nn.Module | None = None
     """What the members are to be compared with, where it is not the parent as it was given."""
+    candidates: Mapping[str, Ensemble] = field(default_factory=dict)
+    """Of generations: what came of them, by name. `ensemble` is the chosen one."""
+    held_out: Mapping[str, float] = field(default_factory=dict)
+    """Of these: the metric on validation samples that no generation has seen."""
+    chosen: str | None = None
+    """The best of these; of equals the first."""
+    lineage: Lineage | None = None
+    """Of generations: from the parent to the evolved one."""
+    history: tuple[Generation, ...] = ()
+    """Each generation."""
 
     def story(self) -> dict[str, Any]:
         """How the members were found, as JSON; empty for methods that only train."""
@@ -68,7 +81,17 @@ class Result:
             found["elites"] = [asdict(child) for child in self.elites]
         if self.seen is not None:
             found["seen"] = self.seen
+        if self.candidates:
+            found |= {"chosen": self.chosen, "held_out": dict(self.held_out)}
+            found["generations"] = [asdict(generation) for generation in self.history]
         return found
+
+
+def untrained(parent: nn.Module, ensemble: Ensemble, **others: Any) -> Result:
+    """The result of members as large as the parent, for which nothing was trained."""
+    count = len(ensemble.members)  # fewer than asked for where many failed
+    kept = count * count_parameters(parent)
+    return Result(ensemble, 0.0, 0.0, float(count), kept, **others)
 
 
 class Method(Protocol):

@@ -12,7 +12,7 @@ from torch import nn
 from evo_subnets import Search, metrics, select
 from evo_subnets.data import Augmentation
 from evo_subnets.methods import Noisy
-from evo_subnets.methods.noisy import halves_by_doubt, right
+from evo_subnets.methods.races import halves_by_doubt, right
 from evo_subnets.prediction import Validation, predict
 from evo_subnets.racing import Rules
 from evo_subnets.schedules import Constant

@@ -85,7 +85,7 @@ def test_the_same_options_act_where_there_is_something_to_do():
 OTHER = {
     "env": "starpilot", "parent": "mine.zip", "population_size": 20, "sampler": "singles",
     "ensemble_size": 4, "density": 0.4, "sigma": 0.1, "target_kl": 0.1, "validation_episodes": 7,
-    "test_episodes": 7, "held_out_episodes": 7, "evolution": MovingArgs(2),
+    "test_episodes": 7, "held_out_episodes": 7, "evolution": MovingArgs(generations=2),
     "deterministic": True, "mode": "hard", "seed": 5, "device": "cpu",
     "sigmas": (0.5,), "densities": (0.7,), "population_sizes": (12,),
 }  # fmt: skip

@@ -1,0 +1,93 @@
+"""What generations of a parent come to, and which of it is best on samples that none has seen."""
+
+import math
+from functools import partial
+from typing import Any
+
+from torch import nn
+
+from evo_subnets.copies import copied
+from evo_subnets.ensemble import Ensemble
+from evo_subnets.generations import Moving, evolve
+from evo_subnets.methods.apart import apart
+from evo_subnets.methods.result import Result, untrained
+from evo_subnets.prediction import Validation, reestimate_norms
+from evo_subnets.runs import Run
+from evo_subnets.search import Search
+from evo_subnets.streams import derive_seed
+from evo_subnets.task import Task
+from evo_subnets.workers import Workers
+
+HELD_OUT = 3
+"""One of so many parts of the validation samples chooses."""
+
+
+def descended(
+    parent: nn.Module,
+    task: Task,
+    *,
+    search: Search,
+    generations: int,
+    moving: Moving,
+    inputs: Any,
+    norm_data: Any,
+    run: Run,
+    workers: Workers,
+) -> Result:
+    """The best of what `evolve` comes to: its `models`, judged on a third of the validation
+    samples, which is set apart from those that children are judged on.
+
+    inputs: of the divergences; norm_data: None, or what BatchNorm's statistics are re-estimated on.
+    """
+    held_out, others = apart(
+        task.selection, parts=HELD_OUT, seed=derive_seed(search.seed, "held out")
+    )
+    found = evolve(
+        parent,
+        Validation(others, task.metric, norm_data, task.outputs),
+        search=search,
+        generations=generations,
+        moving=moving,
+        inputs=inputs,
+        outputs=task.outputs,
+        run=run,
+        workers=workers,
+    )
+    candidates = {
+        name: model if isinstance(model, Ensemble) else Ensemble([model], outputs=task.outputs)
+        for name, model in found.models().items()
+    }
+    if norm_data is not None:
+        candidates = {name: with_norms(each, norm_data) for name, each in candidates.items()}
+    judge, scores = Validation(held_out, task.metric, None, task.outputs), dict[str, float]()
+    with run.bar("held out", len(candidates)) as advance:
+        for name, model in candidates.items():
+            scores[name] = run.once(f"held out: {name}", partial(judge, model))
+            advance(1, f"{name}: {scores[name]:.4g}")
+    chosen = max(scores, key=lambda name: -math.inf if math.isnan(scores[name]) else scores[name])
+    if math.isnan(scores[chosen]):
+        raise ValueError(f"on held-out validation samples the metric is NaN for all of {scores}")
+    return untrained(
+        parent,
+        candidates[chosen],
+        chosen=chosen,
+        search=found.search,
+        children=tuple(found.children),
+        elites=tuple(found.elites),
+        candidates=candidates,
+        held_out=scores,
+        lineage=found.lineage,
+        history=tuple(found.history),
+        reference=None if norm_data is None else with_norms(parent, norm_data),
+    )
+
+
+def with_norms(model: Any, norm_data: Any) -> Any:
+    """A copy with re-estimated statistics; of an ensemble, whose recipes would not bring them back,
+    one of such members."""
+    if isinstance(model, Ensemble):
+        members = [with_norms(member, norm_data) for member in model.members]
+        return Ensemble(members, model.combine, outputs=model.outputs)
+    again = copied(model)
+    reestimate_norms(again, norm_data)
+    return again
