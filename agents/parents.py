@@ -172,7 +172,10 @@ def train_parent(
     if run.folder is None:
         raise ValueError("a parent's training needs a folder for its checkpoints: Run(folder)")
     seed = check_seed(seed, bits=31)
-    asked = {"game": game, "mode": mode, "seed": seed, "ppo": asdict(settings)}
+    ppo = asdict(settings)
+    if settings.adam == "torch":  # folders from before there was a choice go on
+        del ppo["adam"]
+    asked = {"game": game, "mode": mode, "seed": seed, "ppo": ppo}
     run.ask("parent", asked | ({"warm_start": warm_start} if warm_start else {}))
     agent = train(
         game,
