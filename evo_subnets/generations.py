@@ -26,7 +26,7 @@ from evo_subnets.lineage import PLAIN, Lineage, Rule, Step, add_step, centred_ra
 from evo_subnets.mutation import Mutation
 from evo_subnets.options import described
 from evo_subnets.outputs import CLASSES, Outputs
-from evo_subnets.roots import find_root
+from evo_subnets.roots import SQUARE, find_root
 from evo_subnets.runs import Run
 from evo_subnets.search import Search
 from evo_subnets.spread import Spread, spread_of
@@ -39,6 +39,9 @@ HERE = Here()
 NOTHING_KEPT = Run.none()
 BATCH = 256
 """Inputs of a forward pass where divergences are measured."""
+MEASURED, GAIN = 8, 0.5
+"""Children of a generation's parent whose divergence corrects sigma, and how much of what they say:
+a parent is a short step from the last, so that generations average what a few of them miss."""
 HALVINGS = 12
 """Bisections that shorten a step which leads too far from the root."""
 
@@ -56,8 +59,9 @@ class Moving:
     rule: Rule = PLAIN
     """What is made of the weighted sum: `Plain`, `Momentum` or `Adam`."""
     noise: float | None = 0.3
-    """Divergence of the children from their parent, for which sigma is found in every generation;
-    None: the search's sigma throughout."""
+    """Divergence of the children from their parent: sigma is found for it before the first
+    generation and corrected, from a few children, before every other; None: the search's sigma
+    throughout."""
     step: float | None = 0.06
     """Divergence of the next parent from the last, for which the step's length is found; None: the
     weighted sum as it is."""
@@ -326,11 +330,16 @@ class _Walk:
             self.search, sigma=before, seed=derive_seed(self.search.seed, "noise", number)
         )
 
+        search = partial(
+            search_trust_region, self.parent, inputs, search=measured, outputs=self.outputs
+        )
+
         def sigma() -> float:
-            found = search_trust_region(
-                self.parent, inputs, search=measured, target=target, outputs=self.outputs
-            )
-            return found.sigma
+            if self.history and before is not None:
+                few = search(sigmas=[before], children=MEASURED, target=math.inf).divergence
+                if 0 < few < math.inf:
+                    return before * (target / few) ** (GAIN / SQUARE)
+            return search(target=target).sigma
 
         return replace(self.search, sigma=run.once(f"{name}: sigma {number}", sigma))
 
