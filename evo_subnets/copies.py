@@ -36,7 +36,7 @@ def copied(module: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
     copied. `memo`: what there is a copy of already, as `copy.deepcopy` has it; it gets all others.
     """
     memo = {} if memo is None else memo
-    _check(module)
+    check_module(module)
     for each in _reached(module):
         if isinstance(each, Tensor) and not each.is_leaf and id(each) not in memo:
             memo[id(each)] = each.detach().clone().requires_grad_(False)
@@ -48,26 +48,36 @@ def copied(module: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
         raise ValueError(f"{_culprit(module)}: {_line(error)}") from None
 
 
-def _check(module: nn.Module) -> None:
-    """A ValueError where `copy.deepcopy` would fail without a name, or share what it should not."""
+def check_module(module: nn.Module) -> None:
+    """A ValueError names the layer of which there can be no children, and says what to do."""
     for name, layer in module.named_modules():
+        where = _named(name, layer)
+        if ".nn.quantized." in type(layer).__module__:
+            raise ValueError(
+                f"{where} is quantized, so that its weights are no parameters: give the network as "
+                "it was before, and quantize its members"
+            )
         tensors = (layer.named_parameters(recurse=False), layer.named_buffers(recurse=False))
         for own, tensor in chain(*tensors):
             if is_lazy(tensor):
                 raise ValueError(
-                    f"{_named(name, layer)} does not know its shape yet ({own} is lazy): call the "
-                    "module once on a batch"
+                    f"{where} does not know its shape yet ({own} is lazy): call the module once on "
+                    "a batch"
                 )
             if tensor.layout != torch.strided:
                 raise ValueError(
-                    f"{own} of {_named(name, layer)} is {tensor.layout}, and only dense tensors "
-                    "can be copied and mutated: give its to_dense()"
+                    f"{own} of {where} is {tensor.layout}, and only dense tensors can be copied "
+                    "and mutated: give its to_dense()"
+                )
+            if tensor.is_meta:
+                raise ValueError(
+                    f"{own} of {where} is on the meta device, without values: load the weights"
                 )
         for own, value in vars(layer).items():
             if isinstance(value, types.FunctionType) and _holds(value, module):
                 raise ValueError(
-                    f"{own} of {_named(name, layer)} is a function that holds the module itself, "
-                    "whose copies would use these weights: make it a method"
+                    f"{own} of {where} is a function that holds the module itself, whose copies "
+                    "would use these weights: make it a method"
                 )
 
 
@@ -217,8 +227,8 @@ def dtypes_of(state: Mapping[str, Any]) -> Dtypes:
 
 def differing_dtypes(module: Mapping[str, torch.dtype], file: Mapping[str, torch.dtype]) -> str:
     """A sentence about the first tensor whose type is another in a file; empty without one."""
-    for name in module.keys() & file.keys():
-        if module[name] != file[name]:
+    for name in module:
+        if file.get(name, module[name]) != module[name]:
             return f"{name} is {file[name]} there and {module[name]} in this module"
     return ""
 

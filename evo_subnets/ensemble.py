@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from evo_subnets import engines, files
-from evo_subnets.copies import copied, differing_dtypes, dtypes_of, set_dtypes
+from evo_subnets.copies import check_module, copied, differing_dtypes, dtypes_of, set_dtypes
 from evo_subnets.mutation import Mutation, materialize
 from evo_subnets.recipes import Kept, Recipe, WorkCopy, check_parent
 from evo_subnets.subnetworks import Include, Params, included, parameters
@@ -36,8 +36,8 @@ class Ensemble(nn.Module):
 
     weights: Tensor
     members: nn.ModuleList | tuple[nn.Module, ...]
-    parent: nn.Module | None = None
-    """Of members that are kept as recipes."""
+    parent: nn.Module | None
+    """Of members that are kept as recipes; None where they are resident."""
 
     def __init__(
         self,
@@ -63,6 +63,7 @@ class Ensemble(nn.Module):
         self.combine: Combine = combine
         self.register_buffer("weights", torch.tensor(given) / math.fsum(given), persistent=False)
         self.given_weights = given  # as given: normalising them twice moves them
+        self.parent = None
         self.recipe: Recipe | None = None
         self.side_by_side = side_by_side
         self.eval()
@@ -92,6 +93,7 @@ class Ensemble(nn.Module):
         """
         if side_by_side and not resident:
             raise ValueError("members that are built one after the other cannot go side_by_side")
+        check_module(module)
         parent = parameters(module)
         names = included(parent, include)
         every: list[Mutation | None] = [*([None] if include_parent else []), *mutations]

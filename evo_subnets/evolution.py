@@ -11,6 +11,7 @@ from itertools import chain
 from torch import nn
 
 from evo_subnets import files
+from evo_subnets.copies import check_module
 from evo_subnets.ensemble import Ensemble
 from evo_subnets.mutation import Mutation
 from evo_subnets.recipes import WorkCopy
@@ -69,6 +70,7 @@ class Evaluator:
     """
 
     def __init__(self, module: nn.Module, fitness: Fitness, *, include: Include = None) -> None:
+        check_module(module)
         self.module, self.fitness = module, fitness
         self.work = WorkCopy(module, included(parameters(module), include))
 
@@ -102,8 +104,8 @@ def evaluate(
     travels there by cloudpickle, so it must hold no open files or environments, and its random
     numbers must come from seeds of its own. An OSError says that no Ray answers.
     """
-    check_strength(module, mutations, include=include)
     evaluator = Evaluator(module, fitness, include=include)
+    check_strength(module, mutations, include=include)
     evaluated = partial(workers.map, evaluator, lost=lost_child)
     return gather(mutations, evaluated, on_child=on_child, done=done)
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from evo_subnets.copies import Likeness, copied
+from evo_subnets.copies import Likeness, check_module, copied
 from evo_subnets.mutation import Mutation, materialize
 from evo_subnets.subnetworks import parameters
 
@@ -17,20 +17,12 @@ FLOAT8 = 1
 
 
 def check_parent(module: nn.Module, names: Sequence[str]) -> None:
-    """A ValueError where children of a module cannot be built, with the layer's name.
+    """A ValueError names the layer or the weight of which there can be no children.
 
     names: of the parameters that are mutated.
     """
-    for name, layer in module.named_modules():
-        if ".nn.quantized." in type(layer).__module__:
-            raise ValueError(
-                f"layer {name} is quantized ({type(layer).__name__}), so that its weights are no "
-                "parameters: give the network as it was before, and quantize its members"
-            )
+    check_module(module)
     found = parameters(module)
-    for name, weight in found.items():
-        if weight.is_meta:
-            raise ValueError(f"{name} is on the meta device, without values: load the weights")
     for name in names:
         weight = found[name]
         if weight.element_size() == FLOAT8:

@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from evo_subnets.copies import check_module
 from evo_subnets.mutation import check_density
 from evo_subnets.recipes import WorkCopy
 from evo_subnets.search import Search
@@ -110,6 +111,7 @@ def search_trust_region(
         )
     for density in densities:
         check_density(density)
+    check_module(module)
     parent = parameters(module)
     names = included(parent, search.include)
     work = WorkCopy(module, names)

@@ -17,6 +17,8 @@ BITS, VALUES = ".bits", ".values"
 """Ends of the names of a packed tensor's two parts."""
 
 
+EXTRA = "_extra_state"
+"""End of torch's name of what `get_extra_state` has given."""
 JSON = ".json"
 """End of the name of what is no tensor in a state dict, as UTF-8."""
 
@@ -133,18 +135,23 @@ def load_state(
             raise StorageError(
                 f"{path} holds two weights for {first} and {name}, which are one in this module"
             )
-    given = {name: tensor for name, tensor in tensors.items() if name in state}
-    for name in state.keys() - given.keys():
-        given[name] = json.loads(tensors[name + JSON].numpy().tobytes())
+    given: dict[str, Any] = {}
+    for name, tensor in tensors.items():
+        text = name.endswith(JSON) and name not in state
+        given[name.removesuffix(JSON) if text else name] = (
+            json.loads(tensor.numpy().tobytes()) if text else tensor
+        )
     module.load_state_dict(given, assign=assign)
     if assign:
         _tie(module, tied)
 
 
 def _kinds(tensors: Mapping[str, Tensor]) -> dict[str, tuple[Any, Any]]:
-    """Shape and type of each; what is no tensor of the module's may have any length."""
+    """Shape and type of each; what `get_extra_state` has given may be anything."""
     return {
-        name: ((), None) if name.endswith(JSON) else (tensor.shape, tensor.dtype)
+        name.removesuffix(JSON): ((), None)
+        if name.removesuffix(JSON).endswith(EXTRA)
+        else (tensor.shape, tensor.dtype)
         for name, tensor in tensors.items()
     }
 

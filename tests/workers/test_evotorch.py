@@ -254,7 +254,7 @@ def test_what_the_work_raises_is_raised_here(crew):
     with pytest.raises(KeyError, match="two is not for me"):
         list(crew.results([(picky, item) for item in range(3)]))
     for item, kind in ((3, SystemExit), (4, KeyboardInterrupt), (5, asyncio.CancelledError)):
-        with pytest.raises(kind, match="^enough$"):  # as in this process
+        with pytest.raises(kind, match=r"^enough$"):  # as in this process
             list(crew.results([(picky, item)]))
     assert sorted(crew.results([(picky, 7), (picky, 6)])) == [(0, 7), (1, 6)]
 
