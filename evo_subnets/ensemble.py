@@ -88,8 +88,8 @@ class Ensemble(nn.Module):
 
         `resident=False` keeps the members as recipes, which are built one after the other at every
         call: the ensemble has two copies of the weights, `parent` and one that is worked in,
-        however many members there are. Such members give no gradients and are neither trained nor
-        exported.
+        however many members there are. Such members give no gradients and are neither trained
+        nor exported, and `torch.compile` gains nothing.
         """
         if side_by_side and not resident:
             raise ValueError("members that are built one after the other cannot go side_by_side")

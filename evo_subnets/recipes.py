@@ -105,8 +105,8 @@ class Kept(nn.Module):
         self.training = False
 
     def forward(self, *inputs: Any, **options: Any) -> Any:
-        if torch.compiler.is_exporting() or torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
-            raise self._refused("exported")
+        if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
+            raise self._refused("exported")  # torch.compile goes on without its compiler
         if torch.is_grad_enabled() and any(_needs_gradients(each) for each in inputs):
             raise self._refused("asked for gradients")
         with torch.no_grad():
