@@ -2,6 +2,7 @@
 
 import copy
 import enum
+import functools
 import pathlib
 import re
 import types
@@ -73,12 +74,25 @@ def check_module(module: nn.Module) -> None:
                 raise ValueError(
                     f"{own} of {where} is on the meta device, without values: load the weights"
                 )
+    if any(
+        isinstance(each, types.FunctionType) and _holds(each, module) for each in _reached(module)
+    ):
+        raise ValueError(
+            f"{_holder(module)} a function that holds the module itself, whose copies would use "
+            "these weights: make it a method"
+        )
+
+
+def _holder(module: nn.Module) -> str:
+    """The attribute with a function that holds the module."""
+    for name, layer in module.named_modules():
         for own, value in vars(layer).items():
-            if isinstance(value, types.FunctionType) and _holds(value, module):
-                raise ValueError(
-                    f"{own} of {where} is a function that holds the module itself, whose copies "
-                    "would use these weights: make it a method"
-                )
+            if own != "_modules" and any(
+                isinstance(each, types.FunctionType) and _holds(each, module)
+                for each in _reached(value)
+            ):
+                return f"{own} of {_named(name, layer)} is or has"
+    return f"the {type(module).__name__} has"
 
 
 def _holds(function: types.FunctionType, module: nn.Module) -> bool:
@@ -176,6 +190,8 @@ def _reached(root: Any, marks: list[Any] | None = None) -> Iterator[Any]:
             left += each
         elif isinstance(each, types.MethodType):
             left.append(each.__self__)
+        elif isinstance(each, functools.partial):
+            left += (each.func, each.args, each.keywords)
         elif isinstance(each, SHARED):
             continue
         elif hasattr(each, "__dict__") and not kind.__module__.startswith("torch._"):

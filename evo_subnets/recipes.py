@@ -155,7 +155,7 @@ class Recipe:
             parent = copied(members[0])
             parent.load_state_dict(self.parent)
             work = WorkCopy(parent, self.include)
-        except ValueError:  # no child of theirs could be built
+        except (RuntimeError, ValueError):  # no child of theirs could be built
             return False
         for mutation, state in zip(every, states, strict=True):
             built = work.parent() if mutation is None else work.child(mutation)

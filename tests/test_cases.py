@@ -6,6 +6,7 @@ batches may go side by side.
 """
 
 import copy
+import functools
 import tempfile
 import threading
 import warnings
@@ -370,6 +371,9 @@ def what_cannot_be_copied_is_named():
     """A lock, a file, a generator function, a closure over the module, sparse or lazy weights."""
     closure = built(lambda: Holding(None))
     closure.held = lambda: closure.layer.weight
+    cached, hooked = built(lambda: Holding(None)), built(lambda: Holding([]))
+    cached.held = functools.lru_cache(lambda: cached.layer.weight.sum())
+    hooked.layer.register_forward_hook(lambda layer, inputs, out: hooked.held.append(out))
     sparse = built(lambda: Holding(None))
     sparse.layer.weight = nn.Parameter(sparse.layer.weight.detach().to_sparse())
     with open(__file__) as file:
@@ -377,7 +381,9 @@ def what_cannot_be_copied_is_named():
             (built(lambda: Holding(threading.Lock())), "held of layer 1 .Holding., a lock, cannot"),
             (built(lambda: Holding({"log": [file]})), "held of layer 1 .Holding., a dict, cannot"),
             (built(lambda: Holding(iter(x for x in ()))), "a generator, cannot be copied"),
-            (closure, "held of layer 1 .Holding. is a function that holds the module itself"),
+            (closure, "held of layer 1 .Holding. is or has a function that holds the"),
+            (cached, "held of layer 1 .Holding. is or has a function that holds the module"),
+            (hooked, "_forward_hooks of layer 1.layer .Linear. is or has a function"),
             (sparse, r"weight of layer 1.layer .Linear. is torch.sparse_coo.*to_dense"),
             (nn.LazyLinear(3), "layer 1 .LazyLinear. does not know its shape yet"),
         ]:

@@ -141,7 +141,10 @@ def load_state(
         given[name.removesuffix(JSON) if text else name] = (
             json.loads(tensor.numpy().tobytes()) if text else tensor
         )
-    module.load_state_dict(given, assign=assign)
+    try:
+        module.load_state_dict(given, assign=assign)
+    except RuntimeError as error:  # elements that share memory, perhaps
+        raise StorageError(f"{path}: {' '.join(str(error).split())[:300]}") from None
     if assign:
         _tie(module, tied)
 
