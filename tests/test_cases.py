@@ -564,7 +564,6 @@ def members_that_keep_what_they_see_keep_all_of_it():
     ensemble = Ensemble(members, side_by_side=True)
     with torch.no_grad():
         ensemble(noise(64, 3, 8, 8))
-        predict_members(ensemble, [(noise(64, 3, 8, 8), torch.zeros(64))], side_by_side=True)
     assert all(member.then.last.shape == (64, 40) for member in members)
 
 
@@ -573,8 +572,16 @@ def members_say_side_by_side_what_they_say_in_turn():
     """Whatever they are: batch statistics, time-first layers, state, random numbers, own code."""
     x = noise(64, 3, 8, 8)
     for make in MIXING:
-        members = [built(lambda make=make: Rows(make()), seed) for seed in range(4)]
-        same_as_in_turn([member.eval() for member in members], x)
+        members = [built(lambda make=make: Rows(make()), seed).eval() for seed in range(4)]
+        same_as_in_turn(members, x)
+        data = [(batch, torch.zeros(16)) for batch in x.split(16)]
+        with torch.random.fork_rng(devices=[]):
+            ensembles = [Ensemble(copy.deepcopy(members)) for _ in range(2)]
+            torch.manual_seed(0)
+            expected = predict_members(ensembles[0], data)
+            torch.manual_seed(0)
+            found = predict_members(ensembles[1], data, side_by_side=True)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
 # --- What is a weight -----------------------------------------------------------------------------
