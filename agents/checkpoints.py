@@ -18,7 +18,8 @@ from torch import Tensor
 
 from agents.impala import ImpalaCNN
 from envs.adapters import ProcgenVecEnv
-from envs.procgen import ProcgenSimulator, SlotState
+from envs.procgen import ProcgenSimulator
+from envs.states import SlotState, checksum
 from evo_subnets import files
 from evo_subnets.files.checkpoints import optimizer_tensors, restore_optimizer
 
@@ -221,7 +222,8 @@ def _restore_environments(model: PPO, tensors: Mapping[str, Tensor]) -> None:
     arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
     states = [arrays[f"slots.simulator.{index}"].tobytes() for index in range(simulator.num_envs)]
     elapsed = arrays["slots.elapsed"].tolist()
-    slots = map(SlotState, states, arrays["slots.frames"], elapsed)
+    sums = map(checksum, states)  # the file has one of its own
+    slots = map(SlotState, states, arrays["slots.frames"], elapsed, sums)
     observations = simulator.set_state(list(slots))
     assert isinstance(model.env, VecTransposeImage)
     # the same view of the frames as in a run that goes on: its strides choose torch's kernels

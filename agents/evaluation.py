@@ -11,10 +11,12 @@ import numpy.typing as npt
 from PIL import Image
 
 from agents.play.course import Course, Episodes
-from envs.procgen import Mode, ProcgenSimulator, normalized_return
+from envs.games import Mode, normalized_return
+from envs.procgen import ProcgenSimulator
 from evo_subnets import files
 from evo_subnets.rl import EnsemblePolicy
 from evo_subnets.runs.report import interval, table
+from evo_subnets.streams import check_seed
 
 EPISODES_FOR_A_VERDICT = 30
 """With fewer, an interval of the bootstrap says little."""
@@ -34,7 +36,7 @@ def bootstrap_interval(
             "an interval needs values, resamples >= 1 and a level in (0, 1), got "
             f"{len(values)} values, resamples={resamples}, level={level}"
         )
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(check_seed(seed))
     draws = generator.integers(0, len(values), (resamples, len(values)))
     low, high = np.quantile(values[draws].mean(axis=1), [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)

@@ -16,10 +16,12 @@ from torch import nn
 from agents.checkpoints import checkpoints
 from agents.impala import ImpalaCNN, use_compiled_blocks
 from agents.ppo import PPOSettings, train
-from envs.procgen import ACTIONS, Mode
+from envs.games import Mode
+from envs.procgen import ACTIONS
 from evo_subnets import files
 from evo_subnets.rl import Actor
 from evo_subnets.runs import Run
+from evo_subnets.streams import check_seed
 
 SHIPPED = Path(__file__).parent.parent / "parents"
 KIND = "evo_subnets.actor"
@@ -169,6 +171,7 @@ def train_parent(
     """
     if run.folder is None:
         raise ValueError("a parent's training needs a folder for its checkpoints: Run(folder)")
+    seed = check_seed(seed, bits=31)
     asked = {"game": game, "mode": mode, "seed": seed, "ppo": asdict(settings)}
     run.ask("parent", asked | ({"warm_start": warm_start} if warm_start else {}))
     agent = train(

@@ -27,9 +27,11 @@ from agents.fast.gradients import ValueLoss
 from agents.fast.ppo import FastPPO
 from agents.impala import PAPER_WIDTHS, ImpalaCNN
 from envs.adapters import ProcgenVecEnv
-from envs.procgen import TRAIN_LEVELS, Levels, Mode, ProcgenSimulator
+from envs.games import TRAIN_LEVELS, Levels, Mode
+from envs.procgen import ProcgenSimulator
 from evo_subnets.engines import keep_freed_memory
 from evo_subnets.files import write_atomically
+from evo_subnets.streams import check_seed
 
 GAME_THREADS = 4
 """That play the games while the network is on another device."""
@@ -113,7 +115,7 @@ def make_training_env(
         levels=levels,
         mode=mode,
         frame_stack=settings.frame_stack,
-        seed=seed,
+        seed=check_seed(seed),
         num_threads=num_threads,
     )
     monitored = VecMonitor(ProcgenVecEnv(simulator))
@@ -154,6 +156,7 @@ def make_ppo(
     stable-baselines3's `ortho_init` would re-initialise the convolutions; the reference has
     Glorot's there (`ImpalaCNN`), and makes only the two heads orthogonal (gain 0.01 and 1).
     """
+    seed = check_seed(seed, bits=31)
     own: dict[str, Any] = {}
     if issubclass(agent, FastPPO):
         own["value_loss"] = settings.value_loss
@@ -214,6 +217,7 @@ def train(
             "total_timesteps and checkpoint_every must be at least 1, got "
             f"{total_timesteps} and {checkpoint_every}"
         )
+    seed = check_seed(seed, bits=31)
     keep_freed_memory()
     out.mkdir(parents=True, exist_ok=True)
     remove_half_written(out)

@@ -73,8 +73,8 @@ def compared(model: str, batch: int, args: Args) -> list[list[str]]:
         return torch.stack([member(inputs) for member in members])
 
     seconds, expected = timed(loop)
-    once, first = timed(lambda: ensemble.member_logits(inputs))
-    found = ensemble.member_logits(inputs)
+    once, first = timed(lambda: ensemble.member_outputs(inputs))
+    found = ensemble.member_outputs(inputs)
     if args.device == "cpu":
         assert torch.equal(found, first), "the trial's logits are others than those of later calls"
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
@@ -86,7 +86,7 @@ def compared(model: str, batch: int, args: Args) -> list[list[str]]:
     times = alternate(
         {
             "loop": repeated(loop),
-            "Ensemble": repeated(lambda: ensemble.member_logits(inputs)),
+            "Ensemble": repeated(lambda: ensemble.member_outputs(inputs)),
         },
         args.rounds,
         warm=False,

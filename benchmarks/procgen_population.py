@@ -28,7 +28,7 @@ from agents.play.course import Course, Episodes
 from agents.play.population import play, play_population
 from benchmarks.timing import Device, publish, ratios, spread
 from envs import TRAIN_LEVELS, ProcgenSimulator, ProcgenVecEnv, SlotState
-from envs.procgen import Frames
+from envs.states import Frames
 from evo_subnets import Ensemble, quads
 from evo_subnets.engines import keep_freed_memory
 from evo_subnets.rl import Actor, EnsemblePolicy

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from evo_subnets.search import Search
+from evo_subnets.streams import check_seed
 
 
 @dataclass(frozen=True)
@@ -27,8 +28,7 @@ class CartPoleArgs:
         for name in ("episodes", "total_timesteps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if not 0 <= self.seed < 2**31:
-            raise ValueError(f"seed must be in 0..2**31 - 1, got {self.seed}")
+        object.__setattr__(self, "seed", check_seed(self.seed, bits=31))
         _ = self.search  # refuses what it cannot draw
         check_environment(self.env)
 

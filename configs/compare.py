@@ -11,6 +11,7 @@ from configs.images import check_data, plain
 from configs.workers import WorkerArgs, WorkerOptions
 from evo_subnets.data import Dataset, Images, load
 from evo_subnets.models import check_name
+from evo_subnets.streams import check_seed
 
 PresetName = Literal[
     "small-budget", "large-budget", "partitions", "annealing", "sparsity", "structure",
@@ -59,8 +60,9 @@ class CompareArgs:
             raise ValueError("give --preset or --methods: a table of the papers, or methods")
         if self.methods and self.only:
             raise ValueError("only has no effect with methods: name those that are wanted")
-        if self.seeds < 1 or self.first_seed < 0:
-            raise ValueError(f"seeds must be at least 1, got {self.seeds} from {self.first_seed}")
+        object.__setattr__(self, "first_seed", check_seed(self.first_seed))
+        if self.seeds < 1:
+            raise ValueError(f"seeds must be at least 1, got {self.seeds}")
         if self.tiny:
             for name in ("model", "dataset", "limit"):
                 if getattr(self, name) is not None:

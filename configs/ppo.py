@@ -7,7 +7,8 @@ from typing import Any, Literal
 
 from agents.impala import COBBE_WIDTHS
 from agents.ppo import PPOSettings
-from envs.procgen import check_game
+from envs.games import check_game
+from evo_subnets.streams import check_seed
 
 PAPER = PPOSettings()
 """Whitaker 2023, table 4.2."""
@@ -55,8 +56,7 @@ class ParentArgs:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.warm_start is not None and not self.warm_start.is_file():
             raise ValueError(f"{self.warm_start}: there is no such file; --warm-start names one")
-        if not 0 <= self.seed < 2**31:
-            raise ValueError(f"seed must be in 0..2**31 - 1, got {self.seed}")
+        object.__setattr__(self, "seed", check_seed(self.seed, bits=31))
 
     @property
     def training(self) -> dict[str, Any]:

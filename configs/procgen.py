@@ -6,13 +6,15 @@ from typing import Any, Literal
 
 from agents.parents import parent_file
 from agents.ppo import PPOSettings
+from configs.moving import MovingArgs, MovingOptions
 from configs.workers import EVERY_RUN, WorkerArgs, WorkerOptions
-from envs.procgen import check_game
+from envs.games import check_game
 from evo_subnets.mutation import quads, singles
 from evo_subnets.options import refuse_idle
 from evo_subnets.search import Search
+from evo_subnets.streams import check_seed
 
-TARGET_KL, TOTAL_TIMESTEPS, CHECKPOINT_EVERY = 0.02, 10_000_000, 50_000
+TARGET_KL, TOTAL_TIMESTEPS, CHECKPOINT_EVERY = 0.2, 10_000_000, 50_000
 
 
 @dataclass(frozen=True)
@@ -41,10 +43,14 @@ class ProcgenArgs:
     sigma: float | None = None
     """Standard deviation of the noise, in the weights' unit. None: from the trust region."""
     target_kl: float | None = None
-    """Mean KL divergence of a quad from the parent, in nats, that the trust region aims at where no
-    sigma is given. None: 0.02."""
+    """Mean KL divergence of a child from its parent, in nats, that the trust region aims at where
+    no sigma is given. None: 0.2; with the 0.02 that images take, the returns of children cannot be
+    told apart."""
     validation_episodes: int = 32
     """Episodes on training levels that a child's fitness is the mean return of."""
+    held_out_episodes: int = 128
+    """Episodes on training levels of their own that choose among what came of it: the best child,
+    the ensemble, the mean of its weights, the evolved parent."""
     test_episodes: int = 256
     """Episodes on unseen levels for each row of the report."""
     deterministic: bool = False
@@ -63,6 +69,7 @@ class ProcgenArgs:
     runs/procgen_ensemble/ENV."""
     overwrite: bool = False
     """Start afresh in a folder that holds another run."""
+    evolution: MovingOptions = MovingArgs()
     workers: WorkerOptions = WorkerArgs()
     total_timesteps: int | None = None
     """Environment steps that a parent is trained for, if one is. None: 10,000,000."""
@@ -73,13 +80,14 @@ class ProcgenArgs:
 
     def __post_init__(self) -> None:
         check_game(self.env)
-        for name in ("validation_episodes", "test_episodes", "total_timesteps", "checkpoint_every"):
+        for name in ("validation_episodes", "held_out_episodes", "test_episodes", "total_timesteps",
+                     "checkpoint_every"):  # fmt: skip
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
-        if not 0 <= self.seed < 2**31:
-            raise ValueError(f"seed must be in 0..2**31 - 1, got {self.seed}")
+        object.__setattr__(self, "seed", check_seed(self.seed, bits=31))
         _ = self.search  # refuses what it cannot draw
+        _ = self.evolution.moving(self.target)
         if self.target_kl is not None and not 0 < self.target_kl < float("inf"):
             raise ValueError(f"target_kl must be positive, got {self.target_kl}")
         if self.sigma is not None:

@@ -8,8 +8,9 @@ from typing import Any, Literal
 
 from agents.parents import parent_file
 from configs.workers import EVERY_RUN, WorkerArgs, WorkerOptions
-from envs.procgen import check_game
+from envs.games import check_game
 from evo_subnets.search import Search
+from evo_subnets.streams import check_seed
 
 
 @dataclass(frozen=True)
@@ -52,8 +53,7 @@ class SweepArgs:
             raise ValueError(
                 f"validation_episodes must be at least 1, got {self.validation_episodes}"
             )
-        if not 0 <= self.seed < 2**31:
-            raise ValueError(f"seed must be in 0..2**31 - 1, got {self.seed}")
+        object.__setattr__(self, "seed", check_seed(self.seed, bits=31))
         for sigma, density in self.grid:
             for size in self.population_sizes:
                 self.search(sigma, density, population_size=size)

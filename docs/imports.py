@@ -10,9 +10,9 @@ LIBRARY = ROOT / "evo_subnets"
 CONTENTS = LIBRARY / "__init__.py"
 
 READING_ORDER = (
-    "streams", "draws", "copies", "subnetworks", "mutation", "recipes", "options", "search",
-    "ensemble", "trust_region", "evolution", "racing", "pruning", "annealing", "task", "schedules",
-    "tuning", "prediction",
+    "streams", "draws", "copies", "weights", "subnetworks", "mutation", "recipes", "lineage",
+    "options", "search", "inputs", "outputs", "ensemble", "trust_region", "spread", "evolution",
+    "generations", "racing", "pruning", "annealing", "task", "schedules", "tuning", "prediction",
 )  # fmt: skip
 """The flat files of the library: each imports only those before it. A new one is placed here."""
 

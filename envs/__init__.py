@@ -8,17 +8,9 @@ with contextlib.redirect_stderr(io.StringIO()):  # both import gym, which prints
     import stable_baselines3  # noqa: F401
 
 from envs.adapters import ProcgenVecEnv, ProcgenVectorEnv
-from envs.procgen import (
-    GAMES,
-    TEST_LEVELS,
-    TRAIN_LEVELS,
-    Game,
-    Levels,
-    ProcgenSimulator,
-    SlotState,
-    Transition,
-    normalized_return,
-)
+from envs.games import GAMES, TEST_LEVELS, TRAIN_LEVELS, Game, Levels, normalized_return
+from envs.procgen import ProcgenSimulator, Transition
+from envs.states import SlotState
 
 __all__ = [
     "GAMES",

@@ -10,7 +10,9 @@ from gymnasium.vector import AutoresetMode
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices
 
-from envs.procgen import ACTIONS, FRAME_SHAPE, Frames, ProcgenSimulator
+from envs.games import whole
+from envs.procgen import ACTIONS, FRAME_SHAPE, ProcgenSimulator
+from envs.states import Frames
 
 
 def _spaces(frame_stack: int) -> tuple[gymnasium.spaces.Box, gymnasium.spaces.Discrete]:
@@ -22,13 +24,20 @@ class ProcgenVectorEnv(gymnasium.vector.VectorEnv[Frames, npt.NDArray[np.int64],
     """A game as a `gymnasium.vector.VectorEnv` (autoreset in the terminal step).
 
     `infos` hold `level_seed` and, where episodes end, `final_obs`, `final_info` with the level
-    just left, and gymnasium's masks `_final_obs` and `_final_info`.
+    just left, and gymnasium's masks `_final_obs` and `_final_info`. It renders where the simulator
+    has `high_resolution`; it has no `spec`, as it is not made by an id; a pickled copy goes on from
+    the same states.
     """
 
-    metadata = {"autoreset_mode": AutoresetMode.SAME_STEP, "render_modes": []}
+    metadata = {
+        "autoreset_mode": AutoresetMode.SAME_STEP,
+        "render_modes": ["rgb_array"],
+        "render_fps": 15,
+    }
 
     def __init__(self, simulator: ProcgenSimulator) -> None:
         self.simulator = simulator
+        self.render_mode = "rgb_array" if simulator.high_resolution else None
         self.num_envs = simulator.num_envs
         self.single_observation_space, self.single_action_space = _spaces(simulator.frame_stack)
         batch_space = gymnasium.vector.utils.batch_space
@@ -42,8 +51,12 @@ class ProcgenVectorEnv(gymnasium.vector.VectorEnv[Frames, npt.NDArray[np.int64],
         if isinstance(seed, list):
             raise ValueError("Procgen takes one integer seed for all environments, got a list")
         if options:
-            raise ValueError(f"Procgen has no reset options, got {options}")
+            raise ValueError(
+                f"Procgen has no reset options, a reset_mask neither: all begin anew; got {options}"
+            )
         observation = self.simulator.reset(seed)
+        if seed is not None:
+            super().reset(seed=int(seed))  # gymnasium's own generator
         self.closed = False
         return observation, {"level_seed": self.simulator.info("level_seed")}
 
@@ -75,6 +88,10 @@ class ProcgenVectorEnv(gymnasium.vector.VectorEnv[Frames, npt.NDArray[np.int64],
             }
         return observation, reward, terminated, truncated, infos
 
+    def render(self) -> tuple[Frames, ...]:
+        """A (512, 512, 3) picture of each environment; a ValueError without `high_resolution`."""
+        return tuple(self.simulator.frames())
+
     def close_extras(self, **kwargs: Any) -> None:
         """Frees the simulator."""
         self.simulator.close()
@@ -93,6 +110,7 @@ class ProcgenVecEnv(VecEnv):
         self.render_mode = "rgb_array" if simulator.high_resolution else None
         super().__init__(simulator.num_envs, *_spaces(simulator.frame_stack))
         self.reset_infos = [{} for _ in range(self.num_envs)]
+        self._actions: Any = None
 
     def reset(self) -> Frames:
         """New episodes; those of the seed's first levels if `seed(...)` was called before."""
@@ -102,7 +120,7 @@ class ProcgenVecEnv(VecEnv):
 
     def seed(self, seed: int | None = None) -> Sequence[int | None]:
         """Sets the seed of the next reset: one for all environments, whose levels differ."""
-        self._seeds = [seed] * self.num_envs
+        self._seeds = [None if seed is None else whole("seed", seed, low=0)] * self.num_envs
         return self._seeds
 
     def set_options(self, options: list[dict[str, Any]] | dict[str, Any] | None = None) -> None:
@@ -134,6 +152,12 @@ class ProcgenVecEnv(VecEnv):
     def close(self) -> None:
         """Frees the simulator."""
         self.simulator.close()
+
+    def render(self, mode: str | None = None) -> npt.NDArray[Any] | None:
+        """One picture of all environments, where the simulator has `high_resolution`."""
+        if mode == "human":
+            raise ValueError("Procgen opens no window: show the picture that render() returns")
+        return super().render(mode)
 
     def get_images(self) -> Sequence[npt.NDArray[Any] | None]:
         """(512, 512, 3) pictures, where the simulator has `high_resolution`."""

@@ -14,105 +14,32 @@ What the simulator does that its interface does not say, and what is done about 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from procgen import ProcgenGym3Env
 
-Mode = Literal["easy", "hard"]
-Frames = npt.NDArray[np.uint8]
+from envs.games import (
+    GAMES,
+    MAX_ENVS,
+    MAX_FRAMES,
+    MAX_THREADS,
+    TRAIN_LEVELS,
+    Levels,
+    Mode,
+    check_game,
+    check_mode,
+    whole,
+)
+from envs.states import Frames, SlotState, check_state, checksum
 
 ACTIONS = 15
 FRAME_SHAPE = (64, 64, 3)
 RESET_ACTION = -1
+INFOS = ("level_seed", "prev_level_seed", "prev_level_complete")
 PIXEL = np.dtype((np.void, FRAME_SHAPE[2]))
 """Copied whole: numpy takes twice as long for three channels one by one."""
-
-
-@dataclass(frozen=True)
-class Game:
-    """A game's time limit in steps, and its minimum and maximum return in each mode."""
-
-    time_limit: int
-    easy: tuple[float, float]
-    hard: tuple[float, float]
-
-    def returns(self, mode: Mode) -> tuple[float, float]:
-        """The (minimum, maximum) return in a mode."""
-        return self.easy if mode == "easy" else self.hard
-
-
-# Minimum and maximum return: Cobbe et al. 2020, appendix C, as in the authors' released code. For
-# easy jumper and easy leaper copies of the paper's table have a minimum of 3; the code's 1 and 1.5
-# are used here, as most published normalised scores do.
-GAMES: dict[str, Game] = {
-    "bigfish": Game(6000, (1, 40), (0, 40)),
-    "bossfight": Game(4000, (0.5, 13), (0.5, 13)),
-    "caveflyer": Game(1000, (3.5, 12), (2, 13.4)),
-    "chaser": Game(1000, (0.5, 13), (0.5, 14.2)),
-    "climber": Game(1000, (2, 12.6), (1, 12.6)),
-    "coinrun": Game(1000, (5, 10), (5, 10)),
-    "dodgeball": Game(1000, (1.5, 19), (1.5, 19)),
-    "fruitbot": Game(1000, (-1.5, 32.4), (-0.5, 27.2)),
-    "heist": Game(1000, (3.5, 10), (2, 10)),
-    "jumper": Game(1000, (1, 10), (1, 10)),
-    "leaper": Game(500, (1.5, 10), (1.5, 10)),
-    "maze": Game(500, (5, 10), (4, 10)),
-    "miner": Game(1000, (1.5, 13), (1.5, 20)),
-    "ninja": Game(1000, (3.5, 10), (2, 10)),
-    "plunder": Game(4000, (4.5, 30), (3, 30)),
-    "starpilot": Game(1000, (2.5, 64), (1.5, 35)),
-}
-
-
-def check_game(name: str) -> str:
-    """The name of a game; a ValueError names the sixteen if there is no such game."""
-    if name not in GAMES:
-        raise ValueError(f"there is no Procgen game {name!r}; the games are {', '.join(GAMES)}")
-    return name
-
-
-def normalized_return(
-    returns: float | npt.ArrayLike, game: str, *, mode: Mode = "easy"
-) -> npt.NDArray[np.float64]:
-    """(R - R_min) / (R_max - R_min) of `returns`, with the published constants of the game."""
-    low, high = GAMES[check_game(game)].returns(mode)
-    return (np.asarray(returns, dtype=np.float64) - low) / (high - low)
-
-
-@dataclass(frozen=True)
-class Levels:
-    """The level seeds `start` to `start + count - 1`."""
-
-    start: int
-    count: int
-
-    def __post_init__(self) -> None:
-        if self.start < 0 or self.count < 1 or self.start + self.count > 2**31 - 1:
-            raise ValueError(
-                "levels need start >= 0, count >= 1 and start + count < 2**31, "
-                f"got start={self.start}, count={self.count}"
-            )
-
-    def __contains__(self, level: int) -> bool:
-        return self.start <= level < self.start + self.count
-
-
-TRAIN_LEVELS = Levels(0, 200)
-"""Training and validation (Cobbe et al. 2020, easy mode)."""
-TEST_LEVELS = Levels(1_000, 2**31 - 1 - 1_000)
-"""Never trained on: the hard mode's 500 training levels lie below it as well."""
-
-
-class SlotState(NamedTuple):
-    """Everything that decides how one environment goes on: exact, and portable between slots."""
-
-    simulator: bytes
-    frames: Frames
-    """Shape (64, 64, 3 * frame_stack)."""
-    elapsed: int
 
 
 class Transition(NamedTuple):
@@ -147,52 +74,37 @@ class ProcgenSimulator:
         num_threads: int = 0,
         high_resolution: bool = False,
     ) -> None:
-        self.game = check_game(game)
-        if mode not in ("easy", "hard"):
-            raise ValueError(f"mode must be 'easy' or 'hard', got {mode!r}")
-        if num_envs < 1 or frame_stack < 1:
-            raise ValueError(
-                f"num_envs and frame_stack must be positive, got {num_envs} and {frame_stack}"
-            )
-        if num_threads < 0:
-            raise ValueError(f"num_threads must not be negative, got {num_threads}")
-        self.num_envs, self.levels, self.mode = num_envs, levels, mode
-        self.frame_stack, self.num_threads = frame_stack, num_threads
-        self.high_resolution = high_resolution
-        self.time_limit = GAMES[game].time_limit
-        self.elapsed = np.zeros(num_envs, dtype=np.int64)
-        channels = FRAME_SHAPE[2] * frame_stack
-        self._stack = np.zeros((num_envs, *FRAME_SHAPE[:2], channels), dtype=np.uint8)
+        self.game, self.mode = check_game(game), check_mode(mode)
+        self.num_envs = whole("num_envs", num_envs, low=1, high=MAX_ENVS)
+        self.frame_stack = whole("frame_stack", frame_stack, low=1, high=MAX_FRAMES)
+        self.num_threads = whole("num_threads", num_threads, low=0, high=MAX_THREADS)
+        if not isinstance(levels, Levels):
+            raise ValueError(f"levels must be Levels(start, count), got {levels!r}")
+        if not isinstance(high_resolution, bool):
+            raise ValueError(f"high_resolution must be True or False, got {high_resolution!r}")
+        self.levels, self.high_resolution = levels, high_resolution
+        self.time_limit = GAMES[self.game].time_limit
+        self.elapsed = np.zeros(self.num_envs, dtype=np.int64)
+        channels = FRAME_SHAPE[2] * self.frame_stack
+        self._stack = np.zeros((self.num_envs, *FRAME_SHAPE[:2], channels), dtype=np.uint8)
         self._env: Any = None
-        self.reset(seed)
+        self._open(seed)
+        self._begin()
 
     def reset(self, seed: int | None = None) -> Frames:
-        """The first observations of new episodes; with a seed, of that seed's first levels."""
+        """The first observations of new episodes; with a seed, of that seed's first levels.
+
+        seed: an integer from 0 on, of which Procgen looks at the last 31 bits.
+        """
         if seed is None:
             self._simulator.act(np.full(self.num_envs, RESET_ACTION, dtype=np.int32))
         else:
-            self.close()
-            self._env = ProcgenGym3Env(
-                num=self.num_envs,
-                env_name=self.game,
-                distribution_mode=self.mode,
-                num_levels=self.levels.count,
-                start_level=self.levels.start,
-                rand_seed=seed % 2**31,
-                num_threads=self.num_threads,
-                render_mode="rgb_array" if self.high_resolution else None,
-            )
-        _, observation, _ = self._simulator.observe()
-        self._push(observation["rgb"], np.ones(self.num_envs, dtype=np.bool_))
-        self.elapsed[:] = 0
-        return self.observation
+            self._open(seed)
+        return self._begin()
 
     def step(self, actions: npt.ArrayLike) -> Transition:
         """One step with an action in 0..14 for every environment; ended episodes start anew."""
-        actions = np.asarray(actions)
-        if actions.shape != (self.num_envs,):
-            raise ValueError(f"expected {self.num_envs} actions, got shape {actions.shape}")
-        self._simulator.act(actions)
+        self._simulator.act(self._checked(actions))
         reward, observation, first = self._simulator.observe()
         final_observation = self.observation
         self.elapsed += 1
@@ -212,6 +124,8 @@ class ProcgenSimulator:
 
     def info(self, key: str) -> npt.NDArray[Any]:
         """`level_seed`, `prev_level_seed` or `prev_level_complete` of every environment."""
+        if key not in INFOS:
+            raise ValueError(f"there is no info {key!r}; there are {', '.join(INFOS)}")
         return np.array([info[key] for info in self._simulator.get_info()])
 
     def frames(self) -> Frames:
@@ -222,43 +136,90 @@ class ProcgenSimulator:
 
     def get_state(self) -> list[SlotState]:
         """The state of every environment, about 20 kB each."""
-        simulator_states = self._simulator.callmethod("get_state")
-        return [
-            SlotState(*slot)
-            for slot in zip(
-                simulator_states, self._stack.copy(), self.elapsed.tolist(), strict=True
-            )
-        ]
+        simulators = self._simulator.callmethod("get_state")
+        slots = zip(simulators, self._stack.copy(), self.elapsed.tolist(), strict=True)
+        return [SlotState(*slot, checksum(slot[0])) for slot in slots]
 
     def set_state(self, states: Sequence[SlotState], first: int | None = None) -> Frames:
         """The observations at `states`, one for every environment, from where play goes on.
 
-        A state may come from another slot, seed or level range of the same game and mode. `first`:
+        A state may come from another slot, seed or level range of the same game, mode and frame
+        stack; a ValueError refuses others, and damaged ones, before anything is changed. `first`:
         the states are for the slots from this one on alone, and the others stay as they are.
         """
-        start, stop = (0, self.num_envs) if first is None else (first, first + len(states))
+        if not isinstance(states, list | tuple) or isinstance(states, SlotState):
+            raise ValueError(f"expected a list of states, got a {type(states).__name__}")
         if first is None and len(states) != self.num_envs:
             raise ValueError(f"expected {self.num_envs} states, got {len(states)}")
-        if not 0 <= start <= stop <= self.num_envs:
-            raise ValueError(f"expected slots in 0..{self.num_envs - 1}, got {start}..{stop - 1}")
+        start = 0 if first is None else whole("first", first, low=0)
+        if start + len(states) > self.num_envs:
+            raise ValueError(
+                f"expected slots in 0..{self.num_envs - 1}, got {start}..{start + len(states) - 1}"
+            )
+        simulator, shape = self._simulator, self._stack.shape[1:]
+        for state in states:
+            check_state(state, game=self.game, mode=self.mode, shape=shape)
         for slot, state in enumerate(states, start):
-            data = state.simulator
-            self._simulator.call_c_func("set_state", slot, data, len(data))
+            simulator.call_c_func("set_state", slot, state.simulator, len(state.simulator))
             self._stack[slot] = state.frames
             self.elapsed[slot] = state.elapsed
         return self.observation
 
     def close(self) -> None:
-        """Frees the simulator; a closed simulator raises on any use but `reset(seed)`."""
+        """Frees the simulator; a closed one has a ValueError for any use but `reset(seed)`."""
         if self._env is not None:
             self._env.close()
             self._env = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Its options and the states of its environments, for copies and pickles of it."""
+        return vars(self) | {"_env": None if self._env is None else self.get_state()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _env=None)
+        self._stack, self.elapsed = self._stack.copy(), self.elapsed.copy()  # in copy.copy's
+        if state["_env"] is not None:
+            self._open(0)
+            self.set_state(state["_env"])
+
     @property
     def _simulator(self) -> Any:
         if self._env is None:
-            raise RuntimeError("this Procgen simulator is closed; reset(seed) opens it again")
+            raise ValueError("this Procgen simulator is closed; reset(seed) opens it again")
         return self._env
+
+    def _open(self, seed: int) -> None:
+        seed = whole("seed", seed, low=0)
+        self.close()
+        self._env = ProcgenGym3Env(
+            num=self.num_envs,
+            env_name=self.game,
+            distribution_mode=self.mode,
+            num_levels=self.levels.count,
+            start_level=self.levels.start,
+            rand_seed=seed % 2**31,
+            num_threads=self.num_threads,
+            render_mode="rgb_array" if self.high_resolution else None,
+        )
+
+    def _begin(self) -> Frames:
+        _, observation, _ = self._simulator.observe()
+        self._push(observation["rgb"], np.ones(self.num_envs, dtype=np.bool_))
+        self.elapsed[:] = 0
+        return self.observation
+
+    def _checked(self, actions: npt.ArrayLike) -> npt.NDArray[np.integer[Any]]:
+        try:
+            array = np.asarray(actions)
+        except (ValueError, TypeError) as error:  # lists of several lengths, tensors on a GPU
+            raise ValueError(f"expected {self.num_envs} actions as one array: {error}") from None
+        if array.shape != (self.num_envs,):
+            raise ValueError(f"expected {self.num_envs} actions, got shape {array.shape}")
+        if array.dtype.kind not in "iu":
+            raise ValueError(f"actions must be integers in 0..{ACTIONS - 1}, got {array.dtype}")
+        if array.min() < 0 or array.max() >= ACTIONS:
+            raise ValueError(f"actions must be in 0..{ACTIONS - 1}, got {array.tolist()}")
+        return array
 
     def _push(self, frames: Frames, first: npt.NDArray[np.bool_]) -> None:
         pixels, new = self._stack.view(PIXEL), frames.view(PIXEL)

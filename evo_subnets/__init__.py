@@ -1,8 +1,11 @@
 """Subnetwork ensembles: mutate one trained network into many, and keep the best as one model."""
 
 from evo_subnets.ensemble import Ensemble
-from evo_subnets.evolution import Child, Evolution, PopulationError, evaluate, evolve, select
+from evo_subnets.evolution import Child, Evolution, PopulationError, evaluate, select
+from evo_subnets.generations import Moving, evolve
+from evo_subnets.lineage import Lineage
 from evo_subnets.mutation import Mutation, materialize, materialize_siblings, quads, singles
+from evo_subnets.outputs import Binary, Classes, Distribution, Values
 from evo_subnets.runs import Run
 from evo_subnets.search import Search
 from evo_subnets.subnetworks import Params, Subnetwork, halves, parameters, parts
@@ -13,10 +16,15 @@ from evo_subnets.workers import Here, Ray
 __version__ = "0.1.0"
 
 __all__ = [
+    "Binary",
     "Child",
+    "Classes",
+    "Distribution",
     "Ensemble",
     "Evolution",
     "Here",
+    "Lineage",
+    "Moving",
     "Mutation",
     "Params",
     "PopulationError",
@@ -26,6 +34,7 @@ __all__ = [
     "Subnetwork",
     "Task",
     "TrustRegion",
+    "Values",
     "divergence",
     "evaluate",
     "evolve",

@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from evo_subnets import files
 from evo_subnets.pruning import Masks, Pruned
 from evo_subnets.streams import derive_seed, normal, uniform
 from evo_subnets.subnetworks import Params
@@ -106,7 +107,7 @@ class Annealed:
             raise ValueError(f"annealing takes more than 0 epochs, got {epochs}")
         decayed(decay, 0.0)  # refuses an unknown one
         self.module, self.masks, self.epochs, self.decay = module, masks, epochs, decay
-        named = dict(module.named_parameters())
+        named = files.parameters_of(module)
         self.weights = [named[name] for name in masks]
         self.targets = [mask.float() for mask in masks.values()]
         self.distances = [

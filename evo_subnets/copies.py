@@ -37,7 +37,7 @@ def copied(module: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
     copied. `memo`: what there is a copy of already, as `copy.deepcopy` has it; it gets all others.
     """
     memo = {} if memo is None else memo
-    check_module(module)
+    check(module)
     for each in _reached(module):
         if isinstance(each, Tensor) and not each.is_leaf and id(each) not in memo:
             memo[id(each)] = each.detach().clone().requires_grad_(False)
@@ -49,7 +49,7 @@ def copied(module: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
         raise ValueError(f"{_culprit(module)}: {_line(error)}") from None
 
 
-def check_module(module: nn.Module) -> None:
+def check(module: nn.Module) -> None:
     """A ValueError names the layer of which there can be no children, and says what to do."""
     for name, layer in module.named_modules():
         where = _named(name, layer)

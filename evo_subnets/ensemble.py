@@ -5,28 +5,30 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 
 from evo_subnets import engines, files
-from evo_subnets.copies import check_module, copied, differing_dtypes, dtypes_of, set_dtypes
+from evo_subnets.copies import copied, differing_dtypes, dtypes_of, set_dtypes
+from evo_subnets.inputs import ask
 from evo_subnets.mutation import Mutation, materialize
-from evo_subnets.recipes import Kept, Recipe, WorkCopy, check_parent
-from evo_subnets.subnetworks import Include, Params, included, parameters
-
-Combine = Literal["mean", "vote", "logits"]
+from evo_subnets.outputs import CLASSES, Combine, Distribution, Outputs, Values, as_json, from_json
+from evo_subnets.recipes import Kept, Recipe, WorkCopy, mutated
+from evo_subnets.subnetworks import Include, Params, Whole, parameters, staying
 
 KIND = "evo_subnets.ensemble"
 
 
 class Ensemble(nn.Module):
-    """Models as one model, in eval mode, that gives log-probabilities.
+    """Models as one model, in eval mode, that gives log-probabilities of classes, or what else
+    `outputs` says that its members give (see `evo_subnets.outputs`).
 
     combine: "mean" averages the members' softmax probabilities, "logits" their logits, "vote"
     counts their most likely classes (so that a class without a vote has log-probability -inf).
-    `weights`, one for each member, make any of these a weighted mean.
+    `weights`, one for each member, make any of these a weighted mean. A member whose outputs are
+    NaN makes the ensemble's NaN.
 
     `side_by_side`: on a CPU members may have a thread each, where that is faster, and see the batch
     in slices. For members of which a row's output does not depend on the other rows, and that have
@@ -45,6 +47,7 @@ class Ensemble(nn.Module):
         combine: Combine = "mean",
         *,
         weights: Sequence[float] | None = None,
+        outputs: Outputs = CLASSES,
         side_by_side: bool = False,
     ) -> None:
         super().__init__()
@@ -52,6 +55,11 @@ class Ensemble(nn.Module):
             raise ValueError("an ensemble needs at least one member")
         if combine not in get_args(Combine):
             raise ValueError(f"combine must be one of {get_args(Combine)}, got {combine!r}")
+        if combine not in outputs.ways:
+            raise ValueError(
+                f"combine {combine!r} means nothing for {type(outputs).__name__}, whose members "
+                f"are combined by {' or '.join(outputs.ways)}"
+            )
         given = [1.0] * len(members) if weights is None else [float(w) for w in weights]
         if len(given) != len(members) or not 0 < sum(given) < math.inf or not min(given) >= 0:
             raise ValueError(
@@ -60,10 +68,11 @@ class Ensemble(nn.Module):
             )
         kept = all(isinstance(member, Kept) for member in members)
         self.members = tuple(members) if kept else nn.ModuleList(members)
+        self.parent = None
         self.combine: Combine = combine
+        self.outputs = outputs
         self.register_buffer("weights", torch.tensor(given) / math.fsum(given), persistent=False)
         self.given_weights = given  # as given: normalising them twice moves them
-        self.parent = None
         self.recipe: Recipe | None = None
         self.side_by_side = side_by_side
         self.eval()
@@ -77,6 +86,7 @@ class Ensemble(nn.Module):
         include_parent: bool = False,
         combine: Combine = "mean",
         weights: Sequence[float] | None = None,
+        outputs: Outputs = CLASSES,
         include: Include = None,
         side_by_side: bool = False,
         resident: bool = True,
@@ -93,26 +103,26 @@ class Ensemble(nn.Module):
         """
         if side_by_side and not resident:
             raise ValueError("members that are built one after the other cannot go side_by_side")
-        check_module(module)
-        parent = parameters(module)
-        names = included(parent, include)
+        names, parent = mutated(module, include), parameters(module)
+        held = bool(staying(parent, names))
         every: list[Mutation | None] = [*([None] if include_parent else []), *mutations]
+        own = None
         if resident:
-            check_parent(module, names)
             members = [copied(module) for _ in every]
             for member, mutation in zip(members, every, strict=True):
                 if mutation is not None:
                     materialize(parent, mutation, out=parameters(member), include=names)
         else:
-            own = copied(module)
+            own = copied(module).eval()
             work = WorkCopy(own, names)
             members = [Kept(work, mutation) for mutation in every]
-        ensemble = cls(members, combine=combine, weights=weights, side_by_side=side_by_side)
-        if resident:
-            state = copy.deepcopy(dict(module.state_dict()))
-        else:
-            ensemble.parent, state = own.eval(), {}
-        ensemble.recipe = Recipe(state, tuple(names), tuple(mutations), include_parent)
+        ensemble = cls(
+            members, combine=combine, weights=weights, outputs=outputs, side_by_side=side_by_side
+        )
+        ensemble.parent = own
+        state = copy.deepcopy(files.state_of(module)) if own is None else {}
+        chosen = names if isinstance(names, Whole) else tuple(names)
+        ensemble.recipe = Recipe(state, chosen, tuple(mutations), include_parent, held)
         return ensemble
 
     def train(self, mode: bool = True) -> "Ensemble":
@@ -122,28 +132,39 @@ class Ensemble(nn.Module):
         super().train(mode)
         return self
 
-    def member_logits(self, *inputs: Tensor) -> Tensor:
-        """(members, batch, classes): what each member says."""
+    def member_outputs(self, *inputs: Any, **options: Any) -> Tensor:
+        """(members, batch, ...): what each member says, as `outputs` reads it."""
         found = None
-        if self.side_by_side and isinstance(self.members, nn.ModuleList):
+        if self.side_by_side and not options and isinstance(self.members, nn.ModuleList):
             found = engines.ask_members(self.members, inputs)
         if found is not None:
-            return found
-        return torch.stack([member(*inputs) for member in self.members])
+            return torch.stack([self.outputs.tensor(each) for each in found])
+        return torch.stack(
+            [
+                self.outputs.tensor(member(*inputs, **options) if options else ask(member, inputs))
+                for member in self.members
+            ]
+        )
 
-    def forward(self, *inputs: Tensor) -> Tensor:
-        """(batch, classes) log-probabilities."""
-        return self.combined(self.member_logits(*inputs))
+    def forward(self, *inputs: Any, **options: Any) -> Tensor:
+        """(batch, classes) log-probabilities, or the combined outputs of another kind."""
+        return self.combined(self.member_outputs(*inputs, **options))
 
-    def combined(self, logits: Tensor) -> Tensor:
-        """(batch, classes) log-probabilities of (members, batch, classes) member logits."""
-        weights = self.weights.to(logits.dtype).view(-1, *[1] * (logits.ndim - 1))
-        if self.combine == "logits":
-            return (logits * weights).sum(dim=0).log_softmax(dim=-1)
-        if self.combine == "vote":
-            votes = nn.functional.one_hot(logits.argmax(dim=-1), logits.shape[-1])
-            return (votes * weights).sum(dim=0).log()
-        return (logits.log_softmax(dim=-1) + weights.log()).logsumexp(dim=0)
+    def combined(self, members: Tensor) -> Tensor:
+        """What `forward` gives, of (members, batch, ...) member outputs, rounded to their dtype."""
+        found = self.outputs.combined(_exact(members), self.weights, how=self.combine)
+        return found.to(members.dtype) if found.is_floating_point() else found
+
+    def spread(self, *inputs: Any, **options: Any) -> Tensor:
+        """(batch, ...): the members' standard deviation around their mean, of real values; of
+        distributions their mixture's."""
+        if not isinstance(self.outputs, Values | Distribution):
+            raise ValueError(
+                f"members' spread is one of real values, these outputs are {self.outputs}: see "
+                "metrics for the diversity of classes"
+            )
+        members = self.member_outputs(*inputs, **options)
+        return self.outputs.spread(_exact(members), self.weights).to(members.dtype)
 
     def save(self, path: str | Path, parent_weights: bool = True) -> None:
         """Writes the parent's weights once and four numbers a member, whole or not at all.
@@ -156,7 +177,8 @@ class Ensemble(nn.Module):
         """
         recipe = self.recipe
         if recipe is not None and self.parent is not None:
-            recipe = dataclasses.replace(recipe, parent=self.parent.state_dict())
+            held = bool(staying(parameters(self.parent), recipe.include))
+            recipe = dataclasses.replace(recipe, parent=files.state_of(self.parent), held=held)
         elif recipe is not None and not recipe.gives(list(self.members)):
             recipe = None
         if recipe is None:
@@ -173,7 +195,9 @@ class Ensemble(nn.Module):
             "mutations": [dataclasses.astuple(mutation) for mutation in recipe.mutations],
             "include_parent": recipe.include_parent,
             "combine": self.combine,
+            **({} if self.outputs == CLASSES else {"outputs": as_json(self.outputs)}),
             **self._described_weights(),
+            **({"held": True} if recipe.held else {}),
         }
         files.save_tensors(
             path, recipe.parent if parent_weights else {}, kind=KIND, description=description
@@ -194,11 +218,12 @@ class Ensemble(nn.Module):
         tensors = {
             f"{index}.{name}": tensor
             for index, member in enumerate(self.members)
-            for name, tensor in member.state_dict().items()
+            for name, tensor in files.state_of(member).items()
         }
         description = {
             "members": len(self.members),
             "combine": self.combine,
+            **({} if self.outputs == CLASSES else {"outputs": as_json(self.outputs)}),
             **self._described_weights(),
         }
         files.save_tensors(path, tensors, kind=KIND, description=description)
@@ -228,7 +253,7 @@ class Ensemble(nn.Module):
             member = modules[index % len(modules)]
             try:
                 members.append(_restored(path, member, state))
-                set_dtypes(members[-1], dtypes_of(member.state_dict()))
+                set_dtypes(files.unwrapped(members[-1]), dtypes_of(files.state_of(member)))
             except files.StorageError as error:
                 hint = "" if len(modules) > 1 else "; members of several need a module for each"
                 raise files.StorageError(f"{error} (member {index + 1}{hint})") from None
@@ -242,6 +267,7 @@ class Ensemble(nn.Module):
         *,
         restore: bool = False,
         resident: bool = True,
+        outputs: Outputs | None = None,
     ) -> "Ensemble":
         """The ensemble of a file that `save` wrote, on `module`'s device.
 
@@ -251,7 +277,8 @@ class Ensemble(nn.Module):
         member where they are of several.
 
         Weights of another precision than the module's are converted: children are built in the
-        file's and rounded to the module's then. `resident`: see `from_mutations`.
+        file's and rounded to the module's then. `resident`: see `from_mutations`. `outputs`: their
+        kind, where it has functions of its own, which no file can keep; None: the file's.
         """
         modules = [module] if isinstance(module, nn.Module) else list(module)
         tensors, description = files.load_tensors(path, KIND)
@@ -271,6 +298,13 @@ class Ensemble(nn.Module):
                 ensemble = cls._load_mutations(
                     path, modules[0], tensors, description, restore, resident
                 )
+            kept = description.get("outputs", as_json(CLASSES))
+            if kept is None and outputs is None:
+                raise files.StorageError(
+                    f"{path} holds no kind of outputs, for it has functions of its own: give "
+                    "outputs="
+                )
+            ensemble.outputs = outputs or from_json(kept or [])
             if description.get("exactly"):
                 ensemble.weights.copy_(torch.tensor(description["weights"], dtype=torch.float64))
             return ensemble
@@ -290,7 +324,7 @@ class Ensemble(nn.Module):
         restore: bool,
         resident: bool,
     ) -> "Ensemble":
-        parent, wanted = module, dtypes_of(module.state_dict())
+        parent, wanted = module, dtypes_of(files.state_of(module))
         if restore:
             if not tensors:
                 raise files.StorageError(f"{path} holds no weights of the parent to restore")
@@ -301,7 +335,7 @@ class Ensemble(nn.Module):
                 f"{path} was made of another parent: {others}; pass restore=True (and "
                 "resident=True) to have its members rounded to this module's types"
             )
-        found = files.fingerprint(parent.state_dict())
+        found = files.fingerprint(files.state_of(parent))
         if found != description["fingerprint"]:
             raise files.StorageError(
                 f"{path} was made of another parent: fingerprint "
@@ -309,24 +343,30 @@ class Ensemble(nn.Module):
                 "that parent, or pass restore=True to take the weights of the file"
             )
         mutations = [Mutation(*numbers) for numbers in description["mutations"]]
+        names = description["include"]
         ensemble = cls.from_mutations(
             parent,
             mutations,
             include_parent=description["include_parent"],
             combine=description["combine"],
             weights=description["weights"],
-            include=description["include"],
+            include=names if description.get("held") else Whole(names),
             resident=resident,
         )
         for member in ensemble.members if resident else []:
-            set_dtypes(member, wanted)
+            set_dtypes(files.unwrapped(member), wanted)
         return ensemble
+
+
+def _exact(members: Tensor) -> Tensor:
+    """In float32 where they are coarser: sums and squares are rounded once, in the end."""
+    return members.float() if members.dtype in (torch.float16, torch.bfloat16) else members
 
 
 def _restored(path: str | Path, module: nn.Module, tensors: Params) -> nn.Module:
     """A copy of a module with the weights of a file, in the file's types."""
     made = copied(module)
-    own = dtypes_of(made.state_dict())
-    set_dtypes(made, {n: t.dtype for n, t in tensors.items() if n in own})
+    own = dtypes_of(files.state_of(made))
+    set_dtypes(files.unwrapped(made), {n: t.dtype for n, t in tensors.items() if n in own})
     files.load_state(path, made, tensors=tensors)
     return made

@@ -8,20 +8,23 @@ from dataclasses import astuple, dataclass
 from functools import partial
 from itertools import chain
 
+import torch
 from torch import nn
 
 from evo_subnets import files
-from evo_subnets.copies import check_module
 from evo_subnets.ensemble import Ensemble
 from evo_subnets.mutation import Mutation
-from evo_subnets.recipes import WorkCopy
+from evo_subnets.outputs import CLASSES, Outputs
+from evo_subnets.recipes import WorkCopy, mutated
 from evo_subnets.runs import Run
 from evo_subnets.search import Search
-from evo_subnets.subnetworks import Include, included, parameters
+from evo_subnets.streams import derive_seed
+from evo_subnets.subnetworks import Include, parameters
 from evo_subnets.workers import Here, Workers
 
-Fitness = Callable[[nn.Module], float]
-"""A model to its fitness on validation data. Higher is better."""
+Fitness = Callable[[nn.Module], float | Sequence[float]]
+"""A model to its fitness on validation data: a number, or one for each case (the return of each
+episode, the score of each sample), whose mean it is. Higher is better."""
 
 
 class PopulationError(ValueError):
@@ -46,12 +49,16 @@ class Child:
     mutation: Mutation
     fitness: float
     reason: str | None = None
+    cases: tuple[float, ...] = ()
+    """What the fitness is the mean of, case by case, where that is known."""
 
     @classmethod
-    def judged(cls, mutation: Mutation, fitness: float) -> "Child":
+    def judged(cls, mutation: Mutation, fitness: float | Sequence[float]) -> "Child":
         """One whose evaluation came to its end."""
-        value = float(fitness)
-        return cls(mutation, value, "fitness is NaN" if math.isnan(value) else None)
+        values = torch.as_tensor(fitness, dtype=torch.float64, device="cpu")
+        cases = tuple(values.tolist()) if values.ndim == 1 else ()
+        value = math.fsum(cases) / len(cases) if cases else float(values)
+        return cls(mutation, value, "fitness is NaN" if math.isnan(value) else None, cases)
 
     @property
     def failed(self) -> bool:
@@ -64,20 +71,18 @@ class Evaluator:
 
     Children are built one after the other into one copy of the module (in eval mode), which is
     what `fitness` gets: memory does not grow with the population, and `module` is left alone. Its
-    buffers (BatchNorm's statistics) and attributes are the parent's; a fitness is free to change
-    all of them, and the next child is as if it were the first (see `WorkCopy`). A child whose
-    fitness raises or is NaN fails.
+    buffers (BatchNorm's statistics) and all else are the parent's, whatever the fitness of another
+    child has done to it. A child whose fitness raises or is NaN fails.
     """
 
     def __init__(self, module: nn.Module, fitness: Fitness, *, include: Include = None) -> None:
-        check_module(module)
-        self.module, self.fitness = module, fitness
-        self.work = WorkCopy(module, included(parameters(module), include))
+        self.fitness = fitness
+        self.work = WorkCopy(module, include)
 
     def __call__(self, mutation: Mutation) -> Child:
-        model = self.work.child(mutation)
+        child = self.work.child(mutation)
         try:
-            return Child.judged(mutation, self.fitness(model))
+            return Child.judged(mutation, self.fitness(child))
         except Exception as error:  # a failing child must not cost the generation
             return Child(mutation, math.nan, f"{type(error).__name__}: {error}")
 
@@ -104,8 +109,8 @@ def evaluate(
     travels there by cloudpickle, so it must hold no open files or environments, and its random
     numbers must come from seeds of its own. An OSError says that no Ray answers.
     """
-    evaluator = Evaluator(module, fitness, include=include)
     check_strength(module, mutations, include=include)
+    evaluator = Evaluator(module, fitness, include=include)
     evaluated = partial(workers.map, evaluator, lost=lost_child)
     return gather(mutations, evaluated, on_child=on_child, done=done)
 
@@ -159,8 +164,9 @@ def check_strength(
     module: nn.Module, mutations: Sequence[Mutation], *, include: Include = None
 ) -> None:
     """A ValueError where the noise is so strong that nothing of the parent would be left."""
-    weights = parameters(module)
-    sizes = [weights[name].double().square().mean().sqrt() for name in included(weights, include)]
+    names, weights = mutated(module, include), parameters(module)
+    # on the CPU, because not every device has float64
+    sizes = [weights[name].float().square().mean().cpu().double().sqrt() for name in names]
     largest = max((size.item() for size in sizes), default=0.0)
     sigma = max((abs(mutation.sigma) for mutation in mutations), default=0.0)
     if 0 < STRONGEST * largest < sigma:
@@ -171,14 +177,28 @@ def check_strength(
         )
 
 
-def select(children: Sequence[Child], k: int) -> list[Child]:
-    """The k fittest children, best first, ties in the order given.
+def select(children: Sequence[Child], k: int, *, seed: int = 0) -> list[Child]:
+    """The k fittest children, best first.
 
-    Failed children come last: they are chosen only where k exceeds the number of the others.
+    Children of equal fitness are ordered by chance, which `seed` and their recipes alone decide. Of
+    a child and its mirror only the better one counts, for their noise would cancel; the other one,
+    and then failed children, are chosen only where k exceeds the number of the rest.
     """
     if not 1 <= k <= len(children):
         raise ValueError(f"k must be in 1..{len(children)}, the number of children, got {k}")
-    return sorted(children, key=lambda child: (child.failed, -child.fitness))[:k]
+
+    def rank(child: Child) -> tuple[bool, float, int]:
+        value = 0.0 if child.failed else -child.fitness
+        return child.failed, value, derive_seed(seed, "tie", *map(repr, astuple(child.mutation)))
+
+    first: list[Child] = []
+    mirrors: list[Child] = []
+    seen: set[Mutation] = set()
+    for child in sorted(children, key=rank):
+        (mirrors if child.mutation.mirrored() in seen else first).append(child)
+        seen.add(child.mutation)
+    alive = [child for child in (*first, *mirrors) if not child.failed]
+    return [*alive, *(child for child in (*first, *mirrors) if child.failed)][:k]
 
 
 class Evolution:
@@ -191,9 +211,9 @@ class Evolution:
     Every further `ask` gives another generation of the same parent, to choose from more children.
     """
 
-    def __init__(self, module: nn.Module, search: Search) -> None:
+    def __init__(self, module: nn.Module, search: Search, *, outputs: Outputs = CLASSES) -> None:
         search.mutations()  # a search whose sigma is not known is refused now
-        self.module, self.search = module, search
+        self.module, self.search, self.outputs = module, search, outputs
         self.generation = 0
         self.children: list[Child] = []
 
@@ -214,7 +234,8 @@ class Evolution:
         if not alive:
             reasons = {child.reason for child in self.children}
             raise ValueError(f"no child can be chosen: all {len(self.children)} failed ({reasons})")
-        return select(alive, min(self.search.ensemble_size, len(alive)))
+        k = min(self.search.ensemble_size, len(alive))
+        return select(alive, k, seed=self.search.seed)
 
     def model(self, child: Child) -> nn.Module:
         """A child as a module of its own."""
@@ -227,53 +248,16 @@ class Evolution:
 
     def _ensemble(self, children: Sequence[Child]) -> Ensemble:
         mutations = [child.mutation for child in children]
-        return Ensemble.from_mutations(self.module, mutations, include=self.search.include)
-
-
-def evolve(
-    module: nn.Module,
-    fitness: Fitness,
-    *,
-    search: Search,
-    on_child: Callable[[Child], None] | None = None,
-    run: Run = NOTHING_KEPT,
-    workers: Workers = HERE,
-) -> Evolution:
-    """One generation of children, evaluated; the result has `.children`, `.elites`, `.ensemble`.
-
-    Take the search from `search_trust_region`: a sigma that is small for one network destroys
-    another. `run` keeps every child, so that the same call goes on where an earlier one was
-    stopped; `workers`: where children are evaluated, see `evaluate`.
-    """
-    evolution = Evolution(module, search)
-    run.ask("evolve", {**search.about(), "parent": files.fingerprint(module.state_dict())})
-    mutations = evolution.ask()
-    with run.bar("children", len(mutations)) as advance:
-
-        def told(child: Child) -> None:
-            keep_child(run, child)
-            advance(1, f"fitness {child.fitness:.4g}")
-            if on_child is not None:
-                on_child(child)
-
-        children = evaluate(
-            module,
-            mutations,
-            fitness=fitness,
-            include=search.include,
-            on_child=told,
-            done=kept_children(run),
-            workers=workers,
+        return Ensemble.from_mutations(
+            self.module, mutations, outputs=self.outputs, include=self.search.include
         )
-    evolution.tell(children)
-    show_fitness(run, children)
-    return evolution
 
 
 def keep_child(run: Run, child: Child, *, name: str = "children") -> None:
     """Writes a child into the run's journal, at once."""
     recipe = " ".join(map(repr, astuple(child.mutation)))
-    run.record(name, recipe, {"fitness": child.fitness, "reason": child.reason})
+    cases = {"cases": child.cases} if child.cases else {}
+    run.record(name, recipe, {"fitness": child.fitness, "reason": child.reason, **cases})
 
 
 def kept_children(run: Run, *, name: str = "children") -> list[Child]:
@@ -283,7 +267,8 @@ def kept_children(run: Run, *, name: str = "children") -> list[Child]:
         try:
             seed, *numbers = recipe.split(" ")
             mutation = Mutation(int(seed), *map(float, numbers))
-            children.append(Child(mutation, float(record["fitness"]), record["reason"]))
+            cases = tuple(map(float, record.get("cases", ())))
+            children.append(Child(mutation, float(record["fitness"]), record["reason"], cases))
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise files.StorageError(
                 f"{run.folder}: {name} of the journal holds no children ({error}); --overwrite "
@@ -292,7 +277,7 @@ def kept_children(run: Run, *, name: str = "children") -> list[Child]:
     return children
 
 
-def show_fitness(run: Run, children: Sequence[Child]) -> None:
+def show_fitness(run: Run, children: Sequence[Child], *, generation: int = 0) -> None:
     """The distribution of a generation's fitness in TensorBoard."""
     fitness = [child.fitness for child in children if not child.failed]
-    run.histogram("children/fitness", fitness)
+    run.histogram("children/fitness", fitness, generation)

@@ -10,7 +10,15 @@ from torch import Tensor
 from evo_subnets import engines
 from evo_subnets.draws import CarryOut, Change, Draw, draw_plainly
 from evo_subnets.streams import check_seed, chunk_size, derive_seed
-from evo_subnets.subnetworks import Include, Params, Subnetwork, complement, included
+from evo_subnets.subnetworks import (
+    Include,
+    Parameters,
+    Params,
+    Subnetwork,
+    complement,
+    included,
+    staying,
+)
 
 
 @dataclass(frozen=True)
@@ -26,7 +34,7 @@ class Mutation:
     high: float
 
     def __post_init__(self) -> None:
-        check_seed(self.seed)
+        object.__setattr__(self, "seed", check_seed(self.seed))
         if not abs(self.sigma) < float("inf"):
             raise ValueError(f"sigma must be finite, got {self.sigma}")
         _ = self.subnetwork  # checks the bounds
@@ -101,7 +109,9 @@ def materialize(
 
     `out` is a work buffer, for example what an earlier call returned: its tensors are overwritten
     and it is returned. Parameters that are not mutated are the parent's own tensors, copied only
-    where `out` already holds another tensor for them. `include`: see `subnetworks.Include`.
+    where `out` already holds another tensor for them. `include`: see `subnetworks.Include`. Where
+    `parent` comes from `parameters(module)`, padding rows of embeddings and what is zero in a
+    sparse weight stay as they are, unless `include` names `Whole` parameters.
     """
     return materialize_siblings(
         parent, [mutation], outs=[{} if out is None else out], include=include
@@ -126,13 +136,17 @@ def materialize_siblings(
     outs = [{} for _ in mutations] if outs is None else outs
     if len(outs) != len(mutations):
         raise ValueError(f"expected {len(mutations)} work buffers, got {len(outs)}")
-    names = set(included(parent, include))
+    chosen = included(parent, include)
+    names, fixed = set(chosen), staying(parent, chosen)
+    ties = parent.ties if isinstance(parent, Parameters) else {}
     elements = Counter[torch.device]()
     for name in names:
         elements[parent[name].device] += parent[name].numel()
     ways = {device: fastest(device, count) for device, count in elements.items()}
     draws: dict[CarryOut, list[Draw]] = {way: [] for way in ways.values()}
     for name, weight in parent.items():
+        if name in ties:
+            continue
         if name in names:
             buffers = [_buffer(out, name, weight) for out in outs]
             way = ways[weight.device]
@@ -146,7 +160,27 @@ def materialize_siblings(
                 held.copy_(weight)
     for way, left in draws.items():
         way(left)
+    for name, stays in fixed.items():
+        for out in outs:
+            torch.where(stays, parent[name], out[name], out=out[name])
+    for name, first in ties.items():
+        for out in outs:
+            _tie(out, name, weight=parent[name], first=out[first], parent_first=parent[first])
     return list(outs)
+
+
+def _tie(out: Params, name: str, *, weight: Tensor, first: Tensor, parent_first: Tensor) -> None:
+    """Gives `name` the memory of `first`, as in the parent, or its values where it has its own."""
+    if first.stride() != parent_first.stride():
+        first = torch.empty_strided(
+            first.shape, parent_first.stride(), dtype=first.dtype, device=first.device
+        ).copy_(first)
+    tied = first.as_strided(weight.shape, weight.stride(), first.storage_offset())
+    held = out.get(name)
+    if held is None or _same_memory(held, weight):
+        out[name] = tied
+    elif not _same_memory(held, tied):
+        held.copy_(tied)
 
 
 COMPILED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)

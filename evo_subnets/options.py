@@ -5,6 +5,8 @@ from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
+from evo_subnets.subnetworks import Whole
+
 
 def refuse_idle(options: Any, names: Sequence[str], *, because: str) -> None:
     """A ValueError where an option of a dataclass is set although nothing looks at it.
@@ -30,6 +32,8 @@ def described(value: Any) -> Any:
         return {"type": type(value).__name__, **shown}
     if isinstance(value, Mapping):
         return {str(key): described(each) for key, each in value.items()}
+    if isinstance(value, Whole):
+        return {"type": "Whole", "names": list(value)}
     if isinstance(value, list | tuple):
         return [described(each) for each in value]
     if isinstance(value, set | frozenset):

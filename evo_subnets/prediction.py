@@ -8,10 +8,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from evo_subnets import engines
 from evo_subnets.ensemble import Ensemble
-from evo_subnets.task import Metric, accuracy, as_data, ask, device_of, moved
+from evo_subnets.inputs import ask, device_of, joined, moved, same_modes
+from evo_subnets.outputs import CLASSES, Distribution, Outputs, read
+from evo_subnets.task import Metric, as_data, samples_in
 from evo_subnets.tuning import own_randomness
 
 CPU_BATCH, BATCH = 100, 500
@@ -24,29 +27,40 @@ KEPT_BYTES = 2**28
 
 @torch.no_grad()
 def predict(
-    module: nn.Module, data: Any, *, batch_size: int | None = None, side_by_side: bool = False
+    module: nn.Module,
+    data: Any,
+    *,
+    outputs: Outputs | None = None,
+    batch_size: int | None = None,
+    side_by_side: bool = False,
 ) -> Tensor:
-    """(samples, outputs) float32 outputs of `module` in eval mode, without augmentation.
+    """(samples, ...) float32 outputs of `module` in eval mode, without augmentation.
 
-    `batch_size=None`: what is fast for the module where it is, or the loader's own. `side_by_side`:
-    on a CPU a module with convolutions has a thread to a batch, and copies with the same weights.
-    It must have no hooks, draw no random numbers and keep nothing in a forward pass; of torch's own
-    layers and of `models` that is known, and they are asked so anyway.
+    `outputs`: their kind, which says where they are in what the module returns; None: any kind, see
+    `outputs.read`. `batch_size=None`: what is fast for the module where it is, or the loader's own.
+
+    `side_by_side`: on a CPU a module with convolutions has a thread to a batch, and copies with the
+    same weights. It must have no hooks, draw no random numbers and keep nothing in a forward pass;
+    of torch's own layers and of `models` that is known, and they are asked so anyway.
     """
     inputs = inputs_for(module, data, batch_size=batch_size)
-    return predict_inputs(module, inputs, side_by_side=side_by_side)
+    return predict_inputs(module, inputs, outputs=outputs, side_by_side=side_by_side)
 
 
 @torch.no_grad()
 def predict_inputs(
-    module: nn.Module, inputs: Iterable[Any], *, side_by_side: bool = False
+    module: nn.Module,
+    inputs: Iterable[Any],
+    *,
+    outputs: Outputs | None = None,
+    side_by_side: bool = False,
 ) -> Tensor:
     """`predict` for inputs that are in batches, on the module's device."""
-    was_training = module.training
-    module.eval()
-    outputs = _asked([module], inputs, promised=side_by_side)[0]
-    module.train(was_training)
-    return outputs
+    if isinstance(module, Ensemble):
+        outputs = None  # it has read its members' itself
+    with same_modes(module):
+        module.eval()
+        return _asked([module], inputs, outputs=outputs, promised=side_by_side)[0]
 
 
 def inputs_for(module: nn.Module, data: Any, *, batch_size: int | None = None) -> Iterator[Any]:
@@ -80,20 +94,29 @@ def predict_members(
     `side_by_side`: as for `predict`.
     """
     inputs = inputs_for(ensemble, data, batch_size=batch_size)
-    return _asked(list(ensemble.members), inputs, promised=side_by_side)
+    return _asked(list(ensemble.members), inputs, outputs=ensemble.outputs, promised=side_by_side)
 
 
-def _asked(members: list[nn.Module], inputs: Iterable[Any], *, promised: bool) -> Tensor:
-    """(members, samples, outputs) float32."""
+def _asked(
+    members: list[nn.Module], inputs: Iterable[Any], *, outputs: Outputs | None, promised: bool
+) -> Tensor:
+    """(members, samples, ...) float32."""
+    tensor = read if outputs is None else outputs.tensor
+
+    def answer(member: nn.Module, some: Any) -> Tensor:
+        return tensor(ask(member, some))
+
     batches = iter(inputs)
-    first = next(batches)
+    first = next(batches, None)
+    if first is None:
+        raise ValueError("there is nothing to predict: the data has no batches")
     together = itertools.chain([first], batches)
     found = None
     if isinstance(first, Tensor):  # engines know one tensor
-        found = engines.ask_batches(members, together, promised=promised)
+        found = engines.ask_batches(members, together, answer=answer, promised=promised)
     if found is None:
-        found = [torch.stack([ask(member, some) for member in members]) for some in together]
-    return torch.cat(found, dim=1).float()
+        found = [torch.stack([answer(member, some) for member in members]) for some in together]
+    return joined(found, axis=1).float()
 
 
 @torch.no_grad()
@@ -101,26 +124,45 @@ def reestimate_norms(module: nn.Module, data: Any, *, batch_size: int | None = N
     """Sets BatchNorm's running statistics to the means over `data`, for the weights as they are.
 
     For weights that training has not seen: after noise, pruning or averaging (Izmailov et al.
-    2018). A network without BatchNorm is left alone.
+    2018). A network without BatchNorm is left alone. Batches of one sample are left out.
     """
-    found, device = as_data(data), device_of(module)
+    norms = [layer for layer in module.modules() if isinstance(layer, _BatchNorm)]
+    if not norms:
+        return
+    found, device, asked = as_data(data), device_of(module), 0
     size = BATCH if batch_size is None and found.input_bytes is not None else batch_size
-    with own_randomness(0, device):  # dropout draws while the statistics are taken
-        loader = (moved(inputs, device) for inputs, _ in found.in_order(size))
-        torch.optim.swa_utils.update_bn(loader, module, device=device)
+    momenta = [layer.momentum for layer in norms]
+    with own_randomness(0, device), same_modes(module):  # dropout draws meanwhile
+        module.train()
+        for layer in norms:
+            layer.reset_running_stats()
+            layer.momentum = None  # the mean over batches
+        try:
+            for batch in found.in_order(size):
+                inputs, targets = moved(batch, device)
+                if samples_in(targets) > 1:
+                    ask(module, inputs)
+                    asked += 1
+        finally:
+            for layer, momentum in zip(norms, momenta, strict=True):
+                layer.momentum = momentum
+    if not asked:
+        raise ValueError("statistics of norms need batches of two samples or more")
 
 
 @dataclass(frozen=True)
 class Validation:
-    """A fitness: what `metric` says of a model's outputs on data, by default the accuracy.
+    """A fitness: what `metric` says of a model's outputs on data, by default what their kind says:
+    of classes the accuracy.
 
     `norm_data`: BatchNorm statistics are re-estimated on it before. The inputs of data in memory
     are made once for all children, but where they do not fit into `KEPT_BYTES`.
     """
 
     data: Any
-    metric: Metric = accuracy
+    metric: Metric | None = None
     norm_data: Any = None
+    outputs: Outputs = CLASSES
     side_by_side: bool = False
     """See `predict`."""
 
@@ -134,8 +176,14 @@ class Validation:
                 targets.append(wanted)
                 yield some
 
-        outputs = predict_inputs(model, inputs(), side_by_side=self.side_by_side)
-        return float(self.metric(outputs, torch.cat(targets)))
+        kind = model.outputs if isinstance(model, Ensemble) else self.outputs
+        if isinstance(kind, Distribution) and isinstance(model, Ensemble) and self.metric is None:
+            members, promised = list(model.members), self.side_by_side
+            each = _asked(members, inputs(), outputs=kind, promised=promised)
+            return kind.mixture_metric(each, model.weights, targets=joined(targets))
+        found = predict_inputs(model, inputs(), outputs=kind, side_by_side=self.side_by_side)
+        metric = kind.metric if self.metric is None else self.metric
+        return float(metric(found, joined(targets)))
 
     def _batches(self, model: nn.Module) -> Iterable[tuple[Any, Any]]:
         size = as_data(self.data).input_bytes
@@ -151,4 +199,5 @@ class Validation:
         return {}
 
     def __reduce__(self) -> tuple[Any, ...]:  # what is kept does not travel
-        return Validation, (self.data, self.metric, self.norm_data, self.side_by_side)
+        given = (self.data, self.metric, self.norm_data, self.outputs, self.side_by_side)
+        return Validation, given

@@ -6,19 +6,13 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from evo_subnets import files
+from evo_subnets.streams import in_double
 from evo_subnets.subnetworks import Include, Params, included
 
 Masks = dict[str, Tensor]
 """BoolTensors by parameter name, True where a weight is in the subnetwork."""
 Scope = Literal["layer", "global"]
-
-
-def classifier(module: nn.Module) -> str:
-    """The name of the last layer's weight, which decides between classes."""
-    layers = [name for name, layer in module.named_modules() if isinstance(layer, nn.Linear)]
-    if not layers:
-        raise ValueError("the network has no linear layer that could be its classifier")
-    return f"{layers[-1]}.weight"
 
 
 def magnitudes(params: Mapping[str, Tensor], include: Include = None) -> Params:
@@ -54,7 +48,7 @@ def _highest(scores: Tensor, density: float) -> Tensor:
 
 def density_of(masks: Mapping[str, Tensor]) -> dict[str, float]:
     """Of each mask, the fraction that is in."""
-    return {name: mask.double().mean().item() for name, mask in masks.items()}
+    return {name: in_double(mask).mean().item() for name, mask in masks.items()}
 
 
 class Pruned:
@@ -67,7 +61,7 @@ class Pruned:
     generator: torch.Generator | None = None
 
     def __init__(self, module: nn.Module, masks: Mapping[str, Tensor]) -> None:
-        named = dict(module.named_parameters())
+        named = files.parameters_of(module)
         self.weights = [named[name] for name in masks]
         self.names = list(masks)
         self.hold(masks, None)

@@ -8,21 +8,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from evo_subnets.copies import Likeness, check_module, copied
+from evo_subnets.copies import Likeness, check, copied
+from evo_subnets.files import state_of
+from evo_subnets.files.names import plain_names
 from evo_subnets.mutation import Mutation, materialize
-from evo_subnets.subnetworks import parameters
+from evo_subnets.subnetworks import Include, Parameters, Whole, included, parameters
 
 FLOAT8 = 1
 """Bytes of an element: there is no noise of that precision."""
 
 
-def check_parent(module: nn.Module, names: Sequence[str]) -> None:
-    """A ValueError names the layer or the weight of which there can be no children.
-
-    names: of the parameters that are mutated.
+def mutated(module: nn.Module, include: Include = None) -> list[str] | Whole:
+    """The names of the parameters that mutations change; a ValueError, with the layer's or weight's
+    name, where children of the module cannot be built.
     """
-    check_module(module)
+    check(module)
     found = parameters(module)
+    names = included(found, include)
     for name in names:
         weight = found[name]
         if weight.element_size() == FLOAT8:
@@ -32,6 +34,7 @@ def check_parent(module: nn.Module, names: Sequence[str]) -> None:
             )
         if not torch.isfinite(weight).all():
             raise ValueError(f"{name} of the parent is not finite everywhere: train it anew")
+    return names
 
 
 class WorkCopy:
@@ -42,18 +45,18 @@ class WorkCopy:
     a new copy is made. Pickles and copies of it leave that module out.
     """
 
-    def __init__(self, module: nn.Module, names: Sequence[str]) -> None:
-        check_parent(module, names)
-        self.module, self.names = module, names
+    def __init__(self, module: nn.Module, include: Include = None) -> None:
+        self.module, self.names = module, mutated(module, include)
         self._made: _Made | None = None
+        self._weights: tuple[list[Any], Parameters] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_made": None}
+        return {**vars(self), "_made": None, "_weights": None}
 
     def child(self, mutation: Mutation) -> nn.Module:
         """The child, in eval mode, until the next call."""
         work = self._fresh()
-        materialize(parameters(self.module), mutation, out=parameters(work), include=self.names)
+        materialize(self.weights, mutation, out=parameters(work), include=self.names)
         return work
 
     def parent(self) -> nn.Module:
@@ -63,6 +66,14 @@ class WorkCopy:
         for name, weight in parameters(self.module).items():
             own[name].copy_(weight)
         return work
+
+    @property
+    def weights(self) -> Parameters:
+        """The parent's, which know what of them stays: looked for again where they have changed."""
+        stamps = [_stamp(each) for each in self.module.parameters()]
+        if self._weights is None or self._weights[0] != stamps:
+            self._weights = stamps, parameters(self.module)
+        return self._weights[1]
 
     @torch.no_grad()
     def _fresh(self) -> nn.Module:
@@ -90,6 +101,11 @@ class _Made:
         self.pairs = [
             (each, originals[id(each)]) for each in self.likeness.tensors if id(each) in originals
         ]
+
+
+def _stamp(tensor: Tensor) -> Any:
+    """Another one after a tensor was given other memory or was written into, not through `data`."""
+    return id(tensor), tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version
 
 
 def _tensors(module: nn.Module) -> Iterator[Tensor]:
@@ -143,23 +159,28 @@ class Recipe:
     include: tuple[str, ...]
     mutations: tuple[Mutation, ...]
     include_parent: bool
+    held: bool = False
+    """Whether zeros or padding rows of the parent stayed as they are; else all was mutated."""
 
     def gives(self, members: Sequence[nn.Module]) -> bool:
         """Whether these are the members, bit by bit, buffers as well."""
         every: list[Mutation | None] = [None] if self.include_parent else []
         every += self.mutations
-        states = [member.state_dict() for member in members]
+        states = [state_of(member) for member in members]
         if len(members) != len(every) or any(map(_differ, states, [self.parent] * len(states))):
             return False
         try:
             parent = copied(members[0])
-            parent.load_state_dict(self.parent)
+            state = parent.state_dict()  # with the versions of the layers
+            for name, plain in zip(state, plain_names(parent, list(state)), strict=True):
+                state[name] = self.parent[plain]
+            parent.load_state_dict(state)
             work = WorkCopy(parent, self.include)
         except (RuntimeError, ValueError):  # no child of theirs could be built
             return False
         for mutation, state in zip(every, states, strict=True):
             built = work.parent() if mutation is None else work.child(mutation)
-            if not all(map(same_bits, built.state_dict().values(), state.values())):
+            if not all(map(same_bits, state_of(built).values(), state.values())):
                 return False
         return True
 

@@ -14,6 +14,7 @@ import math
 from dataclasses import dataclass
 from typing import Final
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -30,6 +31,9 @@ LEVELS: Final = 2**24
 
 CPU_CHUNK, CHUNK = 2**16, 2**22
 """See `chunk_size`: what fits a CPU's cache, and what keeps other devices busy."""
+
+WITHOUT_DOUBLE: Final = ("mps",)
+"""Types of devices that have no float64."""
 
 _MASK = 0xFFFFFFFF
 
@@ -59,17 +63,29 @@ def training_stream(step: int) -> int:
     return step + 2
 
 
-def check_seed(seed: int) -> int:
-    """The seed itself; a ValueError where it does not fit 63 bits."""
-    if not isinstance(seed, int) or not 0 <= seed < 2**63:
-        raise ValueError(f"a seed must be an int in 0..2**63 - 1, got {seed!r}")
-    return seed
+def check_seed(seed: int, *, bits: int = 63) -> int:
+    """The seed as an int, also of numpy's integers; a ValueError where it does not fit the bits."""
+    whole = isinstance(seed, int | np.integer) and not isinstance(seed, bool | np.timedelta64)
+    if not whole or not 0 <= seed < 2**bits:
+        raise ValueError(f"a seed must be an int in 0..2**{bits} - 1, got {seed!r}")
+    return int(seed)
 
 
 def derive_seed(seed: int, *path: int | str) -> int:
     """An independent seed below 2**53 for each path, which JSON and float64 hold exactly."""
-    text = "/".join(str(part) for part in (seed, *path))
+    text = "/".join(str(part) for part in (check_seed(seed), *path))
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 11
+
+
+def double_device(device: torch.device | str) -> torch.device:
+    """The device itself; the CPU in place of one without float64, as Apple's are."""
+    device = torch.device(device)
+    return torch.device("cpu") if device.type in WITHOUT_DOUBLE else device
+
+
+def in_double(tensor: Tensor) -> Tensor:
+    """A tensor in float64, on the CPU where its own device has none."""
+    return tensor.to(double_device(tensor.device)).double()
 
 
 def chunk_size(device: torch.device) -> int:
@@ -131,8 +147,9 @@ def uniform_levels(
     stream: int = UNIFORM,
 ) -> Tensor:
     """(count,) int64 in 0 .. 2**24 - 1: `uniform` times 2**24."""
-    drawn = words(seed, name, stream=stream, count=count, start=start, device=device)
-    return (drawn >> 8).reshape(-1)[:count]
+    place = double_device(device)  # with `normal`, or the same bits would not be certain
+    drawn = words(seed, name, stream=stream, count=count, start=start, device=place)
+    return (drawn >> 8).reshape(-1)[:count].to(device)
 
 
 def uniform(
@@ -159,9 +176,10 @@ def normal(
     stream: int = NORMAL,
 ) -> Tensor:
     """(count,) float32 standard normal numbers, for elements `start` .. of a parameter."""
-    drawn = words(seed, name, stream=stream, count=count, start=start, device=device)
+    place = double_device(device)
+    drawn = words(seed, name, stream=stream, count=count, start=start, device=place)
     first, second = box_muller(drawn[:, 0::2], drawn[:, 1::2])
-    return torch.stack((first, second), dim=2).reshape(-1)[:count]
+    return torch.stack((first, second), dim=2).reshape(-1)[:count].to(device)
 
 
 def box_muller(w0: Tensor, w1: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,40 +1,130 @@
 """φ: which weights of the parent are in a subnetwork (Whitaker 2023, section 3.2.1)."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
+from evo_subnets.files import parameters_of
 from evo_subnets.streams import Interval, check_seed, chunk_size, uniform_levels
+from evo_subnets.weights import padding_rows, places, weight_names
 
 Params = dict[str, Tensor]
 """θ: a network's parameters by name, as `torch.func.functional_call` takes them."""
+
+
+class Whole(tuple[str, ...]):
+    """Names of parameters of which every element is mutated: zeros and padding rows as well.
+
+    `Search(include=Whole(parameters(module).weights))` lets noise grow what a sparse parent lost.
+    """
+
+
 Include = Collection[str] | Callable[[str, Tensor], bool] | None
-"""Which parameters are mutated: names, a predicate of (name, parameter), or None for `weights`."""
+"""Which parameters are mutated: names (`Whole`: with every element), a predicate of (name,
+parameter), or None for what `weights.py` calls weights."""
 
 
-def parameters(module: nn.Module) -> Params:
-    """θ of a module: its parameters by name, detached, not copied."""
-    return {name: parameter.detach() for name, parameter in module.named_parameters()}
+class Parameters(Params):
+    """θ of a module, which knows what of it is mutated by default.
+
+    What is asked first is remembered: take another one after the module's weights have changed.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        named = parameters_of(module)
+        super().__init__({name: parameter.detach() for name, parameter in named.items()})
+        self.module = module
+        self.found: dict[str, Tensor | None] = {}
+
+    @cached_property
+    def weights(self) -> tuple[str, ...]:
+        """The names of those that are mutated by default (see `weights.py`)."""
+        return tuple(name for name in weight_names(self.module) if name not in self.ties)
+
+    def stays(self, name: str) -> Tensor | None:
+        """A BoolTensor that broadcasts to a parameter, True where it stays as it is, or None.
+
+        The padding row of an embedding stays, and of a weight what is zero, where not all is.
+        """
+        if name not in self.found:
+            self.found[name] = self._staying(name)
+        return self.found[name]
+
+    def _staying(self, name: str) -> Tensor | None:
+        if name not in self._kinds:
+            return None
+        weight = self[name]
+        rows = None
+        if (row := self._padding.get(name)) is not None:
+            rows = torch.zeros(len(weight), 1, dtype=torch.bool, device=weight.device)
+            rows[row] = True
+        if weight.is_meta or not 0 < int(torch.count_nonzero(weight)) < weight.numel():
+            return rows
+        zeros = weight == 0
+        if rows is not None:
+            zeros |= rows
+        return zeros if zeros.any() else None
+
+    @cached_property
+    def _kinds(self) -> frozenset[str]:
+        return frozenset(place.name for place in places(self.module) if place.is_weight)
+
+    @cached_property
+    def _padding(self) -> dict[str, int]:
+        return padding_rows(self.module)
+
+    @cached_property
+    def ties(self) -> dict[str, str]:
+        """Parameters that are another's memory, transposed or not, though not the same object."""
+        first: dict[tuple[int, int, int], str] = {}
+        found = {}
+        strided = {name: tensor for name, tensor in self.items() if tensor.layout == torch.strided}
+        for name, tensor in strided.items():
+            place = (
+                tensor.untyped_storage().data_ptr(),
+                int(tensor.storage_offset()),
+                tensor.numel(),
+            )
+            if place[0] and tensor.numel() and first.setdefault(place, name) != name:
+                found[name] = first[place]
+        return found
+
+
+def parameters(module: nn.Module) -> Parameters:
+    """θ of a module: its parameters by name, detached, not copied.
+
+    Names are those of what torch.compile or DataParallel is wrapped around, so that the same
+    mutation is the same child.
+    """
+    return Parameters(module)
 
 
 def weights(name: str, parameter: Tensor) -> bool:
-    """True for floating-point parameters of two or more dimensions: no biases, no norms."""
+    """True for floating-point parameters of two or more dimensions.
+
+    What is a weight where nothing but tensors is known: of a plain mapping. See `weights.py` for
+    what is known of a module's.
+    """
     return parameter.ndim >= 2 and parameter.is_floating_point()
 
 
-def included(params: Mapping[str, Tensor], include: Include = None) -> list[str]:
+def included(params: Mapping[str, Tensor], include: Include = None) -> list[str] | Whole:
     """The names of the parameters that `include` means, in the order of `params`."""
     if include is None:
-        include = weights
+        include = params.weights if isinstance(params, Parameters) else weights
     if callable(include):
         names = [name for name, parameter in params.items() if include(name, parameter)]
     else:
-        unknown = sorted(set(include) - set(params))
+        chosen = set(include)
+        unknown = sorted(chosen - set(params))
         if unknown:
             raise ValueError(f"there are no parameters {unknown}; there are {list(params)}")
-        names = [name for name in params if name in include]
+        names = [name for name in params if name in chosen]
+    if isinstance(params, Parameters) and params.ties:
+        names = list(dict.fromkeys(params.ties.get(name, name) for name in names))
     for name in names:
         if not params[name].is_floating_point():
             raise ValueError(
@@ -42,10 +132,20 @@ def included(params: Mapping[str, Tensor], include: Include = None) -> list[str]
             )
     if not names:
         raise ValueError(
-            "no parameter is to be mutated: by default those with two or more dimensions are; "
-            f"name some of {list(params)}"
+            "no parameter is to be mutated: by default those that are weights of layers, and not "
+            f"frozen beside others that are trained; name some of {list(params)} with include"
         )
-    return names
+    return Whole(names) if isinstance(include, Whole) else names
+
+
+def staying(params: Mapping[str, Tensor], names: Sequence[str]) -> dict[str, Tensor]:
+    """By the name of an included parameter, where mutations leave it (see `Parameters.stays`).
+
+    Empty for `Whole` names, and for a plain mapping, of which nothing is known.
+    """
+    if not isinstance(params, Parameters) or isinstance(names, Whole):
+        return {}
+    return {name: stays for name in names if (stays := params.stays(name)) is not None}
 
 
 @dataclass(frozen=True)
@@ -61,7 +161,7 @@ class Subnetwork:
     high: float
 
     def __post_init__(self) -> None:
-        check_seed(self.seed)
+        object.__setattr__(self, "seed", check_seed(self.seed))
         if not (0 <= self.low <= 1 and 0 <= self.high <= 1):
             raise ValueError(
                 f"a subnetwork's bounds must be in [0, 1], got low={self.low}, high={self.high}"
@@ -84,8 +184,7 @@ class Subnetwork:
     def mask(self, params: Mapping[str, Tensor], include: Include = None) -> dict[str, Tensor]:
         """BoolTensors of the parameters' shapes, True where a weight is in the subnetwork.
 
-        Only parameters that `include` means have one (by default those with two or more
-        dimensions).
+        Only parameters that `include` means have one (by default those that are weights).
         """
         interval = self.interval
         masks = {}

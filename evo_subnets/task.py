@@ -1,20 +1,19 @@
 """What is learned from: data in passes, the loss, and what fitness means."""
 
-import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-Inputs = Any
-"""A tensor; a tuple of tensors, which are positional arguments; or a mapping of keyword ones."""
+from evo_subnets.inputs import Inputs, batches_of, seeded
+from evo_subnets.outputs import CLASSES, Outputs
+
 Batch = tuple[Inputs, Tensor]
 Loss = Callable[[Any, Tensor], Tensor]
-"""Outputs and targets of a batch to the mean loss, a tensor of one number."""
+"""What the network returned and the targets of a batch to the mean loss, a tensor of one number."""
 Metric = Callable[[Tensor, Tensor], float]
 """Outputs and targets of all samples to a number; higher is better."""
 
@@ -103,47 +102,21 @@ class Stream:
             )
 
 
-def seeded(batches: Iterable[Any], seed: int) -> Iterator[Any]:
-    """One pass, whose draws from torch's global generator are its own, and move it for nobody."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        coming = iter(batches)
-        state = torch.get_rng_state()
-    while True:
-        with torch.random.fork_rng(devices=[]):
-            torch.set_rng_state(state)
-            try:
-                batch = next(coming)
-            except StopIteration:
-                return
-            state = torch.get_rng_state()
-        yield batch
-
-
-def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Of (batch, classes) logits, in float32, and (batch,) labels: the mean, in nats."""
-    return F.cross_entropy(outputs.float(), targets)
-
-
-def accuracy(outputs: Tensor, targets: Tensor) -> float:
-    """The fraction of samples whose most likely class is the target; NaN is no class."""
-    right = (outputs.argmax(dim=1) == targets) & ~outputs.isnan().any(dim=1)
-    return right.double().mean().item()
-
-
 @dataclass(frozen=True, eq=False)
 class Task:
     """What methods know of data: what to train on, what to select on, and what is good.
 
     `train`, `validation`: any iterable of (inputs, targets), a DataLoader, or `data.Images`, which
-    is in memory and faster. `loss` is descended, `metric` is what selection wants high. There is no
-    test data here: selection must not see it.
+    is in memory and faster. `outputs`: the kind of the network's outputs, by default logits of
+    classes, which decides the loss that is descended and the metric that selection wants high;
+    `loss` and `metric` are others. There is no test data here: selection must not see it.
     """
 
     train: Any
     validation: Any = None
-    loss: Loss = cross_entropy
-    metric: Metric = accuracy
+    loss: Loss | None = None
+    metric: Metric | None = None
+    outputs: Outputs = CLASSES
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "train", as_data(self.train))
@@ -158,15 +131,26 @@ class Task:
         found: Data = self.validation
         return found
 
-    def example(self) -> Tensor:
-        """(1, ...): the inputs of one training sample."""
+    def loss_of(self, found: Any, targets: Tensor) -> Tensor:
+        """The loss of what the network returned for a batch."""
+        if self.loss is not None:
+            loss = self.loss(found, targets)
+            if not isinstance(loss, Tensor) or loss.numel() != 1:
+                shape = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss)
+                raise ValueError(f"a loss is one number, the mean over a batch, got {shape}")
+            return loss
+        return self.outputs.loss(self.outputs.tensor(found), targets)
+
+    def metric_of(self, outputs: Tensor, targets: Tensor) -> float:
+        """The metric of all samples' outputs."""
+        if self.metric is not None:
+            return self.metric(outputs, targets)
+        return self.outputs.metric(outputs, targets)
+
+    def example(self) -> Inputs:
+        """The inputs of one training sample, as a batch."""
         first = next(iter(self.train.in_order(None)))[0]
-        if not isinstance(first, Tensor):
-            raise ValueError(
-                "operations are counted for networks of one tensor, these inputs are a "
-                f"{type(first).__name__}"
-            )
-        return first[:1]
+        return next(batches_of(tuple(first) if isinstance(first, list) else first, 1))
 
 
 def as_data(given: Any) -> Data:
@@ -180,31 +164,6 @@ def as_data(given: Any) -> Data:
     return Stream(given)
 
 
-def device_of(module: nn.Module) -> torch.device:
-    """Where a module's parameters and buffers are; the CPU where it has none."""
-    for tensor in itertools.chain(module.parameters(), module.buffers()):
-        return tensor.device
-    return torch.device("cpu")
-
-
-def moved(value: Any, device: torch.device) -> Any:
-    """Tensors, and tuples, lists and mappings of them, on a device."""
-    if isinstance(value, Tensor):
-        return value if value.device == device else value.to(device, non_blocking=True)
-    if isinstance(value, Mapping):
-        return {key: moved(each, device) for key, each in value.items()}
-    if isinstance(value, tuple | list):
-        return tuple(moved(each, device) for each in value)
-    return value
-
-
-def ask(module: nn.Module, inputs: Inputs) -> Any:
-    """The module's outputs for a batch's inputs (see `Inputs`)."""
-    if isinstance(inputs, Mapping):
-        return module(**inputs)
-    return module(*inputs) if isinstance(inputs, tuple | list) else module(inputs)
-
-
 def samples_in(targets: Any) -> int:
     """How many samples a batch's targets are of."""
     return len(targets) if isinstance(targets, Tensor) and targets.ndim else 1
@@ -214,5 +173,6 @@ def check_finite(loss: float, epoch: int) -> None:
     """A ValueError where training has diverged."""
     if not math.isfinite(loss):
         raise ValueError(
-            f"training diverged: the loss is {loss} in epoch {epoch}; lower the learning rate"
+            f"training diverged: the loss is {loss} in epoch {epoch}; lower the learning rate, "
+            "or look for numbers in the data that are not finite and for batches without samples"
         )

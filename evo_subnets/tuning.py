@@ -11,11 +11,14 @@ from torch import nn
 
 from evo_subnets.files.checkpoints import Checkpoint
 from evo_subnets.files.parents import load_parent, save_parent
+from evo_subnets.inputs import ask, device_of, moved
 from evo_subnets.options import refuse_idle
 from evo_subnets.runs import Run
 from evo_subnets.schedules import OneCycle, Schedule, StepLinear
-from evo_subnets.streams import derive_seed
-from evo_subnets.task import Data, Task, ask, check_finite, device_of, moved, samples_in
+from evo_subnets.streams import check_seed, derive_seed
+from evo_subnets.task import Data, Task, check_finite, samples_in
+
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,10 @@ class Tuning:
     def make_optimizer(self, module: nn.Module) -> torch.optim.Optimizer:
         """The optimizer of a module's trainable parameters."""
         trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        if not trainable:
+            raise ValueError(
+                f"a {type(module).__name__} has no parameter that is trained (requires_grad)"
+            )
         if self.optimizer == "adam":
             return torch.optim.Adam(trainable, lr=self.schedule(0.0), fused=True)
         return torch.optim.SGD(
@@ -110,14 +117,17 @@ def tune(
     """Trains `module` in place on the task's training data, and leaves it in eval mode.
 
     The order of the samples, their augmentation and dropout depend on `seed` alone (and on what a
-    loader draws from generators of its own). `on_epoch` gets the number of each finished epoch,
-    from 1 on, and its mean loss. A loss that is not finite raises a ValueError at the end of the
-    epoch.
+    loader draws from generators of its own). A batch of one sample, which the last one may be, is
+    left out where the module has batch norms and there are others. `on_epoch` gets the number of
+    each finished epoch, from 1 on, and its mean loss. A loss that is not finite raises a ValueError
+    at the end of the epoch, and weights in float16, which cannot be trained, one at once.
 
     `checkpoint` is a file that is written between epochs: the same call goes on from there, with
     the same bits in the end, and has nothing left to do where the run was over. `on_epoch` then
     gets the epochs of before as well.
     """
+    seed = check_seed(seed)
+    _check_precision(module)
     generator = torch.Generator().manual_seed(derive_seed(seed, "images"))
     data: Data = task.train
     if tuning.bagging < 1:
@@ -127,6 +137,7 @@ def tune(
     steps = data.steps(tuning.batch_size)
     about = {"tuning": repr(tuning), "seed": seed, "steps": steps}
     kept = None if checkpoint is None else Checkpoint(checkpoint, about)
+    normed = any(isinstance(layer, BATCH_NORMS) for layer in module.modules())
     drawing = [generator, *([binding.generator] if binding and binding.generator else [])]
     losses: list[float] = []
     module.train()
@@ -140,13 +151,15 @@ def tune(
             total, samples = torch.zeros((), device=device), 0
             for step, batch in enumerate(data.training(tuning.batch_size, generator)):
                 inputs, targets = moved(batch, device)
+                if normed and steps > 1 and samples_in(targets) == 1:
+                    continue  # one sample has no batch statistics
                 passed = epoch + step / steps
                 tuning.set_rates(optimizer, passed / tuning.epochs)
                 if binding is not None:
                     binding.before_pass(passed, optimizer)
                 with torch.autocast(device.type, torch.bfloat16, enabled=tuning.bf16):
                     outputs = ask(module, inputs)
-                loss = task.loss(outputs, targets)
+                loss = task.loss_of(outputs, targets)
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()  # type: ignore[no-untyped-call]
                 if binding is not None:
@@ -155,6 +168,10 @@ def tune(
                 count = samples_in(targets)
                 total += loss.detach() * count  # no host synchronisation inside an epoch
                 samples += count
+            if not samples:
+                raise ValueError(
+                    "batch norms cannot be trained on one sample at a time: make batches larger"
+                )
             losses.append(total.item() / samples)
             check_finite(losses[-1], epoch + 1)
             if kept:
@@ -167,6 +184,15 @@ def tune(
     if binding is not None:
         binding.before_pass(float(tuning.epochs), optimizer)
     module.eval()
+
+
+def _check_precision(module: nn.Module) -> None:
+    for name, weight in module.named_parameters():
+        if weight.requires_grad and weight.dtype == torch.float16:
+            raise ValueError(
+                f"{name} is float16, in which small gradients become zero: train module.float(), "
+                "whose passes Tuning(bf16=True) makes cheaper, and round the result by .half()"
+            )
 
 
 def tune_once(
@@ -204,5 +230,5 @@ def own_randomness(seed: int, device: torch.device) -> Iterator[None]:
     """Inside, the global generators (of dropout, of initialisation) are seeded; then as before."""
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices):
-        torch.manual_seed(seed)
+        torch.manual_seed(check_seed(seed))
         yield

@@ -17,7 +17,7 @@ from agents.play.observations import collect_observations
 from agents.play.population import play
 from configs import command_line
 from configs.sweep import SweepArgs
-from envs.procgen import TRAIN_LEVELS
+from envs.games import TRAIN_LEVELS
 from evo_subnets import Evolution, files, search_trust_region
 from evo_subnets.engines import keep_freed_memory
 from evo_subnets.evolution import check_strength
@@ -58,8 +58,9 @@ def main(args: SweepArgs) -> None:
             name = f"sigma={sigma:g},density={density:g}"
             region = search_trust_region(actor, observations, search=search, sigmas=(sigma,))
             whole = evolve_together(
-                actor, search, course=course, episodes=args.validation_episodes, device=device,
-                run=run, name=name, workers=args.workers.chosen,
+                actor, search, course=lambda generation: course,
+                episodes=args.validation_episodes, device=device, run=run, name=name,
+                workers=args.workers.chosen,
             )  # fmt: skip
             for size in args.population_sizes:
                 evolution = Evolution(actor, args.search(sigma, density, population_size=size))

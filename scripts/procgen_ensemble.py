@@ -16,18 +16,21 @@ from agents.evaluation import as_table, compare, record_clip, verdict, write_epi
 from agents.parents import impala_actor, load_parent, train_parent
 from agents.play.course import Course
 from agents.play.kept import as_code, evolve_together, find_region, play_all, show_children
+from agents.play.observations import collect_observations
 from configs import command_line
 from configs.procgen import ProcgenArgs
-from envs.procgen import TEST_LEVELS, TRAIN_LEVELS
+from envs.games import TEST_LEVELS, TRAIN_LEVELS
 from evo_subnets import files
 from evo_subnets.engines import keep_freed_memory
 from evo_subnets.evolution import check_strength
 from evo_subnets.rl import EnsemblePolicy
 from evo_subnets.runs import Run
 from evo_subnets.streams import derive_seed
+from evo_subnets.subnetworks import parameters
 
 TEMPERATURES = (0.25, 0.5, 0.71, 1.0, 1.41)
-OUTPUTS = ("parent", "ensemble.safetensors", "episodes.csv", "ensemble.gif")
+OBSERVATIONS = 512
+OUTPUTS = ("parent", "ensemble.safetensors", "lineage.json", "episodes.csv", "chosen.gif")
 
 
 def main(args: ProcgenArgs) -> None:
@@ -65,25 +68,30 @@ def main(args: ProcgenArgs) -> None:
             )  # fmt: skip
 
         # How strong a mutation may be
+        seen = collect_observations(policy(actor), course("observations"), count=OBSERVATIONS)
         if search.sigma is None:
             print(f"trust region: target KL {args.target}, density {args.density}")
-            region = find_region(
-                policy(actor), course("observations"), search=search, target=args.target, run=run
-            )
+            region = find_region(actor, seen, search=search, target=args.target, run=run)
             for trial in region.table:
                 print(f"  sigma {trial.sigma:.5f}: KL {trial.divergence:.5f}")
             search = region.search
 
-        # A population, judged on training levels
+        # Generations of children, each judged on training levels of its own
         evolution = evolve_together(
-            actor, search, course=course("validation"), episodes=args.validation_episodes,
+            actor, search, episodes=args.validation_episodes, inputs=seen,
+            course=lambda number: course(f"validation {number}" if number else "validation"),
+            generations=args.evolution.generations,
+            moving=args.evolution.moving(None if args.sigma else args.target),
             deterministic=args.deterministic, device=device, run=run, workers=args.workers.chosen,
         )  # fmt: skip
         show_children(run, evolution)
-        for child in evolution.children:
-            if child.failed:
-                print(f"  {child.mutation} failed: {child.reason}")
-        ensemble, best = evolution.ensemble, evolution.model(evolution.elites[0])
+        candidates = {
+            name: (policy(model), args.deterministic) for name, model in evolution.models().items()
+        }
+        episodes, name = args.held_out_episodes, "held out"
+        held_out = play_all(candidates, course(name), episodes=episodes, run=run, name=name)
+        chosen = max(held_out, key=lambda name: held_out[name].returns.mean())
+        print(f"chosen on training levels, before the test: {chosen}")
 
         # The parent's best softmax temperature: averaging members changes the entropy as well
         tuned = play_all(
@@ -98,29 +106,28 @@ def main(args: ProcgenArgs) -> None:
             "parent": (policy(actor), args.deterministic),
             "parent, greedy": (policy(actor), True),
             f"parent, temperature {temperature:g}": (policy(actor, temperature), False),
-            "best child": (policy(best), args.deterministic),
-            f"ensemble of {len(evolution.elites)}": (policy(ensemble), args.deterministic),
+            **candidates,
         }
         played = play_all(contestants, course("test"), episodes=args.test_episodes, run=run)
         rows = compare(played, game=args.env, mode=args.mode)
+        row = next(row for row in rows if row.policy == chosen)
         print(
             f"\n{args.env} ({args.mode}), levels never trained on, the same for every row; "
             f"intervals over episodes, of this one parent:\n\n{as_table(rows)}\n\n"
-            f"The ensemble: {verdict(rows[-1])}."
+            f"Chosen: {chosen}, {verdict(row)}."
         )
         run.text("test", as_code(as_table(rows)))
         run.hyper_parameters(
             {**args.asked, "sigma": search.sigma},
-            {"test/ensemble": rows[-1].mean, "test/parent": rows[0].mean},
+            {"test/chosen": row.mean, "test/parent": rows[0].mean},
         )
 
         # What it leaves behind
         if args.video:
-            clip = args.folder / "ensemble.gif"
-            record_clip(
-                policy(ensemble), course("test"), path=clip, deterministic=args.deterministic
-            )
-        ensemble.save(args.folder / "ensemble.safetensors")
+            clip, (player, greedy) = args.folder / "chosen.gif", candidates[chosen]
+            record_clip(player, course("test"), path=clip, deterministic=greedy)
+        evolution.ensemble.save(args.folder / "ensemble.safetensors")
+        evolution.lineage.save(args.folder / "lineage.json", parameters(actor), include=None)
         write_episodes(args.folder / "episodes.csv", played)
         run.finish(
             {
@@ -130,6 +137,8 @@ def main(args: ProcgenArgs) -> None:
                 "temperature": {"chosen": temperature, "validation_returns": returns},
                 "children": [asdict(child) for child in evolution.children],
                 "elites": [asdict(child) for child in evolution.elites],
+                "generations": [asdict(generation) for generation in evolution.history],
+                "chosen": chosen,
                 "test": [asdict(row) for row in rows],
             }
         )

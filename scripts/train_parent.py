@@ -18,7 +18,7 @@ from agents.play.course import Course
 from agents.play.population import play
 from configs import command_line
 from configs.ppo import PRESETS, ParentArgs
-from envs.procgen import TEST_LEVELS, TRAIN_LEVELS, Levels, normalized_return
+from envs.games import TEST_LEVELS, TRAIN_LEVELS, Levels, normalized_return
 from evo_subnets import files
 from evo_subnets.rl import EnsemblePolicy
 from evo_subnets.runs import Run

@@ -46,7 +46,7 @@ MAY_IMPORT = {
     # what is made of it
     "evo_subnets/models": ["evo_subnets/models", "evo_subnets/streams.py"],
     "evo_subnets/data": ["evo_subnets/data", *SERVING[:3], *FLAT],
-    "evo_subnets/structure": ["evo_subnets/structure", *FLAT],
+    "evo_subnets/structure": ["evo_subnets/structure", "evo_subnets/files", *FLAT],
     "evo_subnets/metrics": ["evo_subnets/metrics", "evo_subnets/data", *SERVING[1:3], *FLAT],
     "evo_subnets/rl": ["evo_subnets/rl", *SERVING, *FLAT],
     "evo_subnets/methods": ["evo_subnets/methods", *SERVING, *FLAT, *MADE_OF_IT],

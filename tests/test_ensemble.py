@@ -106,7 +106,7 @@ def test_an_ensemble_is_a_module():
 def test_member_logits_are_what_each_member_says():
     members = [mlp(seed) for seed in range(3)]
     with torch.no_grad():
-        logits = Ensemble(members).member_logits(X)
+        logits = Ensemble(members).member_outputs(X)
         assert same_bits(logits, torch.stack([member(X) for member in members]))
 
 

@@ -13,11 +13,11 @@ from evo_subnets.models import build
 from evo_subnets.pruning import (
     IterativelyPruned,
     Pruned,
-    classifier,
     density_of,
     keep_highest,
     magnitudes,
 )
+from evo_subnets.structure.classifier import classifier
 from evo_subnets.subnetworks import Subnetwork, parameters
 from evo_subnets.tuning import Tuning
 
@@ -113,7 +113,7 @@ def test_random_children_halves_and_parts_share_the_parent_out():
         (Pruning("parts", 1 - 1 / 6, classifier=True), 6),
     ):
         masks = [pruning.masks(module, s) for s in pruning.subnetworks(members, seed=3)]
-        assert set(masks[0]) == (names if pruning.classifier else names - {classifier(module)})
+        assert set(masks[0]) == (names if pruning.classifier else names - set(classifier(module)))
         for name in masks[0]:
             for start in range(0, members, pruning.parts):
                 one_set = [mask[name] for mask in masks[start : start + pruning.parts]]

@@ -13,7 +13,6 @@ from evo_subnets import Ensemble, materialize, parameters, quads, singles
 from evo_subnets.copies import Likeness
 from evo_subnets.prediction import predict_members
 from evo_subnets.recipes import WorkCopy
-from evo_subnets.subnetworks import included
 
 QUADS = quads(8, 0.1, density=0.5, seed=0)
 X = noise(30, 5, seed=50)
@@ -34,10 +33,10 @@ def test_recipes_say_what_resident_members_say(make, combine):
     assert len(kept.members) == len(resident.members) == 9
     with torch.no_grad():
         assert same_bits(kept(X), resident(X))
-        assert same_bits(kept.member_logits(X), resident.member_logits(X))
+        assert same_bits(kept.member_outputs(X), resident.member_outputs(X))
         assert same_bits(kept.members[3](X), resident.members[3](X))
         listed = torch.stack([member(X) for member in list(kept.members)])
-        assert same_bits(listed, resident.member_logits(X))
+        assert same_bits(listed, resident.member_outputs(X))
 
 
 def bytes_of_tensors():
@@ -83,7 +82,7 @@ def test_recipes_are_pickled_copied_moved_and_loaded():
         assert same_bits(other.float()(X), expected)
     with torch.no_grad():
         predicted = predict_members(kept, [(X, torch.zeros(30))])
-        assert same_bits(predicted, resident.member_logits(X))
+        assert same_bits(predicted, resident.member_outputs(X))
 
 
 def test_recipes_go_through_files(tmp_path):
@@ -100,6 +99,21 @@ def test_recipes_go_through_files(tmp_path):
     kept.save(path, parent_weights=False)
     assert path.stat().st_size < 3000
     assert same_bits(Ensemble.load(path, normalised())(X), resident(X))
+
+
+def test_a_parent_that_is_sparse_by_now_has_children_that_are(tmp_path):
+    """As members that are made of it now, and as those that its file has."""
+    kept, path = both(mlp)[1], tmp_path / "e.safetensors"
+    kept(X)
+    sparse = mlp(1)
+    sparse[0].weight.data[:, ::2] = 0
+    kept.load_state_dict({f"parent.{name}": each for name, each in sparse.state_dict().items()})
+    kept.save(path)
+    for other in (
+        Ensemble.from_mutations(sparse, QUADS), Ensemble.load(path, sparse),
+        Ensemble.load(path, mlp(2), restore=True, resident=False),
+    ):  # fmt: skip
+        assert same_bits(kept(X), other(X))
 
 
 def test_what_recipes_cannot_do_is_said():
@@ -142,7 +156,7 @@ def test_resident_members_become_onnx(tmp_path):
 
 def test_one_work_copy_serves_all_children_that_leave_it_as_it_was():
     module = normalised()
-    work = WorkCopy(module, included(parameters(module)))
+    work = WorkCopy(module)
     first = work.child(QUADS[0])
     with torch.random.fork_rng(devices=[]):
         first.train()(X)  # moves the statistics

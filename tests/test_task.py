@@ -10,11 +10,13 @@ from networks import small_classifier as network
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from evo_subnets.inputs import ask
 from evo_subnets.methods import Noisy, Sparse
+from evo_subnets.outputs import Classes
 from evo_subnets.prediction import Validation, predict, reestimate_norms
 from evo_subnets.schedules import Constant
 from evo_subnets.search import Search
-from evo_subnets.task import Stream, Task, accuracy, ask
+from evo_subnets.task import Stream, Task
 from evo_subnets.tuning import Tuning, tune
 
 ADAM = Tuning(2, Constant(0.01), "adam")
@@ -126,7 +128,7 @@ def test_the_loss_and_the_metric_are_arguments():
 
 def test_accuracy_counts_nan_as_no_class():
     outputs = torch.tensor([[float("nan"), 0.0], [1.0, 0.0], [0.0, 1.0]])
-    assert accuracy(outputs, torch.tensor([0, 0, 0])) == pytest.approx(1 / 3)
+    assert Classes().metric(outputs, torch.tensor([0, 0, 0])) == pytest.approx(1 / 3)
 
 
 class Counting:
@@ -169,7 +171,7 @@ def test_a_loader_draws_what_it_draws_for_itself():
         (lambda: tuned(loader(), tuning=Tuning(batch_size=8)), "batch_size has no effect on a"),
         (lambda: tuned(loader(), tuning=Tuning(bagging=0.5)), "only of data in memory"),
         (lambda: Task(loader()).selection, r"give Task\(..., validation=\)"),
-        (lambda: Task([((1, 2), 3)]).example(), "for networks of one tensor"),
+        (lambda: Task([((1, 2), 3)]).example(), "as many rows each, got a int among them"),
     ],
 )
 def test_what_is_no_data_is_refused(make, words):

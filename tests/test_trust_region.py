@@ -17,7 +17,8 @@ from evo_subnets import (
     search_trust_region,
     singles,
 )
-from evo_subnets.trust_region import MAX_TRIALS, find_root
+from evo_subnets.outputs import CLASSES, Binary, Classes, Values
+from evo_subnets.trust_region import MAX_TRIALS, SECANTS, find_root
 
 # enough is drawn here to ask for a compiler, and a machine may have none
 pytestmark = pytest.mark.filterwarnings("ignore:no compiled draws:RuntimeWarning")
@@ -50,39 +51,37 @@ def test_mse_is_that_of_a_plain_reference():
         sum((a - b) ** 2 for a, b in zip(x, y, strict=True))
         for x, y in zip(parent.tolist(), child.tolist(), strict=True)
     ]
-    assert divergence(parent, child, measure="mse") == pytest.approx(sum(rows) / 6, rel=1e-9)
+    assert divergence(parent, child, outputs=Values()) == pytest.approx(sum(rows) / 6, rel=1e-9)
 
 
-@pytest.mark.parametrize("measure", ["kl", "mse"])
-def test_equal_outputs_do_not_diverge(measure):
+@pytest.mark.parametrize("outputs", [Classes(), Values(), Binary()])
+def test_equal_outputs_do_not_diverge(outputs):
     for scale in (0.0, 1.0, 300.0):
         logits = noise(50, 7) * scale
-        assert divergence(logits, logits.clone(), measure=measure) == 0
-        assert divergence(logits.bfloat16(), logits.bfloat16(), measure=measure) == 0
+        assert divergence(logits, logits.clone(), outputs=outputs) == 0
+        assert divergence(logits.bfloat16(), logits.bfloat16(), outputs=outputs) == 0
 
 
-@pytest.mark.parametrize("measure", ["kl", "mse"])
-def test_outputs_that_are_nan_have_a_divergence_that_is_nan(measure):
+@pytest.mark.parametrize("outputs", [Classes(), Values(), Binary()])
+def test_outputs_that_are_nan_have_a_divergence_that_is_nan(outputs):
     logits = noise(5, 3)
     broken = logits.clone()
     broken[2, 1] = math.nan
-    assert math.isnan(divergence(logits, broken, measure=measure))
-    assert math.isnan(divergence(broken, logits, measure=measure))
+    assert math.isnan(divergence(logits, broken, outputs=outputs))
+    assert math.isnan(divergence(broken, logits, outputs=outputs))
 
 
 def test_divergence_of_wrong_arguments_is_refused():
-    with pytest.raises(ValueError, match=r"two \(samples, classes\) tensors, got \(5, 3\)"):
+    with pytest.raises(ValueError, match=r"of the same shape, got \(5, 3\) and \(5, 4\)"):
         divergence(noise(5, 3), noise(5, 4))
-    with pytest.raises(ValueError, match=r"two \(samples, classes\) tensors, got \(5,\)"):
+    with pytest.raises(ValueError, match=r"expected \(batch, classes\) outputs, got \(5,\)"):
         divergence(noise(5), noise(5))
-    with pytest.raises(ValueError, match="measure must be 'kl' or 'mse', got 'js'"):
-        divergence(noise(5, 3), noise(5, 3), measure="js")
 
 
 NETWORKS = {"lenet": (lenet, (1, 28, 28)), "impala": (impala, (3, 16, 16))}
 
 
-def measured(module, inputs, sigma, density, children, seed, measure="kl"):
+def measured(module, inputs, sigma, density, children, seed, kind=CLASSES):
     """The mean divergence of the first children of the quads, one by one."""
     population = quads(-(-children // 4) * 4, sigma, density=density, seed=seed)[:children]
     with torch.no_grad():
@@ -91,7 +90,7 @@ def measured(module, inputs, sigma, density, children, seed, measure="kl"):
         for mutation in population:
             child = materialize(parameters(module), mutation)
             moved = torch.func.functional_call(module, child, (inputs,))
-            total += divergence(outputs, moved, measure=measure)
+            total += divergence(outputs, moved, outputs=kind)
     return total / children
 
 
@@ -102,7 +101,7 @@ def test_root_search_comes_within_a_tenth_in_eight_trials(network, target):
     module, inputs = make().eval(), noise(32, *shape)
     region = search_trust_region(module, inputs, target=target, search=Search(seed=3))
     assert abs(region.divergence - target) <= 0.1 * target
-    assert 1 <= len(region.table) <= MAX_TRIALS == 8
+    assert 1 <= len(region.table) <= SECANTS == 8
     assert region.density == 0.5
     assert (region.sigma, region.divergence) in [(t.sigma, t.divergence) for t in region.table]
     again = measured(module, inputs, region.sigma, 0.5, 4, 3)
@@ -118,11 +117,11 @@ def test_root_search_of_mse_and_of_any_number_of_children():
             target=0.05,
             densities=(0.3,),
             children=children,
-            measure="mse",
+            outputs=Values(),
             batch_size=16,
         )
         assert abs(region.divergence - 0.05) <= 0.005
-        again = measured(module, inputs, region.sigma, 0.3, children, 0, "mse")
+        again = measured(module, inputs, region.sigma, 0.3, children, 0, Values())
         assert again == pytest.approx(region.divergence, rel=1e-4)
 
 
@@ -200,12 +199,14 @@ def test_a_density_that_cannot_reach_the_target_gives_way_to_the_next():
             return x
 
     trials = []
-    region = search_trust_region(
-        Dead(), noise(8, 3), target=0.02, densities=(0.4, 0.8), on_trial=trials.append
-    )
+    with pytest.raises(
+        ValueError, match=r"density 0.4: no sigma reaches .*; density 0.8: no sigma"
+    ):
+        search_trust_region(
+            Dead(), noise(8, 3), target=0.02, densities=(0.4, 0.8), on_trial=trials.append
+        )
     assert {trial.density for trial in trials} == {0.4, 0.8}
     assert len(trials) <= 2 * MAX_TRIALS
-    assert region.divergence == 0
 
 
 def test_the_module_is_left_alone():
@@ -248,12 +249,17 @@ def test_parents_of_any_scale_are_searched():
         {"children": 17},
         {"densities": ()},
         {"sigmas": ()},
-        {"inputs": torch.zeros(0, 5)},
     ],
 )
 def test_bad_arguments_are_refused(wrong):
     with pytest.raises(ValueError, match="a trust region needs target > 0"):
         search_trust_region(mlp(), **{"inputs": noise(40, 5), **wrong})
+
+
+@pytest.mark.parametrize("inputs", [torch.zeros(0, 5), [], {"x": torch.zeros(0, 5)}, ()])
+def test_no_inputs_are_refused(inputs):
+    with pytest.raises(ValueError, match=r"at least one sample is needed|have as many rows each"):
+        search_trust_region(mlp(), inputs)
 
 
 @pytest.mark.parametrize("density", [0.0, 1.5])
@@ -286,14 +292,50 @@ def test_find_root_of_synthetic_curves(curve, target, start):
 
     sigma = find_root(measure, target, sigma=start)
     assert abs(CURVES[curve](sigma) - target) <= 0.1 * target
-    assert len(tried) <= MAX_TRIALS
+    assert len(tried) <= SECANTS
     assert tried[-1] == sigma
     assert all(0 < s < math.inf for s in tried)
 
 
-@pytest.mark.parametrize("value", [0.0, 1e-9, 5.0, math.nan, math.inf])
-def test_find_root_ends_where_there_is_no_root(value):
+NO_ROOTS = {
+    "nothing": (lambda sigma: 0.0, "no sigma reaches a divergence of 0.02, the largest is 0 "),
+    "too little": (
+        lambda sigma: 1e-9,
+        "no sigma reaches a divergence of 0.02, the largest is 1e-09",
+    ),
+    "too much": (lambda sigma: 5.0, r"even sigma \S+ gives a divergence of 5, above 0.02"),
+    "NaN": (lambda sigma: math.nan, "no sigma gave a finite divergence"),
+    "infinite": (lambda sigma: math.inf, "no sigma gave a finite divergence"),
+    "a jump": (
+        lambda sigma: 5.0 if sigma > 0.3 else 1e-3,
+        r"it is 0.001 at sigma \S+ and 5 at 0.3",
+    ),
+    "a plateau": (lambda sigma: min(sigma, 0.01), "no sigma reaches .* the largest is 0.01"),
+}
+
+
+@pytest.mark.parametrize("curve", NO_ROOTS)
+def test_find_root_says_why_there_is_no_root(curve):
     tried = []
-    sigma = find_root(lambda sigma: (tried.append(sigma), value)[1], 0.02, sigma=0.1)
-    assert len(tried) == MAX_TRIALS
-    assert all(0 < s < math.inf for s in [*tried, sigma])
+    measured, why = NO_ROOTS[curve]
+    with pytest.raises(ValueError, match=why):
+        find_root(lambda sigma: (tried.append(sigma), measured(sigma))[1], 0.02, sigma=0.1)
+    assert len(tried) <= MAX_TRIALS
+    assert all(0 < s < math.inf for s in tried)
+
+
+HARD = {
+    "very steep": lambda sigma: 1e30 * sigma**40,
+    "up, down and up": lambda sigma: sigma**2 * (1 + 0.8 * math.sin(9 * sigma)) + sigma**8,
+    "NaN in the middle": lambda sigma: math.nan if 0.05 < sigma < 0.07 else sigma**2,
+    "a cliff with a foothold": lambda sigma: (
+        1e-6 + 1 / (1 + math.exp(min(-1500 * (sigma - 0.37), 600)))
+    ),
+}
+
+
+@pytest.mark.parametrize("start", [1e-3, 0.1, 20.0])
+@pytest.mark.parametrize("curve", HARD)
+def test_find_root_bisects_where_secants_fail(curve, start):
+    sigma = find_root(HARD[curve], 0.02, sigma=start)
+    assert abs(HARD[curve](sigma) - 0.02) <= 0.002

@@ -97,7 +97,7 @@ class FastPPO(PPO):
         return True
 
     def _log(self, settings: LossSettings, epochs: Sequence[Sequence[Tensor]]) -> None:
-        each = [torch.stack(list(epoch)).double().cpu() for epoch in epochs]
+        each = [torch.stack(list(epoch)).cpu().double() for epoch in epochs]
         mean = dict(zip(STATISTICS, torch.cat(each).mean(0).tolist(), strict=True))
         last = dict(zip(STATISTICS, each[-1][-1].tolist(), strict=True))
         record, buffer = self.logger.record, self.rollout_buffer

@@ -10,8 +10,11 @@ import torch
 from torch import Tensor
 
 from agents.play.course import Episodes, Group
-from envs.procgen import Frames, ProcgenSimulator
+from envs.procgen import ProcgenSimulator
+from envs.states import Frames
 from evo_subnets.rl import EnsemblePolicy
+from evo_subnets.rl.policy import check_chosen
+from evo_subnets.streams import double_device
 
 NO_OPERATION = 4
 """The Procgen action that presses no key."""
@@ -49,10 +52,21 @@ class Block:
     def choose(self, observations: Tensor, uniforms: Tensor | None) -> Tensor:
         """Actions for observations of active environments; `failure` says where there are none."""
         try:
-            return self.policy.choose(observations, uniforms)
+            actions = self.policy.choose(observations, uniforms)
+            if actions.is_floating_point():
+                raise ValueError("Procgen's actions are numbered, this policy gives real values")
+            return actions
         except Exception as error:  # of this policy: its neighbours play on
             self.failure = error
             return torch.full((len(observations),), NO_OPERATION, device=self.policy.device)
+
+    def check(self, actions: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """The chosen actions; where the policy had none, `failure` says so and it does nothing."""
+        try:
+            return check_chosen(actions)
+        except ValueError as error:
+            self.failure = error
+            return np.full_like(actions, NO_OPERATION)
 
     def uniforms(self) -> npt.NDArray[np.float64] | None:
         """A number for each environment, active or not; None where the policy acts greedily."""
@@ -111,13 +125,17 @@ def _chosen(
     drawn = [(block.uniforms(), active) for _, block, active in acting]
     numbers = [every[active] for every, active in drawn if every is not None]
     uniforms = (
-        torch.split(_sent(np.concatenate(numbers), device), counts) if numbers else repeat(None)
+        torch.split(_sent(np.concatenate(numbers), double_device(device)), counts)
+        if numbers
+        else repeat(None)
     )
     chosen = [
         block.choose(part, drawn_here)
         for (_, block, _), part, drawn_here in zip(acting, observations, uniforms, strict=False)
     ]
-    return torch.cat(chosen).cpu().numpy()
+    actions = np.split(torch.cat(chosen).cpu().numpy(), np.cumsum(counts)[:-1])
+    checked = [block.check(part) for (_, block, _), part in zip(acting, actions, strict=True)]
+    return np.concatenate(checked)
 
 
 def _sent(array: npt.NDArray[Any], device: torch.device) -> Tensor:

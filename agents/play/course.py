@@ -5,8 +5,10 @@ from dataclasses import KW_ONLY, dataclass
 import numpy as np
 import numpy.typing as npt
 
-from envs.procgen import Levels, Mode, ProcgenSimulator, SlotState, check_game
-from evo_subnets.streams import derive_seed
+from envs.games import Levels, Mode, check_game, check_mode, whole
+from envs.procgen import ProcgenSimulator
+from envs.states import SlotState
+from evo_subnets.streams import check_seed, derive_seed
 
 GROUP = 32
 """Environments whose observations a policy sees together, at most: whatever else is played at the
@@ -39,11 +41,12 @@ class Course:
 
     def __post_init__(self) -> None:
         check_game(self.game)
-        if self.num_envs < 1 or self.frame_stack < 1:
-            raise ValueError(
-                "num_envs and frame_stack must be at least 1, got "
-                f"{self.num_envs} and {self.frame_stack}"
-            )
+        check_mode(self.mode)
+        if not isinstance(self.levels, Levels):
+            raise ValueError(f"levels must be Levels(start, count), got {self.levels!r}")
+        object.__setattr__(self, "seed", check_seed(self.seed))
+        for name, low in (("frame_stack", 1), ("num_envs", 1)):
+            object.__setattr__(self, name, whole(name, getattr(self, name), low=low))
 
     def simulators(self, episodes: int) -> list[ProcgenSimulator]:
         """The groups of environments for so many episodes, on their first levels."""
@@ -70,8 +73,7 @@ class Course:
         Every environment plays a fixed quota: counting the first episodes to finish would favour
         short ones.
         """
-        if episodes < 1:
-            raise ValueError(f"episodes must be at least 1, got {episodes}")
+        episodes = whole("episodes", episodes, low=1)
         simulators = self.simulators(episodes)
         slots = sum(simulator.num_envs for simulator in simulators)
         quota = episodes // slots + (np.arange(slots) < episodes % slots)

@@ -1,16 +1,18 @@
 """Play that a run keeps: what was played before it was stopped is not played again."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from textwrap import indent
 
 import torch
+from torch import Tensor, nn
 
 from agents.play.course import Course, Episodes
-from agents.play.observations import collect_observations
 from agents.play.population import evaluate_population, play
 from evo_subnets.evolution import Child, Evolution, keep_child, kept_children, show_fitness
+from evo_subnets.generations import Evolved, Moving, move
+from evo_subnets.mutation import Mutation
 from evo_subnets.rl import Actor, EnsemblePolicy
 from evo_subnets.runs import Run
 from evo_subnets.runs.report import table
@@ -22,19 +24,12 @@ HERE = Here()
 
 
 def find_region(
-    policy: EnsemblePolicy,
-    course: Course,
-    *,
-    search: Search,
-    target: float,
-    run: Run,
-    observations: int = 512,
+    parent: Actor, seen: Tensor, *, search: Search, target: float, run: Run
 ) -> TrustRegion:
-    """What `search_trust_region` finds on observations of the policy's own play."""
+    """What `search_trust_region` finds on observations, which a run need not find twice."""
 
     def measured() -> list[list[float]]:
-        seen = collect_observations(policy, course, count=observations)
-        found = search_trust_region(policy.model, seen, search=search, target=target)
+        found = search_trust_region(parent, seen, search=search, target=target)
         trials = [(found.sigma, found.density, found.divergence)]
         trials += [(trial.sigma, trial.density, trial.divergence) for trial in found.table]
         return [list(trial) for trial in trials]
@@ -50,43 +45,58 @@ def evolve_together(
     parent: Actor,
     search: Search,
     *,
-    course: Course,
+    course: Callable[[int], Course],
     episodes: int,
+    generations: int = 1,
+    moving: Moving | None = None,
+    inputs: Tensor | None = None,
     deterministic: bool = False,
     device: torch.device | str = "cpu",
     run: Run,
     name: str = "children",
     workers: Workers = HERE,
-) -> Evolution:
+) -> Evolved:
     """What `evo_subnets.evolve` returns with the mean return of `play` as the fitness.
 
-    `name`: of the population, where a run has several. See `evaluate_population`.
+    `course`: of each generation, from 0 on. `name`: of the population, where a run has several. See
+    `evaluate_population`.
     """
-    evolution = Evolution(parent, search)
-    with run.bar(name, search.population_size) as advance:
 
-        def on_child(child: Child) -> None:
-            keep_child(run, child, name=name)
-            advance(1, f"return {child.fitness:.2f}")
+    def judge(
+        parent: nn.Module, mutations: Sequence[Mutation], *, generation: int, name: str
+    ) -> list[Child]:
+        assert isinstance(parent, Actor)
+        with run.bar(name, len(mutations)) as advance:
 
-        children = evaluate_population(
-            parent,
-            evolution.ask(),
-            course=course,
-            episodes=episodes,
-            deterministic=deterministic,
-            device=device,
-            on_child=on_child,
-            done=kept_children(run, name=name),
-            workers=workers,
-        )
-    evolution.tell(children)
-    return evolution
+            def on_child(child: Child) -> None:
+                keep_child(run, child, name=name)
+                advance(1, f"return {child.fitness:.2f}")
+
+            return evaluate_population(
+                parent,
+                mutations,
+                course=course(generation),
+                episodes=episodes,
+                deterministic=deterministic,
+                device=device,
+                on_child=on_child,
+                done=kept_children(run, name=name),
+                workers=workers,
+            )
+
+    return move(
+        parent, judge, search=search, generations=generations, moving=moving, inputs=inputs,
+        run=run, name=name,
+    )  # fmt: skip
 
 
 def show_children(run: Run, evolution: Evolution) -> None:
-    """The children in TensorBoard: a distribution, and a table, for they follow no time."""
+    """The children in TensorBoard: a distribution, and a table, for they follow no time; those
+    that failed are printed."""
     show_fitness(run, evolution.children)
+    for child in evolution.children:
+        if child.failed:
+            print(f"  {child.mutation} failed: {child.reason}")
     ranked = sorted(evolution.children, key=lambda child: (child.failed, -child.fitness))
     rows = [[str(child.mutation), child.reason or f"{child.fitness:.2f}"] for child in ranked]
     run.text("children/recipes", as_code(table(["mutation", "return"], rows)))

@@ -129,10 +129,11 @@ def evaluate_population(
     check_strength(parent, mutations)
     if not isinstance(workers, Here):
 
-        def fitness(model: nn.Module) -> float:
+        def fitness(model: nn.Module) -> list[float]:
             agent = EnsemblePolicy(model, space, device=device)
             played = play(agent, course, episodes=episodes, deterministic=deterministic)
-            return float(played.returns.mean())
+            returns: list[float] = played.returns.tolist()
+            return returns
 
         return evaluate(
             parent, mutations, fitness=fitness, on_child=on_child, done=done, workers=workers
@@ -160,8 +161,7 @@ def evaluate_population(
 def _child(mutation: Mutation, outcome: Episodes | Exception) -> Child:
     if isinstance(outcome, Exception):
         return Child(mutation, math.nan, f"{type(outcome).__name__}: {outcome}")
-    fitness = float(outcome.returns.mean())
-    return Child(mutation, fitness, "fitness is NaN" if math.isnan(fitness) else None)
+    return Child.judged(mutation, outcome.returns.tolist())
 
 
 class _Match:

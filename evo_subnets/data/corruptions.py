@@ -114,7 +114,7 @@ def corrupt(images: Tensor, name: str, *, severity: int, seed: int = 0) -> Tenso
             "images to corrupt must be uint8 (n, 1 or 3, side, side) on the CPU, side >= 8, got "
             f"{images.dtype} {tuple(images.shape)} on {images.device}"
         )
-    check_seed(seed)
+    seed = check_seed(seed)
     level = SEVERITIES.index(severity)
     function, constants = _TABLE[name]
     result = torch.empty(images.shape, dtype=torch.uint8)

@@ -92,13 +92,16 @@ def load(
     of digits (mnist, svhn, digits) are never flipped; MNIST and Fashion-MNIST are padded with zeros
     and digits enlarged, to 32x32.
 
-    `imagefolder:PATH` is PATH/train/CLASS/*.png and PATH/test/CLASS/*.png (or jpg, jpeg, bmp,
-    webp), or PATH/CLASS/*.png, of which a fifth is the test set, the same for every seed. Pictures
-    become RGB. `image_size` resizes their shorter side and crops the centre; without it all must
-    have one size. Raises ValueError for wrong arguments and damaged files, OSError for a failed
-    download.
+    `imagefolder:PATH` is PATH/train/CLASS and PATH/test/CLASS, or PATH/CLASS alone, of which a
+    fifth is the test set, the same for every seed. Pictures lie in a class's folder and below it,
+    and are read as torchvision's `ImageFolder` does: in its order, as RGB without transparency, the
+    first of a file with several, as they are stored where EXIF says that they are turned, with a
+    warning. A picture that is left out is named in a warning too, except in hidden folders.
+    `image_size` resizes their shorter side and crops the centre; without it all must have one size.
+    Raises ValueError for wrong arguments, damaged files, broken links and pictures of more than 8
+    bits, OSError for a failed download.
     """
-    check_seed(seed)
+    seed = check_seed(seed)
     if validation not in ("train", "test"):
         raise ValueError(f"validation must come from 'train' or 'test', got {validation!r}")
     if not 0 < validation_fraction < 1:

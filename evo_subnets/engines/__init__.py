@@ -54,17 +54,31 @@ def ask_members(members: nn.ModuleList, inputs: Sequence[Tensor]) -> Tensor | No
     return found
 
 
+def plainly(member: nn.Module, inputs: Any) -> Tensor:
+    """What a member that takes and gives one tensor says."""
+    outputs: Tensor = member(inputs)
+    return outputs
+
+
 def ask_batches(
-    members: Sequence[nn.Module], batches: Iterable[Tensor], *, promised: bool
+    members: Sequence[nn.Module],
+    batches: Iterable[Tensor],
+    *,
+    answer: Callable[[nn.Module, Any], Tensor] = plainly,
+    promised: bool,
 ) -> list[Tensor] | None:
     """(members, batch, ...) of each batch, without gradients, a thread to a batch.
+
+    `answer`: asks a member for the outputs of a batch.
 
     `promised`: what the caller promises for `ask_members`, but for the rows, as batches stay whole.
     Of networks of torch's own layers and of `evo_subnets.models` alone it is known that they draw
     and keep nothing. Where None comes back, no batch was taken.
     """
     engine = _engine("side_by_side")
-    found: list[Tensor] | None = engine and engine.ask_batches(members, batches, promised=promised)
+    found: list[Tensor] | None = engine and engine.ask_batches(
+        members, batches, answer=answer, promised=promised
+    )
     return found
 
 

@@ -13,11 +13,13 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
-FAST = [f"-I{Path(__file__).parent}", "-O3", "-march=native", "-fno-math-errno",
-        "-fno-trapping-math"]  # fmt: skip
+FAST = [f"-I{Path(__file__).parent}", "-O3", "-fno-math-errno", "-fno-trapping-math"]
 """Flags for what need not have torch's bits, and may include the C files here."""
-EXACT = ["-O3", "-march=native", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
+EXACT = ["-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
 """Flags for what must have them: every operation is rounded by itself."""
+NATIVE = {"x86_64": "-march=native", "amd64": "-march=native",
+          "arm64": "-mcpu=native", "aarch64": "-mcpu=native"}  # fmt: skip
+"""How a machine's compilers are told to use all that the processor has. Not all of them know it."""
 
 
 @cache
@@ -50,7 +52,7 @@ def library(sources: Sequence[Path], flags: Sequence[str], *, without: str) -> c
 def library_path(sources: Sequence[Path], flags: Sequence[str]) -> Path:
     """Where the library of these sources, this compiler and this processor is kept."""
     known = hashlib.sha256(b"".join(source.read_bytes() for source in sources))
-    for part in (*flags, _compiler(), platform.platform(), _processor()):
+    for part in (*flags, *_native(), _compiler(), platform.platform(), _processor()):
         known.update(part.encode() + b"\0")
     return cache_folder() / f"{sources[0].stem}-{known.hexdigest()[:16]}.so"
 
@@ -62,7 +64,19 @@ def cache_folder() -> Path:
 
 
 def build(sources: Sequence[Path], flags: Sequence[str], *, path: Path) -> None:
-    """Compiles, about a second long, and puts the library where it is kept."""
+    """Compiles, about a second long, and puts the library where it is kept.
+
+    For this very processor, and where the compiler cannot, for all of its kind.
+    """
+    try:
+        _compile([*flags, *_native()], sources, path)
+    except subprocess.CalledProcessError:
+        if not _native():
+            raise
+        _compile(flags, sources, path)
+
+
+def _compile(flags: Sequence[str], sources: Sequence[Path], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:  # renamed whole: others may race
         built = Path(folder) / path.name
@@ -80,6 +94,11 @@ def keep(path: Path, content: bytes) -> None:
         written = Path(folder) / path.name
         written.write_bytes(content)
         written.replace(path)
+
+
+def _native() -> list[str]:
+    flag = NATIVE.get(platform.machine().lower())
+    return [flag] if flag else []
 
 
 def _compiler() -> str:

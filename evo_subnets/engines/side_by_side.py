@@ -6,15 +6,16 @@ in the channels-last layout, which is made once for all members.
 """
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
 from queue import SimpleQueue
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
-from evo_subnets.engines import has_convolutions, watched
+from evo_subnets.engines import has_convolutions, plainly, watched
 from evo_subnets.engines.rows import keeps_and_draws_nothing, may_be_asked, seen_to_change
 from evo_subnets.engines.threads import share_out
 from evo_subnets.engines.twins import twin, with_fast_convolutions
@@ -113,7 +114,11 @@ def _members(members: nn.ModuleList, inputs: Inputs) -> Tensor:
 
 @torch.no_grad()
 def ask_batches(
-    members: Sequence[nn.Module], batches: Iterable[Tensor], *, promised: bool
+    members: Sequence[nn.Module],
+    batches: Iterable[Tensor],
+    *,
+    answer: Callable[[nn.Module, Any], Tensor] = plainly,
+    promised: bool,
 ) -> list[Tensor] | None:
     """(members, batch, ...) of each batch; None where members are to be asked in turn.
 
@@ -140,21 +145,21 @@ def ask_batches(
         first, batches = _first(batches)
         one = (first[:1],)
         if not all(may_be_asked(member, one, rows=1, may_keep=True) for member in members):
-            return [torch.stack([member(some) for member in members]) for some in batches]
+            return [torch.stack([answer(member, some) for member in members]) for some in batches]
     outputs: dict[int, Tensor] = {}
 
     @torch.no_grad()
-    def answer(numbered: tuple[int, Tensor]) -> None:
+    def work(numbered: tuple[int, Tensor]) -> None:
         number, inputs = numbered
         free = twins.get()
-        outputs[number] = torch.stack([member(inputs) for member in free])
+        outputs[number] = torch.stack([answer(member, inputs) for member in free])
         twins.put(free)
 
     if threads == 1:
         for numbered in enumerate(batches):
-            answer(numbered)
+            work(numbered)
     else:
-        share_out(answer, enumerate(batches), threads=threads)
+        share_out(work, enumerate(batches), threads=threads)
     return [outputs[number] for number in sorted(outputs)]
 
 

@@ -100,7 +100,7 @@ class Checkpoint:
         """Writes the state after an epoch; after the last one the weights alone."""
         if not last and time.monotonic() - self.written < SECONDS:
             return
-        tensors = {f"module.{name}": value for name, value in module.state_dict().items()}
+        tensors = {f"module.{name}": value for name, value in files.state_of(module).items()}
         if not last:
             states = optimizer_tensors(optimizer).items()
             tensors |= {f"optimizer.{name}": value for name, value in states}

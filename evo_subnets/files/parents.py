@@ -13,7 +13,7 @@ KIND = "evo_subnets.parent"
 
 def save_parent(path: str | Path, network: nn.Module, *, about: Mapping[str, Any]) -> None:
     """Writes weights and buffers, and JSON that says what they are."""
-    files.save_tensors(path, network.state_dict(), kind=KIND, description=about)
+    files.save_tensors(path, files.state_of(network), kind=KIND, description=about)
 
 
 def load_parent(

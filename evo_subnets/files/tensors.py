@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from evo_subnets.files import writing
+from evo_subnets.files.names import plain_names
 from evo_subnets.files.packing import pack, unpack
 from evo_subnets.files.writing import StorageError, write_atomically
 
@@ -111,9 +112,12 @@ def load_state(
 ) -> None:
     """Gives `module` the weights and buffers of a file, which must be its own, name by name.
 
-    `assign` puts the tensors themselves into the module, which may be on the meta device.
+    Names are those of what torch.compile or DataParallel is wrapped around. `assign` puts the
+    tensors themselves into the module, which may be on the meta device.
     """
-    state = module.state_dict(keep_vars=True)
+    own = list(module.state_dict())
+    names = dict(zip(plain_names(module, own), own, strict=True))
+    state = dict(zip(names, module.state_dict(keep_vars=True).values(), strict=True))
     expected, found = map(_kinds, (_as_tensors(state), tensors))
     different = sorted(
         name for name in {*expected, *found} if expected.get(name) != found.get(name)
@@ -129,7 +133,7 @@ def load_state(
             f"{path} holds weights of another architecture than this module's: they differ in "
             f"{', '.join(different[:3])}{' and more' if len(different) > 3 else ''}"
         )
-    tied = {name: first for name, first in _tied(module).items() if name in tensors}
+    tied = {name: first for name, first in _tied(state).items() if name in tensors}
     for name, first in tied.items():
         if len({fingerprint({"": tensors[one]}) for one in (name, first)}) > 1:
             raise StorageError(
@@ -141,12 +145,14 @@ def load_state(
         given[name.removesuffix(JSON) if text else name] = (
             json.loads(tensor.numpy().tobytes()) if text else tensor
         )
+    full = module.state_dict()  # with the versions of the layers
+    full.update({names[name]: value for name, value in given.items()})
     try:
-        module.load_state_dict(given, assign=assign)
+        module.load_state_dict(full, assign=assign)
     except RuntimeError as error:  # elements that share memory, perhaps
         raise StorageError(f"{path}: {' '.join(str(error).split())[:300]}") from None
     if assign:
-        _tie(module, tied)
+        _tie(module, {names[name]: names[first] for name, first in tied.items()})
 
 
 def _kinds(tensors: Mapping[str, Tensor]) -> dict[str, tuple[Any, Any]]:
@@ -179,11 +185,10 @@ def _as_tensors(state: Mapping[str, Any]) -> dict[str, Tensor]:
     return found
 
 
-def _tied(module: nn.Module) -> dict[str, str]:
+def _tied(state: Mapping[str, Any]) -> dict[str, str]:
     """The further names of parameters and buffers that have several, to their first ones."""
     first: dict[int, str] = {}
-    state = module.state_dict(keep_vars=True).items()
-    names = {name: id(value) for name, value in state if isinstance(value, Tensor)}
+    names = {name: id(value) for name, value in state.items() if isinstance(value, Tensor)}
     return {name: first[of] for name, of in names.items() if first.setdefault(of, name) != name}
 
 

@@ -43,7 +43,7 @@ class Independent:
     """Of initial weights, the order of the samples, dropout."""
 
     def __post_init__(self) -> None:
-        check_seed(self.seed)
+        object.__setattr__(self, "seed", check_seed(self.seed))
         if self.ensemble_size < 1:
             raise ValueError(f"ensemble_size must be at least 1, got {self.ensemble_size}")
 
@@ -72,7 +72,7 @@ class Bagging:
     """Of initial weights, the samples and their order, dropout."""
 
     def __post_init__(self) -> None:
-        check_seed(self.seed)
+        object.__setattr__(self, "seed", check_seed(self.seed))
         if self.ensemble_size < 1:
             raise ValueError(f"ensemble_size must be at least 1, got {self.ensemble_size}")
         if self.tuning.bagging != 1:
@@ -111,4 +111,5 @@ def _trained(
     networks = train_members(train, tunings, what=what, run=run, workers=workers)
     epochs = method.ensemble_size * tuning.epochs * tuning.bagging
     kept = sum(map(count_parameters, networks))
-    return Result(Ensemble(networks), epochs, epochs, float(len(networks)), kept)
+    ensemble = Ensemble(networks, outputs=task.outputs)
+    return Result(ensemble, epochs, epochs, float(len(networks)), kept)

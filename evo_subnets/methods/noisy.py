@@ -9,15 +9,18 @@ from torch import Tensor, nn
 
 from evo_subnets.copies import copied
 from evo_subnets.ensemble import Ensemble
-from evo_subnets.evolution import evolve, show_fitness
+from evo_subnets.evolution import show_fitness
+from evo_subnets.generations import evolve
+from evo_subnets.inputs import Inputs
 from evo_subnets.methods.result import HERE, NOTHING_KEPT, Result, begin
 from evo_subnets.metrics import count_parameters
 from evo_subnets.options import refuse_idle
-from evo_subnets.prediction import Validation, inputs_for, predict, reestimate_norms
+from evo_subnets.outputs import Classes
+from evo_subnets.prediction import Validation, batches_for, predict, reestimate_norms
 from evo_subnets.racing import DEFAULT, Rules, Score, race
 from evo_subnets.runs import Run
 from evo_subnets.search import Search
-from evo_subnets.task import Data, Task, accuracy
+from evo_subnets.task import Data, Task, samples_in
 from evo_subnets.trust_region import search_trust_region
 from evo_subnets.workers import Here, Workers
 
@@ -37,7 +40,8 @@ class Noisy:
     search: Search = Search()
     """The population. Without a sigma it comes from the trust region."""
     target_kl: float | None = None
-    """KL divergence of the children that the trust region aims at, in nats; None: 0.02."""
+    """Divergence of the children that the trust region aims at, of classes a KL in nats, else what
+    the task's kind of outputs says; None: 0.02."""
     reestimate_norms: bool = False
     """Re-estimate the BatchNorm statistics of every child on the training data. Without, they are
     the parent's, as in the paper."""
@@ -88,15 +92,19 @@ class Noisy:
     def _region(self, parent: nn.Module, task: Task) -> dict[str, float]:
         inputs = first_inputs(parent, task.selection)
         target = TARGET_KL if self.target_kl is None else self.target_kl
-        region = search_trust_region(parent, inputs, search=self.search, target=target)
+        region = search_trust_region(
+            parent, inputs, search=self.search, target=target, outputs=task.outputs
+        )
         return {"sigma": region.sigma, "divergence": region.divergence}
 
     def _evolved(
         self, parent: nn.Module, task: Task, search: Search, run: Run, workers: Workers
     ) -> Result:
         norms = task.train if self.reestimate_norms else None
-        fitness = Validation(task.selection, task.metric, norms)
-        found = evolve(parent, fitness, search=search, run=run, workers=workers)
+        fitness = Validation(task.selection, task.metric, norms, task.outputs)
+        found = evolve(
+            parent, fitness, search=search, outputs=task.outputs, run=run, workers=workers
+        )
         result = replace(
             _result(parent, found.ensemble, search),
             children=tuple(found.children),
@@ -109,7 +117,7 @@ class Noisy:
         again = copied(parent)
         for network in (*members, again):
             reestimate_norms(network, norms)
-        return replace(result, ensemble=Ensemble(members), reference=again)
+        return replace(result, ensemble=Ensemble(members, outputs=task.outputs), reference=again)
 
     def _raced(
         self, parent: nn.Module, task: Task, search: Search, run: Run, workers: Workers
@@ -117,8 +125,11 @@ class Noisy:
         data: Any = task.selection
         if not hasattr(data, "labels"):
             raise ValueError("a race chooses among samples in memory (data.Images): leave it out")
-        if task.metric is not accuracy:
-            raise ValueError("a race scores samples by being right: leave out racing or metric")
+        if task.metric is not None or task.outputs != Classes():
+            raise ValueError(
+                "a race scores samples of classes by being right: leave out racing or metric, and "
+                "outputs"
+            )
         with run.bar("children", search.population_size) as advance:
             found = race(
                 parent,
@@ -149,14 +160,19 @@ def _result(parent: nn.Module, ensemble: Ensemble, search: Search) -> Result:
     return Result(ensemble, 0.0, 0.0, float(count), kept, search=search)
 
 
-def first_inputs(module: nn.Module, data: Data) -> Tensor:
-    """The inputs of the first `INPUTS` samples."""
-    found: list[Tensor] = []
-    for inputs in inputs_for(module, data):
+def first_inputs(module: nn.Module, data: Data) -> Inputs:
+    """The inputs of the first `INPUTS` samples, in batches where their shapes differ."""
+    found: list[Inputs] = []
+    samples = 0
+    for inputs, targets in batches_for(module, data):
         found.append(inputs)
-        if sum(map(len, found)) >= INPUTS:
+        samples += samples_in(targets)
+        if samples >= INPUTS:
             break
-    return torch.cat(found)[:INPUTS]
+    shapes = {each.shape[1:] if isinstance(each, Tensor) else None for each in found}
+    if len(shapes) == 1 and None not in shapes:
+        return torch.cat(found)[:INPUTS]
+    return found
 
 
 def halves_by_doubt(parent: nn.Module, data: Any) -> Tensor:

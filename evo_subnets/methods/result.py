@@ -109,7 +109,7 @@ def begin(run: Run, method: Any, *, start: Any) -> None:
     """Tells the run what is asked: it refuses a folder in which something else was."""
     asked = described(method)
     if isinstance(start, nn.Module):
-        asked["parent"] = files.fingerprint(start.state_dict())
+        asked["parent"] = files.fingerprint(files.state_of(start))
     run.ask(type(method).__name__.lower(), asked)
 
 

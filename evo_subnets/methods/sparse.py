@@ -2,14 +2,16 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from math import nan
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from evo_subnets.copies import copied
 from evo_subnets.ensemble import Ensemble
+from evo_subnets.inputs import Inputs
 from evo_subnets.methods.result import HERE, NOTHING_KEPT, Result, begin, train_members
 from evo_subnets.metrics import count_parameters, inference_flops
 from evo_subnets.options import refuse_idle
@@ -17,7 +19,6 @@ from evo_subnets.pruning import (
     Masks,
     Pruned,
     Scope,
-    classifier,
     density_of,
     keep_highest,
     magnitudes,
@@ -25,8 +26,15 @@ from evo_subnets.pruning import (
 from evo_subnets.runs import Run
 from evo_subnets.schedules import Constant
 from evo_subnets.streams import check_seed, derive_seed, uniform
-from evo_subnets.structure.neurons import find_neurons, kept_neurons, neuron_masks, neuron_norms
-from evo_subnets.subnetworks import Params, Subnetwork, included, parameters, parts
+from evo_subnets.structure.classifier import classifier
+from evo_subnets.structure.neurons import (
+    Neurons,
+    find_neurons,
+    kept_neurons,
+    neuron_masks,
+    neuron_norms,
+)
+from evo_subnets.subnetworks import Parameters, Params, Subnetwork, included, parameters, parts
 from evo_subnets.task import Task
 from evo_subnets.tuning import Tuning, tune
 from evo_subnets.workers import Workers
@@ -48,7 +56,8 @@ class Pruning:
     scope: Scope = "layer"
     """Whether the sparsity holds in each layer or in the network as a whole."""
     classifier: bool = False
-    """Whether the last layer is pruned as well. Its neurons, the classes, never are."""
+    """Whether the layer that makes the output is pruned as well. Its neurons, the classes, never
+    are. A weight that it shares with others, as a tied embedding, is the classifier's."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.sparsity < 1:
@@ -96,33 +105,59 @@ class Pruning:
         ]
         return [subnetwork for one_set in sets for subnetwork in one_set]
 
-    def masks(self, module: nn.Module, subnetwork: Subnetwork) -> Masks:
-        """The masks that a subnetwork means in `module`."""
+    def masks(
+        self, module: nn.Module, subnetwork: Subnetwork, *, inputs: Inputs | None = None
+    ) -> Masks:
+        """The masks that a subnetwork means in `module`.
+
+        What is zero in a sparse parent stays out: magnitudes count it among what they remove,
+        others take their fraction of what is left. Padding rows stay in. `inputs`, of one sample,
+        are for networks that torch.fx cannot trace (see `structure.classifier`).
+        """
         params = parameters(module)
-        density = subnetwork.density
         if self.structure == "connections":
-            names = prunable(module, self.classifier)
-            if self.by == "magnitude":
-                return keep_highest(magnitudes(params, names), density, scope=self.scope)
-            if self.scope == "global" and self.sampling == "random":
-                return keep_highest(_ranks(params, names, subnetwork.seed), density, scope="global")
-            return subnetwork.mask(params, names)
-        neurons = find_neurons(module)
+            masks = self._connections(
+                params, subnetwork, prunable(module, self.classifier, inputs=inputs)
+            )
+        else:
+            masks = self._neurons(find_neurons(module), subnetwork, params)
+        for name in params.weights:
+            if (stays := params.stays(name)) is not None:
+                there = params[name] != 0
+                masks[name] = torch.where(stays, there, masks[name]) if name in masks else there
+        return masks
+
+    def _connections(self, params: Parameters, subnetwork: Subnetwork, names: list[str]) -> Masks:
         if self.by == "magnitude":
-            kept = keep_highest(neuron_norms(neurons, params), density, scope=self.scope)
+            return keep_highest(magnitudes(params, names), subnetwork.density, scope=self.scope)
+        if self.scope == "global" and self.sampling == "random":
+            ranks = _ranks(params, names, subnetwork.seed)
+            return keep_highest(ranks, subnetwork.density, scope="global")
+        return subnetwork.mask(params, names)
+
+    def _neurons(self, neurons: Neurons, subnetwork: Subnetwork, params: Params) -> Masks:
+        if self.by == "magnitude":
+            norms = neuron_norms(neurons, params)
+            kept = keep_highest(norms, subnetwork.density, scope=self.scope)
         elif self.scope == "global" and self.sampling == "random":
             ones = {layer: torch.ones(count) for layer, count in neurons.counts.items()}
-            kept = keep_highest(_ranks(ones, list(ones), subnetwork.seed), density, scope="global")
+            ranks = _ranks(ones, list(ones), subnetwork.seed)
+            kept = keep_highest(ranks, subnetwork.density, scope="global")
         else:
             kept = kept_neurons(neurons, subnetwork)
         return neuron_masks(neurons, kept, params=params)
 
 
-def prunable(module: nn.Module, with_classifier: bool) -> list[str]:
-    """The parameters whose connections are pruned: weights, without the classifier by default."""
-    names = included(parameters(module))
-    last = None if with_classifier else classifier(module)
-    return [name for name in names if name != last] or names
+def prunable(
+    module: nn.Module, with_classifier: bool, *, inputs: Inputs | None = None
+) -> list[str]:
+    """The parameters whose connections are pruned: weights, without the classifier by default.
+
+    Where nothing but the classifier has weights, it is pruned all the same.
+    """
+    names = list(included(parameters(module)))
+    last = [] if with_classifier else classifier(module, inputs)
+    return [name for name in names if name not in last] or names
 
 
 def _ranks(params: Params, names: list[str], seed: int) -> dict[str, Tensor]:
@@ -157,7 +192,7 @@ class Sparse:
     """Of subnetworks, the order of the samples, dropout."""
 
     def __post_init__(self) -> None:
-        check_seed(self.seed)
+        object.__setattr__(self, "seed", check_seed(self.seed))
         self.pruning.check_size(self.ensemble_size)
 
     def __call__(
@@ -166,6 +201,10 @@ class Sparse:
         """The children of `parent`."""
         begin(run, self, start=parent)
         subnetworks = self.pruning.subnetworks(self.ensemble_size, self.seed)
+        inputs = task.example()
+
+        def masks(index: int) -> Masks:
+            return self.pruning.masks(parent, subnetworks[index], inputs=inputs)
 
         def train(
             index: int, checkpoint: Path | None, on_epoch: Callable[[int, float], None]
@@ -173,21 +212,23 @@ class Sparse:
             child = copied(parent)
             tune(
                 child, task, tuning=self.tuning, seed=derive_seed(self.seed, "tuning", index),
-                binding=Pruned(child, self.pruning.masks(parent, subnetworks[index])),
-                on_epoch=on_epoch, checkpoint=checkpoint,
+                binding=Pruned(child, masks(index)), on_epoch=on_epoch, checkpoint=checkpoint,
             )  # fmt: skip
             return child
 
         tunings = [self.tuning] * self.ensemble_size
         children = train_members(train, tunings, what="sparse", run=run, workers=workers)
-        masks = (self.pruning.masks(parent, subnetwork) for subnetwork in subnetworks)
-        return finished(children, masks, parent=parent, task=task, tuning=self.tuning)
+        found = (masks(index) for index in range(self.ensemble_size))
+        return finished(children, found, parent=parent, task=task, tuning=self.tuning)
 
 
-def sparse_cost(parent: nn.Module, masks: Masks, *, inputs: Tensor) -> tuple[float, int]:
-    """FLOPs of a pass relative to the dense parent, and the number of parameters kept."""
+def sparse_cost(parent: nn.Module, masks: Masks, *, inputs: Any) -> tuple[float, int]:
+    """FLOPs of a pass relative to the dense parent, and the number of parameters kept.
+
+    NaN of a network without the layers that are counted (see `metrics.multiply_adds`).
+    """
     dense = inference_flops(parent, inputs)
-    flops = inference_flops(parent, inputs, densities=density_of(masks)) / dense
+    flops = inference_flops(parent, inputs, densities=density_of(masks)) / dense if dense else nan
     removed = sum(int((~mask).sum()) for mask in masks.values())
     return flops, count_parameters(parent) - removed
 
@@ -205,7 +246,7 @@ def finished(
     costs = [sparse_cost(parent, one, inputs=inputs) for one in masks]
     epochs, passes = tuning.epochs * tuning.bagging, sum(flops for flops, _ in costs)
     return Result(
-        Ensemble(children),
+        Ensemble(children, outputs=task.outputs),
         epochs * len(children),
         epochs * passes,
         passes,

@@ -15,6 +15,7 @@ from evo_subnets.annealing import (
     temperature_probabilities,
 )
 from evo_subnets.copies import copied
+from evo_subnets.inputs import Inputs
 from evo_subnets.methods.result import HERE, NOTHING_KEPT, Result, begin, train_members
 from evo_subnets.methods.sparse import Pruning, finished
 from evo_subnets.options import refuse_idle
@@ -58,14 +59,20 @@ class Annealing:
             refuse_idle(self, ("annealing_epochs",), because=f"start {self.start!r}")
 
     def bind(
-        self, child: nn.Module, pruning: Pruning, *, subnetwork: Subnetwork, seed: int = 0
+        self,
+        child: nn.Module,
+        pruning: Pruning,
+        *,
+        subnetwork: Subnetwork,
+        seed: int = 0,
+        inputs: Inputs | None = None,
     ) -> Binding:
-        """What binds a child while it is tuned."""
-        masks = pruning.masks(child, subnetwork)
+        """What binds a child while it is tuned. `inputs`: see `Pruning.masks`."""
+        masks = pruning.masks(child, subnetwork, inputs=inputs)
         if self.start == "one-shot":
             return Pruned(child, masks)
         if self.start == "iterative":
-            return self._iterative(child, pruning, subnetwork)
+            return self._iterative(child, pruning, subnetwork, inputs)
         probabilities = self._probabilities(masks, pruning, subnetwork)
         return Annealed(
             child, masks, probabilities=probabilities, epochs=self.annealing_epochs,
@@ -81,14 +88,14 @@ class Annealing:
         return random_probabilities(masks, subnetwork.seed, opposed=subnetwork.low == 0)
 
     def _iterative(
-        self, child: nn.Module, pruning: Pruning, subnetwork: Subnetwork
+        self, child: nn.Module, pruning: Pruning, subnetwork: Subnetwork, inputs: Inputs | None
     ) -> IterativelyPruned:
         low = subnetwork.low
 
         def masks_at(density: float) -> Masks:
             high = subnetwork.high if density == subnetwork.density else low + density
             wider = Subnetwork(subnetwork.seed, low, high if high <= 1 else high - 1)
-            return pruning.masks(child, wider)
+            return pruning.masks(child, wider, inputs=inputs)
 
         epochs = int(self.annealing_epochs)
         return IterativelyPruned(child, masks_at, density=subnetwork.density, epochs=epochs)
@@ -116,7 +123,7 @@ class Stochastic:
     """Of subnetworks, probation, the order of the samples, dropout."""
 
     def __post_init__(self) -> None:
-        check_seed(self.seed)
+        object.__setattr__(self, "seed", check_seed(self.seed))
         self.pruning.check_size(self.ensemble_size)
         start, epochs = self.annealing.start, self.annealing.annealing_epochs
         if epochs > self.tuning.epochs and start != "one-shot":
@@ -134,6 +141,7 @@ class Stochastic:
         begin(run, self, start=parent)
         annealing, tuning = self.annealing, self.tuning
         subnetworks = self.pruning.subnetworks(self.ensemble_size, self.seed)
+        inputs = task.example()
 
         def train(
             index: int, checkpoint: Path | None, on_epoch: Callable[[int, float], None]
@@ -141,7 +149,7 @@ class Stochastic:
             child = copied(parent)
             binding = annealing.bind(
                 child, self.pruning, subnetwork=subnetworks[index],
-                seed=derive_seed(self.seed, "annealing", index),
+                seed=derive_seed(self.seed, "annealing", index), inputs=inputs,
             )  # fmt: skip
             tune(
                 child, task, tuning=tuning, seed=derive_seed(self.seed, "tuning", index),
@@ -153,5 +161,5 @@ class Stochastic:
 
         tunings = [tuning] * self.ensemble_size
         children = train_members(train, tunings, what="stochastic", run=run, workers=workers)
-        masks = (self.pruning.masks(parent, subnetwork) for subnetwork in subnetworks)
+        masks = (self.pruning.masks(parent, each, inputs=inputs) for each in subnetworks)
         return finished(children, masks, parent=parent, task=task, tuning=tuning)

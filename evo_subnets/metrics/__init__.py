@@ -2,6 +2,7 @@
 
 Predictions come as log-probabilities: `member_logits.log_softmax(dim=-1)` of one cached (members,
 samples, classes) tensor, or an Ensemble's output. On corrupted data the same functions apply.
+Predicted real values have their own (`value_report`).
 """
 
 from evo_subnets.metrics.cost import (
@@ -29,6 +30,13 @@ from evo_subnets.metrics.predictive import (
 )
 from evo_subnets.metrics.report import COLUMNS, CORRUPTED, SCORES, Column, Report, report
 from evo_subnets.metrics.robustness import corrupted_scores, count_corrupted_sets
+from evo_subnets.metrics.values import (
+    ValueReport,
+    judge_values,
+    spread_against_error,
+    unexplained,
+    value_report,
+)
 
 __all__ = [
     "COLUMNS",
@@ -37,6 +45,7 @@ __all__ = [
     "Column",
     "Report",
     "Scores",
+    "ValueReport",
     "accuracy",
     "calibration_error",
     "corrupted_scores",
@@ -46,6 +55,7 @@ __all__ = [
     "disagreement",
     "ensemble_parameters",
     "inference_flops",
+    "judge_values",
     "mean_pairwise",
     "multiply_adds",
     "negative_log_likelihood",
@@ -55,5 +65,8 @@ __all__ = [
     "relative_budget",
     "report",
     "scores",
+    "spread_against_error",
     "training_flops",
+    "unexplained",
+    "value_report",
 ]

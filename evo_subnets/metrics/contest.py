@@ -12,8 +12,10 @@ from evo_subnets.ensemble import Ensemble
 from evo_subnets.metrics.predictive import Score, difference_interval
 from evo_subnets.metrics.report import COLUMNS, CORRUPTED, SCORES, report
 from evo_subnets.metrics.robustness import corrupted_scores
+from evo_subnets.outputs import Classes
 from evo_subnets.prediction import predict, predict_members
 from evo_subnets.runs.report import table
+from evo_subnets.streams import in_double
 from evo_subnets.trust_region import divergence
 
 FEWEST = 100
@@ -50,8 +52,14 @@ class Contest:
         epochs: passes over the training data; dense_epochs: training operations, in epochs of one
         dense network; inference: operations of a prediction, in those of one dense network.
         """
+        if not isinstance(ensemble.outputs, Classes):
+            raise ValueError(
+                "a contest compares classifiers, got an ensemble of outputs="
+                f"{type(ensemble.outputs).__name__}"
+            )
         logits = predict_members(ensemble, self.images)[:size]
-        whole = Ensemble(list(ensemble.members)[: len(logits)], combine=ensemble.combine)
+        members = list(ensemble.members)[: len(logits)]
+        whole = Ensemble(members, combine=ensemble.combine, outputs=ensemble.outputs)
         self.answers[name] = whole.combined(logits)
         scores = report(logits, self.answers[name], labels=self.images.labels)
         self.rows[name] = {
@@ -98,8 +106,9 @@ def further(
     """Further numbers of a row: the vote's accuracy, and how far the members are from a parent
     (Whitaker 2023, figure 4.3)."""
     logits = predict_members(ensemble, images)
-    votes = Ensemble(list(ensemble.members), combine="vote").combined(logits)
-    right = float((votes.argmax(1) == images.labels).double().mean())
+    members = list(ensemble.members)
+    votes = Ensemble(members, combine="vote", outputs=ensemble.outputs).combined(logits)
+    right = float(in_double(votes.argmax(1) == images.labels).mean())
     if parent is None:
         return {"vote_accuracy": right, "divergence": None}
     own = predict(parent, images)

@@ -12,7 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from evo_subnets.subnetworks import parameters, weights
+from evo_subnets import files
+from evo_subnets.inputs import ask, batches_of, device_of, moved
+from evo_subnets.subnetworks import parameters
 
 FORWARD_AND_BACKWARD = 3
 """Training in units of inference: the outputs, the gradients of inputs, and those of weights."""
@@ -26,19 +28,19 @@ def count_parameters(module: nn.Module) -> int:
 def ensemble_parameters(module: nn.Module, densities: Sequence[float]) -> int:
     """How many parameters the members keep together, one density for each member.
 
-    Each keeps its density's part of the weights, the parameters of two or more dimensions, and all
-    others. Six children of a WRN-28-10 of CIFAR-10 have 109.5, 73.0 and 36.6 million at densities
-    of 1/2, 1/3 and 1/6. Whitaker 2023, table 5.3 prints 36.5 for the last, which is a sixth of the
-    parent, norms included, six times (that would be 109.4 for the first).
+    Each keeps its density's part of the weights (see `evo_subnets.weights`) and all other
+    parameters. Six children of a WRN-28-10 of CIFAR-10 have 109.5, 73.0 and 36.6 million at
+    densities of 1/2, 1/3 and 1/6. Whitaker 2023, table 5.3 prints 36.5 for the last, which is a
+    sixth of the parent, norms included, six times (that would be 109.4 for the first).
     """
     _check_densities(dict(enumerate(densities)))
     params = parameters(module)
-    pruned = sum(tensor.numel() for name, tensor in params.items() if weights(name, tensor))
+    pruned = sum(params[name].numel() for name in params.weights)
     kept = count_parameters(module) - pruned
     return round(pruned * sum(densities)) + kept * len(densities)
 
 
-def multiply_adds(module: nn.Module, inputs: Tensor) -> dict[str, int]:
+def multiply_adds(module: nn.Module, inputs: Any) -> dict[str, int]:
     """The multiply-adds of one sample, by the name of the weight; a weight used twice, both uses.
 
     Linear layers and convolutions (grouped, strided, dilated, transposed) are measured while the
@@ -46,9 +48,8 @@ def multiply_adds(module: nn.Module, inputs: Tensor) -> dict[str, int]:
     its modes are put back. On the meta device this takes neither memory nor time. Layers that are
     not called as modules (attention's projections) are not seen. A convolution counts its padding.
     """
-    if not len(inputs):
-        raise ValueError("one sample is needed to measure, got no inputs")
-    names = {id(parameter): name for name, parameter in module.named_parameters()}
+    sample, module = next(batches_of(inputs, 1)), files.unwrapped(module)
+    names = {id(parameter): name for name, parameter in files.parameters_of(module).items()}
     found: dict[str, int] = {}
 
     def counter(path: str) -> Callable[..., None]:
@@ -77,7 +78,7 @@ def multiply_adds(module: nn.Module, inputs: Tensor) -> dict[str, int]:
     try:
         module.eval()
         with torch.no_grad():
-            module(inputs[:1])
+            ask(module, moved(sample, device_of(module)))
     finally:
         for handle in handles:
             handle.remove()
@@ -87,7 +88,7 @@ def multiply_adds(module: nn.Module, inputs: Tensor) -> dict[str, int]:
 
 
 def inference_flops(
-    module: nn.Module, inputs: Tensor, *, densities: Mapping[str, float] | None = None
+    module: nn.Module, inputs: Any, *, densities: Mapping[str, float] | None = None
 ) -> int:
     """The operations of one sample: two a multiply-add, of which a weight's density is done.
 
@@ -105,7 +106,7 @@ def inference_flops(
 
 def training_flops(
     module: nn.Module,
-    inputs: Tensor,
+    inputs: Any,
     *,
     samples: int,
     epochs: float,

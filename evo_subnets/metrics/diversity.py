@@ -1,7 +1,7 @@
 """How much members differ in what they predict (Whitaker 2023, section 7.2).
 
 All functions take one (members, samples, classes) tensor of log-probabilities, and compare every
-pair in one go. Sums are in double precision.
+pair in one go. Sums are in double precision, on the CPU where a device has none.
 """
 
 import math
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from evo_subnets.metrics.predictive import check_labels, check_log_probabilities
+from evo_subnets.streams import in_double
 
 CHUNK = 2**20
 """Probabilities that are in double precision at a time."""
@@ -20,7 +21,7 @@ def disagreement(log_probabilities: Tensor) -> Tensor:
     """(members, members): the fraction of samples whose most likely classes differ (eq. 7.3)."""
     check_log_probabilities(log_probabilities, 3)
     predictions = log_probabilities.argmax(dim=-1)
-    return torch.stack([(predictions != row).double().mean(dim=1) for row in predictions])
+    return torch.stack([in_double(predictions != row).mean(dim=1) for row in predictions])
 
 
 def pairwise_kl(log_probabilities: Tensor) -> Tensor:
@@ -29,8 +30,8 @@ def pairwise_kl(log_probabilities: Tensor) -> Tensor:
     Infinite where the column's member rules a class out that the row's does not.
     """
     check_log_probabilities(log_probabilities, 3)
-    members, samples, _ = log_probabilities.shape
-    cross = torch.zeros(members, members, dtype=torch.float64, device=log_probabilities.device)
+    samples = log_probabilities.shape[1]
+    cross = _zeros(log_probabilities)
     ruled_out = torch.zeros_like(cross)
     for chunk in _chunks(log_probabilities):
         impossible = (chunk == -math.inf).flatten(1)
@@ -53,8 +54,7 @@ def output_correlation(log_probabilities: Tensor) -> Tensor:
     it is 1 or -1 in every sample.
     """
     check_log_probabilities(log_probabilities, 3)
-    members = len(log_probabilities)
-    sums = torch.zeros(members, members, dtype=torch.float64, device=log_probabilities.device)
+    sums = _zeros(log_probabilities)
     counts = torch.zeros_like(sums)
     for chunk in _chunks(log_probabilities):
         varied = chunk.amax(dim=-1) != chunk.amin(dim=-1)
@@ -72,7 +72,7 @@ def oracle_accuracy(log_probabilities: Tensor, labels: Tensor) -> float:
     check_log_probabilities(log_probabilities, 3)
     _, samples, classes = log_probabilities.shape
     check_labels(labels, samples, classes=classes)
-    return (log_probabilities.argmax(dim=-1) == labels).any(dim=0).double().mean().item()
+    return in_double((log_probabilities.argmax(dim=-1) == labels).any(dim=0)).mean().item()
 
 
 def mean_pairwise(matrix: Tensor) -> float:
@@ -86,11 +86,16 @@ def mean_pairwise(matrix: Tensor) -> float:
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
         raise ValueError(f"expected a (members, members) matrix, got shape {tuple(matrix.shape)}")
     pairs = ~torch.eye(len(matrix), dtype=torch.bool, device=matrix.device)
-    return matrix[pairs].double().mean().item()
+    return in_double(matrix[pairs]).mean().item()
+
+
+def _zeros(log_probabilities: Tensor) -> Tensor:
+    members = len(log_probabilities)
+    return in_double(log_probabilities.new_zeros(members, members))
 
 
 def _chunks(log_probabilities: Tensor) -> Iterator[Tensor]:
     members, _, classes = log_probabilities.shape
     step = max(1, CHUNK // (members * classes))
     for chunk in torch.split(log_probabilities.detach(), step, dim=1):
-        yield chunk.double()
+        yield in_double(chunk)

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from evo_subnets.streams import check_seed
+from evo_subnets.streams import check_seed, in_double
 
 Score = Literal["accuracy", "nll", "ece"]
 
@@ -86,7 +86,7 @@ def difference_interval(
         raise ValueError(
             f"expected resamples >= 1 and 0 < level < 1, got resamples={resamples}, level={level}"
         )
-    check_seed(seed)
+    seed = check_seed(seed)
     pair = (log_probabilities_a, log_probabilities_b)
     if pair[0].shape != pair[1].shape:
         raise ValueError(
@@ -128,14 +128,16 @@ def check_log_probabilities(log_probabilities: Tensor, dimensions: int) -> None:
     if len(shape) != dimensions or 0 in shape:
         raise ValueError(
             f"expected ({', '.join(names)}) log-probabilities, at least one of each, got a tensor "
-            f"of shape {tuple(shape)}"
+            f"of shape {tuple(shape)}: another axis of classes comes last, and real values have "
+            "value_report"
         )
     sums = log_probabilities.logsumexp(dim=-1)
     if not bool((sums.abs() <= TOLERANCE).all()):  # NaN is not either
         raise ValueError(
             "expected log-probabilities, whose exp sums to 1 over the classes, got logarithms of "
             f"the sums from {sums.min().item():.4g} to {sums.max().item():.4g}; of logits take "
-            "log_softmax(dim=-1), and where it is NaN look at the model"
+            "log_softmax(dim=-1), of real values value_report, and where it is NaN look at "
+            "the model"
         )
 
 
@@ -162,18 +164,18 @@ def check_predictions(log_probabilities: Tensor, labels: Tensor) -> None:
 
 
 def _correct(log_probabilities: Tensor, labels: Tensor) -> Tensor:
-    return (log_probabilities.argmax(dim=1) == labels).double()
+    return in_double(log_probabilities.argmax(dim=1) == labels)
 
 
 def _surprise(log_probabilities: Tensor, labels: Tensor) -> Tensor:
-    return -log_probabilities.gather(1, labels.long()[:, None])[:, 0].double()
+    return -in_double(log_probabilities.gather(1, labels.long()[:, None])[:, 0])
 
 
 def _gaps(log_probabilities: Tensor, labels: Tensor, bins: int) -> tuple[Tensor, Tensor]:
     """(samples,) of correct minus confidence, and the bin of each."""
     if bins < 1:
         raise ValueError(f"confidences need at least one bin, got bins={bins}")
-    confidence = log_probabilities.amax(dim=1).double().exp()
+    confidence = in_double(log_probabilities.amax(dim=1)).exp()
     edges = torch.arange(1, bins, dtype=torch.float64, device=confidence.device) / bins
     return _correct(log_probabilities, labels) - confidence, torch.bucketize(confidence, edges)
 

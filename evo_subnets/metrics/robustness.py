@@ -9,6 +9,7 @@ from torch import Tensor
 from evo_subnets.data import Images
 from evo_subnets.data.corruptions import CORRUPTIONS, SEVERITIES, cifar_c, cifar_c_names, corrupt
 from evo_subnets.metrics.predictive import Scores, scores
+from evo_subnets.streams import check_seed
 
 GENERATED = "generated"
 
@@ -27,6 +28,7 @@ def corrupted_scores(
     "generated", for corruptions made from `clean`, or a folder with the files of CIFAR-10-C or
     CIFAR-100-C, which have their own labels. `on_set` gets the name of each finished set.
     """
+    seed = check_seed(seed)
     generated = source == GENERATED
     device, pictures = clean.pixels.device, clean.to("cpu")
     found = []

@@ -54,7 +54,7 @@ def build(
         raise ValueError(f"dropout must be in [0, 1), got {dropout}")
     if seed is None:
         return _build(name, image_shape, classes, dropout)
-    check_seed(seed)
+    seed = check_seed(seed)
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would move the GPUs' too
         module = _build(name, image_shape, classes, dropout)

@@ -4,12 +4,24 @@ from typing import Any
 
 import gymnasium
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.distributions import CategoricalDistribution
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.preprocessing import preprocess_obs
 from stable_baselines3.common.torch_layers import MlpExtractor
 from torch import Tensor, nn
 
 Space = gymnasium.spaces.Space[Any]
+
+ACTING: dict[type, tuple[str, ...]] = {
+    BaseAlgorithm: ("predict",),
+    ActorCriticPolicy: (
+        "predict", "_predict", "forward", "get_distribution", "_get_action_dist_from_latent",
+        "extract_features", "obs_to_tensor", "set_training_mode", "train",
+    ),
+    MlpExtractor: ("forward", "forward_actor"),
+    CategoricalDistribution: ("proba_distribution", "get_actions", "sample", "mode"),
+}  # fmt: skip
+"""stable-baselines3's methods between an observation and an action, which an `Actor` leaves out."""
 
 
 class Actor(nn.Module):
@@ -41,8 +53,14 @@ class Actor(nn.Module):
     def from_agent(cls, agent: BaseAlgorithm) -> "Actor":
         """The actor of any stable-baselines3 actor-critic agent with discrete actions.
 
-        It shares the agent's parameters; it does not copy them. A ValueError refuses other agents.
+        It shares the agent's parameters; it does not copy them. A ValueError refuses other agents,
+        and those that act by methods of their own (a mask, a temperature, a memory): an actor is
+        the network alone.
         """
+        if not isinstance(agent, BaseAlgorithm):
+            raise ValueError(
+                f"expected an agent of stable-baselines3, got a {type(agent).__name__}"
+            )
         policy = agent.policy
         check_actions(agent.action_space, "this agent has")
         if not isinstance(policy, ActorCriticPolicy) or not isinstance(
@@ -56,6 +74,9 @@ class Actor(nn.Module):
             raise ValueError(
                 f"a parent must have no memory, this agent's {type(policy).__name__} is recurrent"
             )
+        parts = (agent, policy, policy.mlp_extractor, policy.action_dist)
+        for part, theirs in zip(parts, ACTING, strict=True):
+            _refuse_own_methods(part, theirs)
         return cls(
             policy.pi_features_extractor,
             body=policy.mlp_extractor.policy_net,
@@ -75,6 +96,19 @@ class Actor(nn.Module):
         assert isinstance(x, Tensor)
         logits: Tensor = self.head(self.body(self.features(x)))
         return logits
+
+
+def _refuse_own_methods(part: object, theirs: type) -> None:
+    """A ValueError where a part of an agent acts by other methods than stable-baselines3's."""
+    own = [name for name in ACTING[theirs]
+           if name in vars(part) or getattr(type(part), name, None) is not getattr(theirs, name)
+           ]  # fmt: skip
+    if own:
+        raise ValueError(
+            f"an actor is the network alone and would leave out {', '.join(own)} of this agent's "
+            f"{type(part).__name__}, which are not those of stable-baselines3's {theirs.__name__}: "
+            "put what they do into its modules, or make an Actor of modules of your own"
+        )
 
 
 def check_actions(space: Space, whose: str) -> None:

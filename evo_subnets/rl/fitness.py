@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from evo_subnets.rl.actor import check_actions
 from evo_subnets.rl.policy import EnsemblePolicy, space_of
-from evo_subnets.streams import derive_seed
+from evo_subnets.streams import check_seed, derive_seed
 
 Environment = str | VecEnv | Callable[[], VecEnv]
 """The id of a gymnasium environment, a stable-baselines3 VecEnv, or a function that makes one. The
@@ -43,6 +43,7 @@ def mean_return(
 
     Options and what is refused: see there. Test with another `seed` than the one that selects.
     """
+    seed = check_seed(seed)
     check(env, episodes, num_envs=num_envs, deterministic=deterministic, temperature=temperature)
 
     def fitness(model: nn.Module) -> float:
@@ -81,6 +82,7 @@ def episode_returns(
     and rewards as its monitor does. ValueErrors refuse environments without discrete actions, a
     VecNormalize that still learns, and options that would change nothing.
     """
+    seed = check_seed(seed)
     check(env, episodes, num_envs=num_envs, deterministic=deterministic, temperature=temperature)
     with _opened(env, num_envs) as envs:
         space = space_of(model) or envs.observation_space
@@ -105,6 +107,7 @@ def observations(
     device: torch.device | str = "cpu",
 ) -> Tensor:
     """(count, ...) network inputs from a model's own sampled play, as a trust region takes them."""
+    seed = check_seed(seed)
     check(env, count, num_envs=num_envs, name="count")
     with _opened(env, num_envs) as envs:
         space = space_of(model) or envs.observation_space

@@ -65,6 +65,12 @@ class Journal:
             if key not in records:
                 self.change(records, key, value=value)
 
+    def forget(self, name: str) -> None:
+        """Drops the records of a name, if there are any."""
+        with self._lock:
+            if self.records.pop(name, None) is not None:
+                self.write()
+
     def change(self, where: dict[str, Any], key: str, *, value: Any) -> None:
         """`where[key] = value`, on disk as well."""
         new = encoded(plain(value))  # before the first change: it may be refused

@@ -99,6 +99,11 @@ class Run:
         if (journal := self._journal) is not None:
             journal.record(self._part + name, key, value)
 
+    def forget(self, name: str) -> None:
+        """Drops what was recorded under a name: a journal is written whole for every record."""
+        if (journal := self._journal) is not None:
+            journal.forget(self._part + name)
+
     def checkpoint(self, name: str) -> Path | None:
         """Where a training keeps its state until `finish`; None where nothing is kept."""
         if self._kept is None:

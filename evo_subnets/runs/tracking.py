@@ -1,6 +1,7 @@
 """What a run shows while it lasts: progress bars, and TensorBoard's events."""
 
 import os
+import time
 import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -99,9 +100,25 @@ class Tracker:
             for name in self.old:
                 (self.folder / name).unlink(missing_ok=True)
             self.old = ()
-            self._writer = self._noted(lambda: SummaryWriter(str(self.folder)))
+            self._writer = self._noted(lambda: self._last(SummaryWriter))
             self._end = weakref.finalize(self, _close, self._writer, os.getpid())
         return self._writer
+
+    def _last(self, writer: Callable[[str], Any]) -> Any:
+        """A writer whose file is the last by name, the order in which TensorBoard reads files.
+
+        A name has the second and then the file's number as text, in which 10 comes before 9.
+        """
+        before = set(self.folder.glob(EVENTS))
+        made = writer(str(self.folder))
+        (path,) = set(self.folder.glob(EVENTS)) - before
+        second = path.name.removeprefix(EVENTS[:-1]).split(".")[0]
+        if any(path.name < other.name for other in before if f".{second}." in other.name):
+            made.close()
+            path.unlink()
+            time.sleep(1.0 - time.time() % 1.0)
+            made = writer(str(self.folder))
+        return made
 
     def _noted(self, make: Callable[[], Made]) -> Made:
         before = set(self.folder.glob(EVENTS))

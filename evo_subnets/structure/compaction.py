@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from evo_subnets.copies import copied
+from evo_subnets.files import unwrapped
 from evo_subnets.structure.neurons import STAYS, Neurons, every_neuron, find_neurons
 
 
@@ -13,9 +14,10 @@ def compacted(module: nn.Module) -> nn.Module:
     """A smaller dense network with the same outputs: a copy without the neurons that nobody reads.
 
     For children of `Pruning(structure="neurons")`: all weights that read a pruned neuron are zero,
-    and nothing else has to be known of it. A ValueError where no neuron of a layer is read, and for
-    networks that `find_neurons` cannot follow.
+    and nothing else has to be known of it. A ValueError for networks that `find_neurons` cannot
+    follow: they stay as they are, with zeros.
     """
+    module = unwrapped(module)
     neurons = find_neurons(module)
     return compact(module, neurons, kept=neurons.split(_read(module, neurons)))
 
@@ -33,14 +35,16 @@ def _read(module: nn.Module, neurons: Neurons) -> Tensor:
 def compact(module: nn.Module, neurons: Neurons, *, kept: Mapping[str, Tensor]) -> nn.Module:
     """A smaller dense network with the same outputs: a copy without the neurons that are not kept.
 
-    `module` must have them silenced (see `neuron_masks`). Every layer keeps an output at least.
+    `module` must have them silenced (see `neuron_masks`). A layer of which none is kept, as narrow
+    ones of squeeze and excitation happen to be, has one silent neuron left.
     """
-    small = copied(module)
+    small = copied(unwrapped(module))
     keep = every_neuron(neurons, kept)
+    for numbers in neurons.outputs.values():
+        if not keep[numbers].any():
+            keep[numbers[0]] = True
     for name, numbers in neurons.outputs.items():
         rows = keep[numbers].nonzero()[:, 0]
-        if not len(rows):
-            raise ValueError(f"no neuron of {name} is left: lower the sparsity")
         layer = small.get_submodule(name)
         _select(layer, ("weight", "bias", "running_mean", "running_var"), 0, rows)
         _resize(layer, ("out_features", "out_channels", "num_features"), len(rows))

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
+from evo_subnets.files import unwrapped
 from evo_subnets.structure.channels import ZERO, Activation, Channels
 
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -60,11 +61,13 @@ class Step:
 
 def follow_channels(module: nn.Module) -> Channels:
     """The channels of a network; a ValueError where torch.fx cannot trace its forward pass."""
+    module = unwrapped(module)
     try:
         graph = fx.symbolic_trace(module).graph
     except Exception as error:
+        line = " ".join(str(error).split())[:200]
         raise ValueError(
-            f"the neurons cannot be found: torch.fx cannot trace the network ({error}); "
+            f"the neurons cannot be found: torch.fx cannot trace {type(module).__name__} ({line}); "
             "prune connections instead"
         ) from None
     uses = Counter(

@@ -19,6 +19,7 @@ from evo_subnets.evolution import (
     lost_child,
 )
 from evo_subnets.mutation import Mutation
+from evo_subnets.outputs import CLASSES, Outputs
 from evo_subnets.search import Search
 from evo_subnets.subnetworks import Include
 from evo_subnets.workers.crew import Crew
@@ -102,18 +103,20 @@ class MutationProblem(Crew):
 class SubnetworkSearch(SearchAlgorithm):  # type: ignore[misc]
     """`Evolution` as an algorithm of EvoTorch's: a step is ask, evaluate, tell.
 
-    `evolution` has the `elites` and the `ensemble`. Of the status, `best_fitness` and `elites` are
-    of all generations so far, `mean_fitness` (of those that did not fail) and `failed` (how many
-    did) of the last.
+    `evolution` has the `elites` and the `ensemble`, whose kind of outputs is `outputs`. Of the
+    status, `best_fitness` and `elites` are of all generations so far, `mean_fitness` (of those that
+    did not fail) and `failed` (how many did) of the last.
     """
 
-    def __init__(self, problem: MutationProblem, search: Search) -> None:
+    def __init__(
+        self, problem: MutationProblem, search: Search, *, outputs: Outputs = CLASSES
+    ) -> None:
         if search.include != problem.include:
             raise ValueError(
                 f"the problem mutates {problem.include}, the search {search.include}: give both "
                 "the same include"
             )
-        self.evolution = Evolution(problem.module, search)
+        self.evolution = Evolution(problem.module, search, outputs=outputs)
         super().__init__(
             problem,
             best_fitness=lambda: self.evolution.elites[0].fitness,

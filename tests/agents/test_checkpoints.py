@@ -24,7 +24,8 @@ from agents.checkpoints import (
 )
 from agents.fast.ppo import FastPPO
 from agents.ppo import PPOSettings, make_ppo, make_training_env, train
-from envs.procgen import GAMES, ProcgenSimulator
+from envs.games import GAMES
+from envs.procgen import ProcgenSimulator
 from evo_subnets import files
 from evo_subnets.files import StorageError
 

@@ -150,7 +150,7 @@ def test_a_parent_is_found_or_trained(tmp_path, monkeypatch):
 
 def test_what_the_repository_ships_names_its_game():
     shipped = sorted(path.parent.name for path in parents.SHIPPED.glob("*/policy.safetensors"))
-    assert shipped == ["bigfish", "starpilot"]
+    assert shipped == ["bigfish", "fruitbot", "starpilot"]
     for game in shipped:
         _, about = load_actor(parents.SHIPPED / game / "policy.safetensors")
         assert (about["game"], about["mode"]) == (game, "easy")

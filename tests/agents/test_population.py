@@ -1,5 +1,7 @@
 """Children that play together: each plays what it would alone, bit for bit."""
 
+import copy
+import math
 import re
 import threading
 import time
@@ -17,6 +19,7 @@ from agents.play.population import evaluate_population, play, play_population
 from envs import TRAIN_LEVELS, ProcgenSimulator
 from evo_subnets import Ensemble, evaluate, quads
 from evo_subnets.evolution import PopulationError
+from evo_subnets.outputs import Values
 from evo_subnets.rl import EnsemblePolicy
 
 
@@ -107,7 +110,7 @@ def test_playing_together_is_evaluating_one_by_one(actor, threads):
 
     def fitness(model):
         policy = EnsemblePolicy(model, actor.observation_space)
-        return float(play(policy, COURSE, episodes=4).returns.mean())
+        return play(policy, COURSE, episodes=4).returns.tolist()
 
     expected = evaluate(actor, POPULATION, fitness=fitness)
     threads(2)
@@ -142,6 +145,22 @@ def test_a_policy_that_fails_costs_the_others_nothing(actor, threads):
             "RuntimeError('no policy')", "ZeroDivisionError('division by zero')",
         ]  # fmt: skip
         assert [lists(found[index]) for index in (0, 3)] == [expected[0], expected[3]]
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_a_policy_without_an_action_fails_alone(actor, deterministic):
+    """One that gives NaN, and one whose actions are real values."""
+    options = {"episodes": 2, "deterministic": deterministic}
+    policies = child_policies(actor)
+    expected = [lists(play(policy, COURSE, **options)) for policy in policies]
+    broken = copy.deepcopy(actor)
+    broken.head.bias.data[1] = math.nan
+    policies[1] = EnsemblePolicy(broken, actor.observation_space)
+    policies[2] = EnsemblePolicy(actor, actor.observation_space, outputs=Values())
+    found = dict(play_population(makers(policies), COURSE, blocks=4, **options))
+    assert "give no action for" in str(found[1])
+    assert "actions are numbered, this policy gives real values" in str(found[2])
+    assert [lists(found[index]) for index in (0, 3)] == [expected[0], expected[3]]
 
 
 def test_a_population_of_failures_stops(actor, monkeypatch):

@@ -59,6 +59,12 @@ def test_damaged_files_are_refused_or_harmless():
     assert len(re.findall(r" 100 +\d+ +\d+ +\d+ +0 +0\.\d+ s$", process.stdout, re.MULTILINE)) == 7
 
 
+def test_trust_regions_of_architectures_land_or_raise(server):
+    text = server.printed("benchmarks/architectures", "--tiny")
+    assert "1 landed, 0 raised, 0 silent miss" in text
+    assert re.search(r"^squeezenet1_1 +landed +0\.0\d+ +0\.\d+ +\d+ +\d+\.\d$", text, re.MULTILINE)
+
+
 def test_killed_runs_end_with_the_same_results():
     process = subprocess.run(
         [sys.executable, "benchmarks/crash.py", "--kills", "1", "--only", "image_ensemble, noisy"],

@@ -561,6 +561,171 @@ def test_wrong_folders_are_refused_in_one_line(folder, tmp_path, case):
     assert not list(tmp_path.glob("root/**/*.safetensors"))
 
 
+TREE = {
+    "cat/z.png": {},
+    "cat/a/deep/1.PNG": {},
+    "cat/a/2.tif": {},
+    "cat/a-b/3.TIFF": {"mode": "CMYK"},
+    "cat/a.c/4.gif": {"mode": "P"},
+    "cat/two words/5.webp": {"mode": "RGBA"},
+    "cat/6.Bmp": {},
+    "dog/sub.png/7.JPEG": {"mode": "L"},
+    "dog/8.ppm": {},
+    "dog/9.pgm": {"mode": "L"},
+    "dog/10.png": {"mode": "LA"},
+}
+
+
+def write_tree(folder, tree=TREE):
+    for i, (name, options) in enumerate(tree.items()):
+        pixels = np.random.default_rng(i).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        options = dict(options)
+        picture = Image.fromarray(pixels).convert(options.pop("mode", "RGB"))
+        picture.save(folder / name, **options)
+    return folder
+
+
+@needs_torchvision
+@pytest.mark.parametrize("split", [True, False])
+def test_nested_folders_are_read_as_torchvision_reads_them(tmp_path, split):
+    datasets = downloads.import_torchvision().datasets
+    parts = [tmp_path / "tree" / part for part in ("train", "test")] if split else [tmp_path / "a"]
+    for part in parts:
+        write_tree(part)
+        os.symlink(part / "cat" / "a", part / "dog" / "linked")
+    whole = folders.image_folder(parts[0].parent if split else parts[0], tmp_path, size=None)
+    theirs = datasets.ImageFolder(parts[0], is_valid_file=lambda path: True)
+    assert list(whole.classes) == theirs.classes
+    expected = [np.asarray(picture) for picture, _ in theirs]
+    images = [whole.train] if split else [whole.train, whole.test]
+    found = [pixels.permute(1, 2, 0).numpy() for part in images for pixels in part.pixels]
+    assert sorted(map(bytes, found)) == sorted(map(bytes, expected))
+    if split:  # in the same order
+        assert np.array_equal(found, expected)
+        assert whole.train.labels.tolist() == theirs.targets
+    default = datasets.ImageFolder(parts[0])
+    assert {Path(file).suffix for file, _ in theirs.imgs} - {
+        Path(file).suffix for file, _ in default.imgs
+    } == {".gif"}
+
+
+TURNED = {"exif": b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"}
+
+
+def test_pictures_that_are_stored_turned_are_named_whenever_they_are_read(tmp_path, decodings):
+    tree = {f"{name}/{i}.png": TURNED if i > 7 else {} for name in "ab" for i in range(10)}
+    folder = write_tree(tmp_path / "turned", tree)
+    for _ in range(2):
+        with pytest.warns(RuntimeWarning, match=r"a/8.png has an EXIF .* one of 4 such pictures"):
+            whole = folders.image_folder(folder, tmp_path, size=None)
+    assert decodings == [20]
+    pixels = {bytes(picture.numpy()) for part in whole[:2] for picture in part.pixels}
+    assert bytes(decoded(folder / "b" / "9.png").contiguous().numpy()) in pixels
+
+
+def test_tiffs_are_turned_by_pillow_and_damaged_exif_is_passed_over(tmp_path):
+    tree = {f"{name}/{i}.png": {"exif": b"Exif\0\0nothing"} for name in "ab" for i in range(5)}
+    tree |= {f"{name}/{i}.tif": {"tiffinfo": {0x0112: 6}} for name in "ab" for i in range(5)}
+    folder = write_tree(tmp_path / "tiffs", tree)
+    whole = folders.image_folder(folder, tmp_path, size=None)
+    pixels = {bytes(picture.numpy()) for part in whole[:2] for picture in part.pixels}
+    assert bytes(decoded(folder / "b" / "4.tif").contiguous().numpy()) in pixels
+
+
+def test_a_picture_file_with_several_gives_its_first(tmp_path):
+    folder = write_tree(
+        tmp_path / "film", {f"{name}/{i}.png": {} for name in "ab" for i in "12345"}
+    )
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    for suffix in ("gif", "tif", "png"):
+        place = folder / "a" / f"film.{suffix}"
+        frames[0].save(place, save_all=True, append_images=frames[1:])
+    whole = folders.image_folder(folder, tmp_path, size=1)
+    pixels = [tuple(picture.flatten().tolist()) for part in whole[:2] for picture in part.pixels]
+    assert len(pixels) == 13
+    assert pixels.count((255, 0, 0)) == 3
+
+
+@pytest.mark.parametrize(
+    "name", ["train/0.png", "0.JPG", "valid/cat/0.png", "train/cat/photo", "train/cat/.0.png"]
+)
+def test_a_picture_that_no_class_has_is_named(folder, pets, name):
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (8, 8)).save(folder / name, format="png")
+    for _ in range(2):
+        with pytest.warns(RuntimeWarning, match=f"pets/{name} is a picture that is left out"):
+            pets()
+
+
+def test_what_is_hidden_in_a_folder_is_passed_over(folder, pets):
+    before = pets()
+    write_pictures(folder / "train" / "cat" / ".ipynb_checkpoints", 2)
+    write_pictures(folder / ".thumbnails", 2)
+    assert all_same(pets(), before)
+
+
+ODD = {
+    "link to nothing": r"dog/x.png is a link to nothing \(No such file or directory\): mend or",
+    "class that is a link to nothing": r"train/emu is a link to nothing: mend or remove it",
+    "circle": r"cat/again/cat lies in itself, through a link: remove the link",
+    "circle of two": r"cat/dogs/cats lies in itself, through a link: remove the link",
+    "pipe": r"dog/x.png is neither a file nor a folder: remove it",
+    "picture of no kind": r"dog/x.heic is not a picture that can be read \(cannot identify",
+    "floats": r"dog/x.tiff is not a picture that can be read \(more than 8 bits a channel",
+    "bomb": r"dog/x.png is not a picture that can be read \(Image size .* decompression bomb",
+}
+
+
+@pytest.mark.parametrize("case", ODD)
+def test_odd_files_are_refused_in_one_line(folder, pets, monkeypatch, case):
+    train = folder / "train"
+    if case == "link to nothing":
+        (train / "dog" / "x.png").symlink_to("nowhere.png")
+    elif case == "class that is a link to nothing":
+        (train / "emu").symlink_to("nowhere")
+    elif case == "circle":
+        (train / "cat" / "again").symlink_to(train)
+    elif case == "circle of two":
+        (train / "cat" / "dogs").symlink_to(train / "dog")
+        (train / "dog" / "cats").symlink_to(train / "cat")
+    elif case == "pipe":
+        os.mkfifo(train / "dog" / "x.png")
+    elif case == "picture of no kind":
+        (train / "dog" / "x.heic").write_bytes(b"\0\0\0\x18ftypheic")
+    elif case == "floats":
+        Image.fromarray(np.ones((8, 8), np.float32)).save(train / "dog" / "x.tiff")
+    else:
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+        Image.new("L", (20, 20)).save(train / "dog" / "x.png")
+    with pytest.raises(ValueError, match=ODD[case]) as error:
+        pets()
+    assert "\n" not in str(error.value)
+
+
+def test_a_folder_that_may_not_be_read_is_named(folder, pets, monkeypatch):
+    write_pictures(folder / "train" / "cat" / "secret", 1)
+    scan = os.scandir
+
+    def refusing(path):
+        if Path(path).name == "secret":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    with pytest.raises(
+        ValueError, match=r"cat/secret is a folder that cannot be read \(Permission"
+    ):
+        pets()
+
+
+def test_names_that_are_no_text_are_read(tmp_path):
+    for name in (b"a\xff", b"b"):
+        write_pictures(Path(os.fsdecode(os.fsencode(tmp_path / "odd") + b"/" + name)), 10)
+    load(f"imagefolder:{tmp_path / 'odd'}", tmp_path / "root")
+    load(f"imagefolder:{tmp_path / 'odd'}", tmp_path / "root")
+
+
 # --- the cache of decoded folders
 
 

@@ -85,7 +85,7 @@ def test_methods_keep_the_contract(name):
     assert files.fingerprint(parent.state_dict()) == before, "the parent is left alone"
     assert not any(module.training for module in first.modules())
     inputs = PLAIN.normalize(pictures(8, seed=3).pixels)
-    assert first.member_logits(inputs).shape == (size, 8, 4)
+    assert first.member_outputs(inputs).shape == (size, 8, 4)
     own = {id(tensor) for tensor in parent.state_dict(keep_vars=True).values()}
     for member in first.members:
         tensors = set(map(id, member.state_dict(keep_vars=True).values()))

@@ -332,6 +332,15 @@ def test_a_run_that_goes_on_tells_its_story_from_the_beginning(tmp_path):
     assert foreign.exists()
 
 
+def test_files_of_one_second_are_read_in_the_order_in_which_they_were_made(tmp_path):
+    with opened(tmp_path / "run") as run:
+        for step in range(12):  # by name, numbers with one more digit come before the others
+            part = run.part("a")
+            part.scalar("x", float(step), step)
+            part.close()
+    assert scalars(tmp_path / "run" / "a", "x") == [(step, float(step)) for step in range(12)]
+
+
 def test_without_tensorboard_and_tqdm_a_run_keeps_all_the_same(tmp_path, monkeypatch, recwarn):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     monkeypatch.setitem(sys.modules, "tqdm.auto", None)

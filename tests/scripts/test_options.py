@@ -11,6 +11,7 @@ from script_client import check_refusal
 from agents.parents import SHIPPED, impala_actor, save_actor
 from agents.ppo import PPOSettings
 from configs.cartpole import CartPoleArgs
+from configs.moving import MovingArgs
 from configs.ppo import PRESETS, ParentArgs
 from configs.procgen import ProcgenArgs
 from configs.sweep import SweepArgs
@@ -21,6 +22,8 @@ IDLE = [
     # script, option, with which others, what is said
     ("procgen_ensemble", "--target-kl 0.02", "--sigma 0.1",
      "target_kl has no effect with --sigma 0.1: leave it out (got 0.02)"),
+    ("procgen_ensemble", "--step-kl 0.1", "", "step_kl has no effect with one generation"),
+    ("procgen_ensemble", "--recombine best", "--generations 1", "recombine has no effect with one"),
     ("procgen_ensemble", "--total-timesteps 64", "", "--total-timesteps has no effect with"),
     ("procgen_ensemble", "--checkpoint-every 64", f"--parent {BIGFISH}",
      f"--checkpoint-every has no effect with {BIGFISH}, which is trained"),
@@ -37,12 +40,12 @@ IDLE = [
     ("population_sweep", "--population-sizes 4 4", "--ensemble-size 2",
      "population_sizes has 4 twice"),
     ("population_sweep", "--gpus-per-worker 0.5", "", "need --workers"),
-    ("population_sweep", "--seed -1", "", "seed must be in 0..2**31 - 1, got -1"),
+    ("population_sweep", "--seed -1", "", "seed must be an int in 0..2**31 - 1, got -1"),
     ("cartpole_ensemble", "--env Pendulum-v1", "",
      "a parent needs discrete actions that are numbered from zero, Pendulum-v1 has Box"),
     ("cartpole_ensemble", "--env Blackjack-v1", "", "needs observations of one shape"),
-    ("cartpole_ensemble", "--seed -1", "", "seed must be in 0..2**31 - 1, got -1"),
-    ("train_parent", "cpu --seed -1", "", "seed must be in 0..2**31 - 1, got -1"),
+    ("cartpole_ensemble", "--seed -1", "", "seed must be an int in 0..2**31 - 1, got -1"),
+    ("train_parent", "cpu --seed -1", "", "seed must be an int in 0..2**31 - 1, got -1"),
     ("train_parent", "cpu --ppo.gamma 2", "", "gamma must be in 0..1, got 2"),
     ("train_parent", "cpu --ppo.learning-rate 0", "", "learning_rate must be positive, got 0"),
     ("train_parent", "cpu --ppo.widths 0", "", "widths must be positive numbers of channels"),
@@ -73,7 +76,7 @@ def test_the_same_options_act_where_there_is_something_to_do():
     assert ProcgenArgs(env="maze", total_timesteps=64).training["total_timesteps"] == 64
     assert ProcgenArgs(mode="hard", total_timesteps=64).parent_file is None
     assert ProcgenArgs(target_kl=0.1).target == 0.1
-    assert ProcgenArgs().target == 0.02
+    assert ProcgenArgs().target == 0.2
     assert ProcgenArgs().training["total_timesteps"] == 10_000_000
     assert ProcgenArgs().training["checkpoint_every"] == 50_000
     assert ProcgenArgs(workers=WorkerArgs(2, ray_address="auto")).workers.chosen.workers == 2
@@ -82,7 +85,8 @@ def test_the_same_options_act_where_there_is_something_to_do():
 OTHER = {
     "env": "starpilot", "parent": "mine.zip", "population_size": 20, "sampler": "singles",
     "ensemble_size": 4, "density": 0.4, "sigma": 0.1, "target_kl": 0.1, "validation_episodes": 7,
-    "test_episodes": 7, "deterministic": True, "mode": "hard", "seed": 5, "device": "cpu",
+    "test_episodes": 7, "held_out_episodes": 7, "evolution": MovingArgs(2),
+    "deterministic": True, "mode": "hard", "seed": 5, "device": "cpu",
     "sigmas": (0.5,), "densities": (0.7,), "population_sizes": (12,),
 }  # fmt: skip
 """Another value of each option that results depend on."""

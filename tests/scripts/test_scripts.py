@@ -18,12 +18,12 @@ from script_client import ROOT, Result, check_late_failure, check_refusal, half_
 
 from agents import parents
 from agents.evaluation import compare, verdict
-from agents.parents import impala_actor, load_actor, save_actor
+from agents.parents import impala_actor, load_actor, load_parent, save_actor
 from agents.play.course import Episodes
 from configs.procgen import ProcgenArgs
 from configs.sweep import SweepArgs
 from envs import GAMES, TEST_LEVELS
-from evo_subnets import Ensemble, Mutation, files
+from evo_subnets import Ensemble, Lineage, Mutation, files, parameters
 
 SCRIPTS = ["procgen_ensemble", "population_sweep", "cartpole_ensemble", "train_parent"]
 GAME = "fruitbot"
@@ -34,7 +34,7 @@ TINY_PPO = [
 ]  # fmt: skip
 TINY = [
     "--population-size", "4", "--ensemble-size", "2", "--validation-episodes", "2",
-    "--test-episodes", "3",
+    "--held-out-episodes", "2", "--test-episodes", "3",
 ]  # fmt: skip
 
 
@@ -79,7 +79,8 @@ def test_the_main_job_leaves_whole_results(request, name):
     policies = [row["policy"] for row in results["test"]]
     assert policies[:2] == ["parent", "parent, greedy"]
     assert policies[2].startswith("parent, temperature ")
-    assert policies[3:] == ["best child", "ensemble of 2"]
+    assert policies[3:] == ["best child", "ensemble of 2", "soup of 2"]
+    assert results["chosen"] in policies[3:]
     for row in results["test"]:
         assert row["n"] == 3
         assert row["low"] <= row["mean"] <= row["high"]
@@ -97,7 +98,7 @@ def test_the_main_job_leaves_whole_results(request, name):
     assert results["arguments"]["population_size"] == 4
     assert results["arguments"]["deterministic"] is (name == "first_run")
     assert {"commit", "command"} <= set(results["provenance"])
-    assert "The ensemble: no verdict, 3 episodes show nothing" in result.stdout
+    assert f"Chosen: {results['chosen']}, no verdict, 3 episodes show nothing" in result.stdout
     assert not half_written(out)
 
 
@@ -163,7 +164,7 @@ def test_tensorboard_shows_the_search_the_children_and_the_test(first_run):
         assert f"{row['policy']} " in text("test")
     histograms = {"children/fitness", *(f"test/{row['policy']}" for row in results["test"])}
     assert histograms <= set(tags["histograms"])
-    assert set(tags["scalars"]) == {"test/ensemble", "test/parent"}, "of the HPARAMS page"
+    assert set(tags["scalars"]) == {"test/chosen", "test/parent"}, "of the HPARAMS page"
     assert "_hparams_/session_start_info" in found.summary_metadata
     training = events(first_run[0] / "parent")[0]
     assert "train/approx_kl" in training["scalars"]
@@ -172,7 +173,7 @@ def test_tensorboard_shows_the_search_the_children_and_the_test(first_run):
 def test_the_first_run_trained_its_parent_and_searched_for_sigma(first_run):
     out, result = first_run
     assert "parent: PPO, 64 steps" in result.stdout
-    assert "trust region: target KL 0.02, density 0.2" in result.stdout
+    assert "trust region: target KL 0.2, density 0.2" in result.stdout
     assert [path.name for path in (out / "parent").glob("checkpoint-*")] == [
         "checkpoint-64.safetensors"
     ]
@@ -186,7 +187,7 @@ def test_the_second_run_took_its_parent_its_sigma_and_made_a_clip(second_run, pa
     assert "trust region" not in result.stdout
     results = json.loads((out / "results.json").read_text())
     assert results["sigma"] == 0.05
-    with Image.open(out / "ensemble.gif") as clip:
+    with Image.open(out / "chosen.gif") as clip:
         assert clip.format == "GIF"
         assert clip.n_frames >= 2
 
@@ -199,13 +200,28 @@ def without_provenance(path):
     }
 
 
+def test_generations_move_the_parent_and_leave_their_lineage(server, parent, tmp_path):
+    command = ["--env", GAME, "--parent", parent, "--out", tmp_path, "--generations", 2, *TINY]
+    result = server.run("procgen_ensemble", *command, "--step-kl", 0.05)
+    assert result.status == 0, result.stderr
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert [generation["spread"]["cases"] for generation in results["generations"]] == [2, 2]
+    policies = [row["policy"] for row in results["test"]]
+    assert policies[-2:] == ["evolved parent", "2 around the evolved parent"]
+    root = parameters(load_parent(parent, game=GAME))
+    lineage, _ = Lineage.load(tmp_path / "lineage.json", root)
+    assert len(lineage.steps) == 2
+    scalars = events(tmp_path)[0]["scalars"]
+    assert {"generations/fitness_median", "generations/drift"} <= set(scalars)
+
+
 def test_the_main_job_goes_on_where_it_was_killed(server, parent, tmp_path):
     command = ["--env", GAME, "--parent", parent, "--out", tmp_path, *TINY]
     assert server.run("procgen_ensemble", *command).status == 0
     results = without_provenance(tmp_path / "results.json")
     episodes = (tmp_path / "episodes.csv").read_bytes()
     journal = files.read_json(tmp_path / "journal.json")
-    assert len(journal["found"]) == 1 + 5 + 5
+    assert len(journal["found"]) == 1 + 3 + 5 + 6
     assert len(journal["records"]["children"]) == 4
     # killed between two children: what came before is not done again, all else is
     journal["found"] = {"trust region": journal["found"]["trust region"]}
@@ -277,7 +293,7 @@ BAD_VALUES = [
     ("--total-timesteps -5", ["total_timesteps must be at least 1, got -5"]),
     ("--sigma -0.1", ["sigma must be positive and finite, got -0.1"]),
     ("--target-kl 0", ["target_kl must be positive, got 0"]),
-    ("--seed -1", ["seed must be in 0..2**31 - 1, got -1"]),
+    ("--seed -1", ["seed must be an int in 0..2**31 - 1, got -1"]),
     ("--seed one", ["--seed", "one"]),
     ("--mode extreme", ["--mode", "extreme"]),
     ("--ppo.minibatches 7", ["cannot be cut into 7 equal minibatches"]),
@@ -523,7 +539,7 @@ def test_a_sweep_takes_every_pair_of_sigma_and_density():
 
 def test_a_sweep_never_trains_its_parent(server, monkeypatch, tmp_path):
     out = tmp_path / "out"
-    for options in ("--parent train", f"--env {GAME}", "--env bigfish --mode hard"):
+    for options in ("--parent train", "--env maze", "--env bigfish --mode hard"):
         result = server.run("population_sweep", *options.split(), "--out", out)
         check_refusal(result, 2, "a sweep needs a parent", "scripts/train_parent.py")
     assert not out.exists()

@@ -1,0 +1,273 @@
+import copy
+import gc
+import math
+
+import pytest
+import torch
+from networks import all_same_bits, built, mlp, noise
+from torch import nn
+
+from evo_subnets import (
+    Moving,
+    PopulationError,
+    Run,
+    Search,
+    evolve,
+    parameters,
+    quads,
+    search_trust_region,
+    select,
+)
+from evo_subnets.lineage import Adam, Lineage, Momentum, best_child, log_weights
+from evo_subnets.trust_region import divergence, outputs_of
+
+INPUTS = noise(64, 5, seed=1)
+SEARCH = Search(16, 4, density=1.0, sampler=quads)
+
+
+class Likelihood:
+    """Log-likelihood of one class for each input of a batch: the cases are the inputs."""
+
+    def __init__(self, inputs=INPUTS):
+        self.inputs = inputs
+
+    @torch.no_grad()
+    def __call__(self, model):
+        return model(self.inputs).log_softmax(-1)[:, 0].tolist()
+
+    def in_generation(self, generation):
+        return Likelihood(noise(64, 5, seed=100 + generation))
+
+
+class Stopping(Likelihood):
+    """Interrupted after so many children."""
+
+    def __init__(self, inputs, left):
+        super().__init__(inputs)
+        self.left = left
+
+    def __call__(self, model):
+        if not self.left[0]:
+            raise KeyboardInterrupt
+        self.left[0] -= 1
+        return super().__call__(model)
+
+    def in_generation(self, generation):
+        return Stopping(super().in_generation(generation).inputs, self.left)
+
+
+def mean_likelihood(model):
+    return sum(Likelihood(noise(512, 5, seed=7))(model)) / 512
+
+
+@pytest.mark.parametrize(
+    "moving",
+    [
+        Moving(),
+        Moving(recombine=log_weights),
+        Moving(recombine=best_child),
+        Moving(rule=Momentum()),
+        Moving(rule=Adam()),
+        Moving(noise=None),
+    ],
+    ids=["ranks", "log", "best", "momentum", "adam", "sigma kept"],
+)
+def test_the_parent_gets_better_by_bounded_steps_and_its_lineage_replays(moving):
+    module = mlp()
+    before = copy.deepcopy(module.state_dict())
+    search = Search(64, 4, density=1.0, sigma=0.1)
+    result = evolve(
+        module, Likelihood(), search=search, generations=6, moving=moving, inputs=INPUTS
+    )
+    assert mean_likelihood(result.evolved) > mean_likelihood(module) + 0.1
+    for generation in result.history:
+        assert generation.divergence == pytest.approx(0.06, rel=0.1)
+    assert any(generation.spread.told_apart for generation in result.history)
+    last = divergence(outputs_of(module, INPUTS), outputs_of(result.evolved, INPUTS))
+    assert result.history[-1].drift == pytest.approx(last)
+    assert all_same_bits(before, module.state_dict())
+    assert len(result.lineage.steps) == 6
+    replayed = result.lineage.replay(parameters(module))
+    assert all_same_bits(replayed, parameters(result.evolved))
+
+
+def test_one_generation_leaves_the_parent_alone_unless_it_is_to_move():
+    search = Search(8, 4, sigma=0.1)
+    stays = evolve(mlp(), Likelihood(), search=search)
+    assert stays.lineage == Lineage()
+    assert all_same_bits(parameters(stays.evolved), parameters(mlp()))
+    moves = evolve(mlp(), Likelihood(), search=search, moving=Moving(noise=None), inputs=INPUTS)
+    assert len(moves.lineage.steps) == 1
+    assert moves.history[0].divergence == pytest.approx(0.06, rel=0.1)
+
+
+def test_sigma_is_found_for_every_generations_parent():
+    result = evolve(mlp(), Likelihood(), search=SEARCH, generations=3, inputs=INPUTS)
+    for generation, number in zip(result.history, range(3), strict=True):
+        parent = Lineage(result.lineage.steps[:number]).replay(parameters(mlp()))
+        module = mlp()
+        module.load_state_dict(parent, strict=False)
+        search = Search(16, 4, density=1.0, sigma=generation.sigma)
+        found = search_trust_region(module, INPUTS, search=search, target=0.3, children=16)
+        assert found.sigma == pytest.approx(generation.sigma, rel=0.25)
+
+
+def test_drift_is_bounded():
+    moving = Moving(drift=0.1)
+    result = evolve(mlp(), Likelihood(), search=SEARCH, generations=5, moving=moving, inputs=INPUTS)
+    assert max(generation.drift for generation in result.history) <= 0.1
+    free = evolve(mlp(), Likelihood(), search=SEARCH, generations=5, inputs=INPUTS)
+    assert free.history[-1].drift > 0.1
+
+
+def test_the_same_on_two_threads_and_with_another_seed_another():
+    one = evolve(mlp(), Likelihood(), search=SEARCH, generations=2, inputs=INPUTS)
+    torch.set_num_threads(2)
+    try:
+        two = evolve(mlp(), Likelihood(), search=SEARCH, generations=2, inputs=INPUTS)
+    finally:
+        torch.set_num_threads(1)
+    assert one.lineage == two.lineage
+    other = Search(16, 4, density=1.0, seed=1)
+    assert evolve(mlp(), Likelihood(), search=other, generations=2, inputs=INPUTS).lineage != (
+        one.lineage
+    )
+
+
+@pytest.mark.parametrize("moving", [Moving(), Moving(rule=Adam(), drift=0.2)])
+def test_stopped_anywhere_it_goes_on_to_the_same_bits(tmp_path, moving):
+    whole = evolve(mlp(), Likelihood(), search=SEARCH, generations=3, moving=moving, inputs=INPUTS)
+    for stop in (0, 5, 15, 16, 17, 31, 40, 47):
+        arguments = {"search": SEARCH, "generations": 3, "moving": moving, "inputs": INPUTS}
+        folder = tmp_path / str(stop)
+        with pytest.raises(KeyboardInterrupt), Run(folder) as run:
+            evolve(mlp(), Stopping(INPUTS, [stop]), run=run, **arguments)
+        judged = []
+        with Run(folder) as run:
+            again = evolve(mlp(), Likelihood(), run=run, on_child=judged.append, **arguments)
+        assert again.lineage == whole.lineage
+        assert again.history == whole.history
+        assert again.children == whole.children
+        with Run(folder) as run:
+            third = evolve(mlp(), pytest.fail, run=run, **arguments)
+        assert third.lineage == whole.lineage
+        assert third.elites == whole.elites
+
+
+def test_a_journal_holds_no_more_than_one_generation(tmp_path):
+    with Run(tmp_path / "run") as run:
+        evolve(mlp(), Likelihood(), search=SEARCH, generations=4, inputs=INPUTS, run=run)
+        assert [len(run.records(f"children of generation {number}")) for number in range(4)] == [
+            0,
+            0,
+            0,
+            16,
+        ]
+
+
+def test_the_soup_is_the_mean_of_the_elites_weights():
+    result = evolve(mlp(), Likelihood(), search=SEARCH, generations=2, inputs=INPUTS)
+    soup = parameters(result.soup())
+    members = [parameters(member) for member in result.ensemble.members]
+    assert len(members) == 4
+    for name, weight in soup.items():
+        mean = torch.stack([member[name] for member in members]).mean(0)
+        torch.testing.assert_close(weight, mean, rtol=1e-5, atol=1e-6)
+
+
+def test_an_ensemble_around_the_evolved_parent():
+    result = evolve(mlp(), Likelihood(), search=SEARCH, generations=2, inputs=INPUTS)
+    around = result.around(4)
+    assert len(around.members) == 4
+    mean = torch.stack([parameters(member)["0.weight"] for member in around.members]).mean(0)
+    torch.testing.assert_close(mean, parameters(result.evolved)["0.weight"], rtol=0, atol=1e-6)
+
+
+def test_fitness_without_spread_moves_nothing_and_says_so():
+    result = evolve(
+        mlp(), lambda _: [1.0, 2.0], search=SEARCH, generations=3, inputs=INPUTS,
+        moving=Moving(stop=True),
+    )  # fmt: skip
+    assert len(result.history) == 1
+    assert result.history[0].step.mutations == ()
+    assert "cannot be told apart" in str(result.history[0].spread)
+    assert all_same_bits(parameters(result.evolved), parameters(mlp()))
+
+
+def test_without_cases_there_is_no_spread():
+    result = evolve(
+        mlp(), mean_likelihood, search=SEARCH, moving=Moving(), generations=1, inputs=INPUTS
+    )
+    assert result.history[0].spread is None
+
+
+def test_failed_children_weigh_nothing():
+    calls = []
+
+    def fitness(model):
+        calls.append(None)
+        if len(calls) % 3 == 0:
+            raise ValueError("no")
+        return Likelihood()(model)
+
+    result = evolve(mlp(), fitness, search=SEARCH, generations=2, inputs=INPUTS)
+    assert sum(math.isnan(value) for value in result.history[0].fitness) == 5
+    assert select(result.children, 1)[0].reason is None
+
+
+def test_a_generation_most_of_which_fails_stops():
+    with pytest.raises(PopulationError, match="more than half of the children failed"):
+        evolve(mlp(), lambda _: math.nan, search=SEARCH, generations=2, inputs=INPUTS)
+
+
+def test_half_precision_parents_keep_what_is_too_small_to_see():
+    module, inputs = mlp().bfloat16(), INPUTS.bfloat16()
+    result = evolve(
+        module, lambda model: Likelihood(inputs)(model.eval()), search=Search(8, 4, density=1.0),
+        generations=4, inputs=inputs, moving=Moving(step=0.01),
+    )  # fmt: skip
+    assert all_same_bits(result.lineage.replay(parameters(module)), parameters(result.evolved))
+    assert parameters(result.evolved)["0.weight"].dtype == torch.bfloat16
+
+
+def test_bad_options_are_refused():
+    with pytest.raises(ValueError, match="generations must be at least 1, got 0"):
+        evolve(mlp(), Likelihood(), search=SEARCH, generations=0)
+    with pytest.raises(ValueError, match="give inputs="):
+        evolve(mlp(), Likelihood(), search=SEARCH, generations=2)
+    with pytest.raises(ValueError, match="this search has no sigma"):
+        evolve(mlp(), Likelihood(), search=SEARCH)
+    with pytest.raises(ValueError, match=r"step is a divergence above 0, or None, got -1"):
+        Moving(step=-1)
+    with pytest.raises(ValueError, match="this search has no sigma"):
+        evolve(
+            mlp(), Likelihood(), search=SEARCH, generations=2, moving=Moving(noise=None),
+            inputs=INPUTS,
+        )  # fmt: skip
+
+
+def test_memory_is_two_copies_however_many_generations():
+    layers = [built(lambda: nn.Linear(256, 256, bias=False), seed) for seed in range(16)]
+    module = nn.Sequential(*layers)
+    copies = []
+    gc.collect()
+    before = _tensor_bytes()  # the module is one of these
+    size = sum(weight.nbytes for weight in module.parameters())
+
+    def fitness(model):
+        gc.collect()
+        copies.append((_tensor_bytes() - before) / size)
+        return float(model(noise(4, 256)).sum())
+
+    search = Search(4, 2, density=1.0)
+    evolve(module, fitness, search=search, generations=4, inputs=noise(4, 256))
+    assert max(copies) < 2.2  # the parent of now, and the child
+
+
+def _tensor_bytes():
+    seen = {}
+    for each in gc.get_objects():
+        if type(each) in (torch.Tensor, nn.Parameter) and each.device.type == "cpu":
+            storage = each.untyped_storage()
+            seen[storage.data_ptr()] = storage.nbytes()
+    return sum(seen.values())
