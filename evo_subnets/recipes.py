@@ -121,13 +121,18 @@ class Kept(nn.Module):
         self.training = False
 
     def forward(self, *inputs: Any, **options: Any) -> Any:
-        if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
-            raise self._refused("exported")  # torch.compile goes on without its compiler
+        if torch.compiler.is_exporting() or torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
+            raise self._refused("exported")
         if torch.is_grad_enabled() and any(_needs_gradients(each) for each in inputs):
             raise self._refused("asked for gradients")
-        with torch.no_grad():
-            built = self.work.parent() if self.mutation is None else self.work.child(self.mutation)
-            return built(*inputs, **options)
+        if torch.compiler.is_dynamo_compiling():  # it would take seconds, and gain nothing
+            return torch.compiler.disable(self._answer)(*inputs, **options)  # type: ignore[no-untyped-call]
+        return self._answer(*inputs, **options)
+
+    @torch.no_grad()
+    def _answer(self, *inputs: Any, **options: Any) -> Any:
+        built = self.work.parent() if self.mutation is None else self.work.child(self.mutation)
+        return built(*inputs, **options)
 
     def train(self, mode: bool = True) -> "Kept":
         if mode:

@@ -1,4 +1,4 @@
-"""The work copy, members as recipes, and what of it can be pickled, moved, compiled, exported."""
+"""The work copy, members as recipes, and what of it can be pickled, moved and loaded."""
 
 import copy
 import gc
@@ -61,6 +61,7 @@ def test_recipes_need_two_copies_of_the_weights(count):
     with torch.no_grad():
         ensemble(x)
     assert 2 * weights <= bytes_of_tensors() - before < 2.1 * weights
+    assert weights < len(pickle.dumps(ensemble)) < 1.1 * weights  # not what is worked in
 
 
 def test_recipes_are_pickled_copied_moved_and_loaded():
@@ -128,30 +129,10 @@ def test_what_recipes_cannot_do_is_said():
     ]:
         with pytest.raises(ValueError, match=message):
             wrong()
-    with pytest.raises(Exception, match="cannot be exported"):
-        torch.export.export(kept, (X,))
+    for strict in (False, True):
+        with pytest.raises(Exception, match="cannot be exported"):
+            torch.export.export(kept, (X,), strict=strict)
     assert not kept(X).requires_grad
-
-
-@pytest.mark.filterwarnings("ignore:Dynamo detected")
-def test_resident_members_compile_and_export():
-    resident, kept = both(mlp)
-    with torch.no_grad():
-        expected = resident(X)
-        for ensemble in (resident, kept):
-            compiled = torch.compile(ensemble, backend="eager")
-            torch.testing.assert_close(compiled(X), expected)
-        exported = torch.export.export(resident, (X,)).module()
-        torch.testing.assert_close(exported(X), expected)
-        torch.testing.assert_close(torch.jit.trace(resident, X)(X), expected)
-
-
-def test_resident_members_become_onnx(tmp_path):
-    pytest.importorskip("onnx")
-    pytest.importorskip("onnxscript")
-    resident, _ = both(mlp)
-    torch.onnx.export(resident, (X,), str(tmp_path / "e.onnx"), dynamo=True)
-    assert (tmp_path / "e.onnx").stat().st_size > 0
 
 
 def test_one_work_copy_serves_all_children_that_leave_it_as_it_was():
