@@ -39,7 +39,7 @@ class Ensemble(nn.Module):
     weights: Tensor
     members: nn.ModuleList | tuple[nn.Module, ...]
     parent: nn.Module | None
-    """Of members that are kept as recipes."""
+    """Of members that are kept as recipes; None where they are resident."""
 
     def __init__(
         self,
@@ -98,8 +98,8 @@ class Ensemble(nn.Module):
 
         `resident=False` keeps the members as recipes, which are built one after the other at every
         call: the ensemble has two copies of the weights, `parent` and one that is worked in,
-        however many members there are. Such members give no gradients and are neither trained nor
-        exported.
+        however many members there are. Such members give no gradients and are neither trained
+        nor exported, and `torch.compile` gains nothing.
         """
         if side_by_side and not resident:
             raise ValueError("members that are built one after the other cannot go side_by_side")
@@ -177,7 +177,8 @@ class Ensemble(nn.Module):
         """
         recipe = self.recipe
         if recipe is not None and self.parent is not None:
-            recipe = dataclasses.replace(recipe, parent=files.state_of(self.parent))
+            held = bool(staying(parameters(self.parent), recipe.include))
+            recipe = dataclasses.replace(recipe, parent=files.state_of(self.parent), held=held)
         elif recipe is not None and not recipe.gives(list(self.members)):
             recipe = None
         if recipe is None:
