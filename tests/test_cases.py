@@ -1039,14 +1039,26 @@ def weights_edited_through_data_answer_at_once():
     ensemble = Ensemble(members, side_by_side=True)
     with torch.no_grad():
         for change in (
-            lambda: members[1].__setitem__(1, nn.Softmax(dim=0)),
-            lambda: members[1].__setitem__(1, nn.ReLU()),
+            lambda: members[1].__setitem__(1, nn.Softmax(dim=0).eval()),
+            lambda: members[1].__setitem__(1, nn.ReLU().eval()),
             lambda: members[2].register_forward_hook(lambda module, inputs, out: out + out.mean(0)),
         ):
             ensemble(x)
             change()
             expected = torch.stack([member(x) for member in members])
             torch.testing.assert_close(ensemble.member_outputs(x), expected)
+
+
+@case
+def recurrent_layers_that_begin_to_mix_rows_say_what_they_say():
+    """Time comes first: rows mix from when the weights say so, as after an edit through `.data`."""
+    members = [built(lambda: Rows(time_first(lambda: nn.RNN(10, 10))()), seed) for seed in range(4)]
+    for member in members:
+        member.then.layer.weight_hh_l0.data.zero_()
+    same_as_in_turn(members, noise(64, 3, 8, 8))
+    for member in members:
+        member.then.layer.weight_hh_l0.data.fill_(0.5)
+    same_as_in_turn(members, noise(64, 3, 8, 8))
 
 
 @case
