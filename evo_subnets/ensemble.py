@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from evo_subnets import engines, files
 from evo_subnets.copies import copied, differing_dtypes, dtypes_of, set_dtypes
 from evo_subnets.inputs import ask
+from evo_subnets.kinds import as_json, from_json
 from evo_subnets.mutation import Mutation, materialize
-from evo_subnets.outputs import CLASSES, Combine, Distribution, Outputs, Values, as_json, from_json
+from evo_subnets.outputs import CLASSES, Combine, Distribution, Outputs, Values
 from evo_subnets.recipes import Kept, Recipe, WorkCopy, mutated
 from evo_subnets.subnetworks import Include, Params, Whole, parameters, staying
 
