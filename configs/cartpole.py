@@ -42,7 +42,7 @@ def check_environment(name: str) -> None:
     """A ValueError where there is none of this name, or a parent could not act in it."""
     import gymnasium
 
-    from evo_subnets.rl.actor import check_actions
+    from evo_subnets.rl.acting import check_actions
 
     try:
         env = gymnasium.make(name)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from evo_subnets.inputs import ask, batches_of, device_of, joined, moved, same_modes
+from evo_subnets.kinds import kind_of
 from evo_subnets.mutation import check_density
 from evo_subnets.outputs import CLASSES, Outputs, already_read
 from evo_subnets.recipes import WorkCopy
@@ -85,7 +86,7 @@ def search_trust_region(
     inputs: Any,
     *,
     search: Search = DEFAULT,
-    outputs: Outputs = CLASSES,
+    outputs: Outputs | None = None,
     target: float = 0.02,
     densities: Sequence[float] | None = None,
     sigmas: Sequence[float] | None = None,
@@ -104,9 +105,10 @@ def search_trust_region(
     `densities`: None is the search's own. `module` is left alone; it runs in eval mode, on
     `batch_size` inputs at a time. `inputs`: a tensor, a tuple of tensors, a mapping of keyword
     arguments, or an iterable of batches of such, which are moved to the module's device. `outputs`:
-    what kind of outputs these are.
+    what kind of outputs these are; None: what the module says, or classes.
     """
     densities = (search.density,) if densities is None else densities
+    outputs = kind_of(module, outputs)
     children = min(4, search.population_size) if children is None else children
     empty = not densities or (sigmas is not None and not sigmas)
     if not 0 < target < math.inf or not 1 <= children <= search.population_size or empty:
@@ -173,10 +175,10 @@ def _first_root(
 
 @torch.no_grad()
 def outputs_of(
-    module: nn.Module, inputs: Any, *, outputs: Outputs = CLASSES, batch_size: int = 256
+    module: nn.Module, inputs: Any, *, outputs: Outputs | None = None, batch_size: int = 256
 ) -> Tensor:
     """(samples, ...) outputs of a module in eval mode; it goes back to the mode that it was in."""
-    device = device_of(module)
+    device, outputs = device_of(module), kind_of(module, outputs)
     with same_modes(module):
         module.eval()
         found = [
