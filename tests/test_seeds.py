@@ -39,7 +39,7 @@ from evo_subnets.methods.stochastic import Annealing, Stochastic
 from evo_subnets.metrics import contest, predictive, robustness
 from evo_subnets.models import build
 from evo_subnets.mutation import Mutation, quads, singles
-from evo_subnets.rl import episode_returns, mean_return, observations
+from evo_subnets.rl import MeanReturn, episode_returns, mean_return, observations
 from evo_subnets.rl.policy import EnsemblePolicy
 from evo_subnets.runs import Run
 from evo_subnets.search import Search
@@ -212,6 +212,8 @@ TABLE: dict[str, Callable[[Any], Any]] = {
     "evo_subnets.mutation.singles": lambda seed: singles(4, 0.1, density=0.5, seed=seed),
     "evo_subnets.racing.race": raced_children,
     "evo_subnets.racing.run_race": raced,
+    "evo_subnets.rl.fitness.MeanReturn":
+        lambda seed: MeanReturn("CartPole-v1", {"episodes": 2}, seed)(balancing()),
     "evo_subnets.rl.fitness.episode_returns":
         lambda seed: episode_returns("CartPole-v1", balancing(), episodes=2, seed=seed),
     "evo_subnets.rl.fitness.mean_return":

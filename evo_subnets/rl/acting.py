@@ -84,8 +84,8 @@ def likely(kind: Outputs, combined: Tensor) -> Tensor:
 def sampled(
     kind: Outputs,
     members: Tensor,
-    weights: Tensor,
     *,
+    weights: Tensor,
     uniforms: Tensor,
     how: Combine = "mean",
     temperature: float = 1.0,
@@ -104,7 +104,7 @@ def sampled(
         return torch.where(explores & (best >= 0), any_at_all, best)
     broken = members[weights > 0].flatten(2).isnan().any(dim=2).any(dim=0)
     if how == "mean":
-        outputs = _picked(members, weights, uniforms[:, 0])
+        outputs = _picked(members, weights, uniforms=uniforms[:, 0])
     else:
         outputs = kind.combined(members, weights, how=how)
     if isinstance(kind, Gaussian):
@@ -157,7 +157,7 @@ def _known(actions: Tensor, outputs: Tensor) -> Tensor:
     return actions.masked_fill(outputs.isnan().any(dim=-1), -1)
 
 
-def _picked(members: Tensor, weights: Tensor, uniforms: Tensor) -> Tensor:
+def _picked(members: Tensor, weights: Tensor, *, uniforms: Tensor) -> Tensor:
     """(batch, ...): the outputs of the member that a row's number chooses."""
     if len(members) == 1:
         return members[0]

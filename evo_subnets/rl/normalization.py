@@ -127,6 +127,8 @@ class _Numbers(pickle.Unpickler):
             return ARRAYS[name]
         if (module, name) == ("_codecs", "encode"):  # of arrays' bytes in old protocols
             return _encoded
+        if name == "bytes":  # empty ones, in old protocols
+            return bytes
         return dict if (module, name) == ("collections", "OrderedDict") else _StandIn
 
 

@@ -8,6 +8,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from evo_subnets.actions import Categoricals
 from evo_subnets.ensemble import Ensemble
 from evo_subnets.inputs import batches_of, moved
 from evo_subnets.kinds import kind_of
@@ -57,9 +58,10 @@ class EnsemblePolicy:
                 f"an agent acts by {', '.join(each.__name__ for each in ACTS)}, this model gives "
                 f"{self.outputs}"
             )
-        if not isinstance(self.outputs, ACTS[:1] + ACTS[2:3]) and temperature != 1:
+        if not isinstance(self.outputs, Classes | Categoricals) and temperature != 1:
             raise ValueError(
-                f"a temperature is of logits: leave it out with {type(self.outputs).__name__}()"
+                "a temperature is of numbered actions: leave it out with "
+                f"{type(self.outputs).__name__}()"
             )
         own, one = space_of(model), one_of(model)
         space = own if observation_space is None else observation_space
@@ -167,7 +169,12 @@ class EnsemblePolicy:
         if uniforms is None:
             return likely(kind, kind.combined(members, weights, how=how))
         return sampled(
-            kind, members, weights, uniforms=uniforms, how=how, temperature=self.temperature
+            kind,
+            members,
+            weights=weights,
+            uniforms=uniforms,
+            how=how,
+            temperature=self.temperature,
         )
 
     def act(

@@ -189,8 +189,12 @@ def test_rewards_are_those_of_the_monitor():
     )
 
 
+class Spoken(Lottery):
+    action_space = gymnasium.spaces.Text(3)
+
+
 class Continuous(Lottery):
-    action_space = gymnasium.spaces.Box(-1, 1, (1,))
+    action_space = gymnasium.spaces.Box(-1, 1, (2,))
 
 
 class FromOne(Lottery):
@@ -222,8 +226,8 @@ def test_options_that_would_change_nothing_are_refused_before_any_play(env, opti
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: lotteries(1, Continuous), r"discrete actions .* this environment has Box"),
-        (lambda: lotteries(1, FromOne), r"numbered from zero, this environment has Discrete"),
+        (lambda: lotteries(1, Spoken), r"Discrete or .* this environment has Text"),
+        (lambda: lotteries(1, FromOne), r"numbered from zero.* this environment has Discrete"),
         (lambda: VecNormalize(lotteries()), "VecNormalize must not learn from evaluation"),
     ],
 )
