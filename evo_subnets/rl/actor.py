@@ -15,6 +15,7 @@ from evo_subnets.outputs import CLASSES, Outputs
 from evo_subnets.rl.acting import Space
 from evo_subnets.rl.agents import parts_of
 from evo_subnets.rl.normalization import ONE, check_shapes, normalization_of
+from evo_subnets.rl.zips import read_agent, statistics_beside
 
 Source = VecNormalize | str | Path | nn.ModuleDict | bool | None
 
@@ -93,6 +94,24 @@ class Actor(nn.Module):
             )
         stacked = _stack_of(agent) if frame_stack is None else frame_stack
         return cls(**parts, normalization=normalization_of(source), frame_stack=stacked)
+
+    @classmethod
+    def from_zip(
+        cls,
+        path: str | Path,
+        *,
+        algorithm: str | None = None,
+        normalization: Source = None,
+        frame_stack: int = 1,
+    ) -> "Actor":
+        """The actor of a stable-baselines3 zip, which is unpickled: only for files of one's own.
+
+        `algorithm`: the name of its class; None: what the file says. `normalization`: None is the
+        file of statistics that lies beside it, if there is one (see `zips.statistics_beside`).
+        """
+        source = statistics_beside(path) if normalization is None else normalization
+        agent = read_agent(path, algorithm=algorithm)
+        return cls.from_agent(agent, normalization=source, frame_stack=frame_stack)
 
     @property
     def observation_shape(self) -> tuple[int, ...]:
