@@ -191,6 +191,43 @@ class ActionValues:
         return VALUES.metric(outputs, targets)
 
 
+@dataclass(frozen=True)
+class Deterministic:
+    """(batch, values): continuous actions without chance (as of TD3), within -1 and 1.
+
+    Their divergence is that of normal actions around them with a deviation of `noise`, by which
+    TD3 smooths what it learns from: so it is in nats, as the other kinds'.
+    """
+
+    noise: float = 0.2
+    read: Read = read
+    ways: ClassVar[tuple[Combine, ...]] = ("mean",)
+
+    def __post_init__(self) -> None:
+        if not 0 < self.noise < math.inf:
+            raise ValueError(f"noise must be positive, got {self.noise}")
+
+    def tensor(self, found: Any) -> Tensor:
+        """(batch, values)."""
+        return _shaped(self.read(found), (None,), "continuous actions")
+
+    def divergence(self, parent: Tensor, child: Tensor) -> Tensor:
+        """The squared difference, summed, in units of twice the noise's variance."""
+        return VALUES.divergence(parent, child) / (2 * self.noise**2)
+
+    def combined(self, members: Tensor, weights: Tensor, *, how: Combine) -> Tensor:
+        """The weighted mean."""
+        return VALUES.combined(members, weights, how=how)
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """The mean squared error."""
+        return VALUES.loss(outputs, targets)
+
+    def metric(self, outputs: Tensor, targets: Tensor) -> float:
+        """The mean squared error, negative: higher is better."""
+        return VALUES.metric(outputs, targets)
+
+
 def _shaped(outputs: Tensor, shape: tuple[int | None, ...], what: str) -> Tensor:
     """The outputs; a ValueError where a sample's are of another shape (None: any size)."""
     sizes = outputs.shape[1:]

@@ -5,11 +5,11 @@ from typing import Any
 
 from torch import nn
 
-from evo_subnets.actions import ActionValues, Categoricals, Gaussian
+from evo_subnets.actions import ActionValues, Categoricals, Deterministic, Gaussian
 from evo_subnets.outputs import CLASSES, Binary, Classes, Outputs, Values, read
 
 KEPT = {kind.__name__: kind for kind in (
-    Classes, Binary, Values, Categoricals, Gaussian, ActionValues
+    Classes, Binary, Values, Categoricals, Gaussian, ActionValues, Deterministic
 )}  # fmt: skip
 
 

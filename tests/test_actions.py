@@ -15,7 +15,7 @@ from torch.distributions import (
 )
 from torch.distributions.transforms import TanhTransform
 
-from evo_subnets.actions import ActionValues, Categoricals, Gaussian
+from evo_subnets.actions import ActionValues, Categoricals, Deterministic, Gaussian
 from evo_subnets.outputs import Classes
 from evo_subnets.trust_region import divergence
 
@@ -133,6 +133,13 @@ def test_the_likelihood_of_a_mixture_of_normal_values_is_torchs():
     assert found == pytest.approx(expected, rel=1e-5)
     alone = Gaussian().mixture_metric(members, torch.tensor([0.0, 1.0, 0.0]), targets=targets)
     assert alone == pytest.approx(Gaussian().metric(members[1], targets))
+
+
+def test_actions_without_chance_diverge_as_normal_ones_around_them():
+    parent, child = noise(7, 3), noise(7, 3, seed=1)
+    pair = [Normal(each.double(), 0.2) for each in (parent, child)]
+    found = Deterministic().divergence(parent.double(), child.double())
+    assert torch.allclose(found, kl_divergence(*pair).sum(1))
 
 
 def explored(values, exploration):

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from evo_subnets.actions import ActionValues, Categoricals, Gaussian
+from evo_subnets.actions import ActionValues, Categoricals, Deterministic, Gaussian
 from evo_subnets.kinds import as_json, from_json
 from evo_subnets.outputs import Binary, Classes, Distribution, Values
 
@@ -18,6 +18,7 @@ from evo_subnets.outputs import Binary, Classes, Distribution, Values
         (Values(), ["Values"]),
         (Categoricals((2, 3)), ["Categoricals", [2, 3]]),
         (Gaussian(True), ["Gaussian", True]),
+        (Deterministic(0.3), ["Deterministic", 0.3]),
         (ActionValues(0.1), ["ActionValues", 0.1]),
     ],
 )

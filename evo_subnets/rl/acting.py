@@ -8,7 +8,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from evo_subnets.actions import ActionValues, Categoricals, Gaussian
+from evo_subnets.actions import ActionValues, Categoricals, Deterministic, Gaussian
 from evo_subnets.outputs import CLASSES, Classes, Combine, Outputs, Values
 from evo_subnets.streams import in_double
 
@@ -46,7 +46,7 @@ def is_of(kind: Outputs, space: Space) -> bool:
     """Whether a policy of such outputs acts in such a space."""
     if isinstance(kind, Categoricals):
         return kind.sizes == _sizes(space)
-    continuous = isinstance(kind, Gaussian | Values)
+    continuous = isinstance(kind, Gaussian | Values | Deterministic)
     return isinstance(space, gymnasium.spaces.Box if continuous else gymnasium.spaces.Discrete)
 
 
@@ -76,7 +76,7 @@ def likely(kind: Outputs, combined: Tensor) -> Tensor:
     if isinstance(kind, Categoricals):
         parts = [_known(part.argmax(dim=1), part) for part in kind.split(combined)]
         return torch.stack(parts, dim=1)
-    if isinstance(kind, Gaussian | Values):
+    if isinstance(kind, Gaussian | Values | Deterministic):
         return combined
     return _known(combined.argmax(dim=-1), combined)
 
@@ -180,5 +180,5 @@ def check_fits(kind: Outputs, own: Space | None, *, space: Space) -> None:
         )
 
 
-ACTS = (Classes, Values, Categoricals, Gaussian, ActionValues)
+ACTS = (Classes, Values, Categoricals, Gaussian, ActionValues, Deterministic)
 """The kinds of outputs that a policy can have."""

@@ -14,8 +14,8 @@ from stable_baselines3.sac import policies as sac
 from stable_baselines3.td3 import policies as td3
 from torch import nn
 
-from evo_subnets.actions import ActionValues, Categoricals, Gaussian
-from evo_subnets.outputs import CLASSES, Outputs, Values
+from evo_subnets.actions import ActionValues, Categoricals, Deterministic, Gaussian
+from evo_subnets.outputs import CLASSES, Outputs
 from evo_subnets.rl.acting import check_actions
 from evo_subnets.rl.heads import Normals, StateNoise, YesNo
 
@@ -73,7 +73,7 @@ def parts_of(agent: BaseAlgorithm) -> dict[str, Any]:
         actor = policy.actor
         checked = [actor]
         found = {"features": actor.features_extractor, "body": nn.Identity(), "head": actor.mu,
-                 "outputs": Values(), "squashed": True}  # fmt: skip
+                 "outputs": Deterministic(_noise_of(agent)), "squashed": True}  # fmt: skip
     elif isinstance(policy, DQNPolicy):
         net = policy.q_net
         rate = getattr(agent, "exploration_final_eps", EXPLORATION)
@@ -94,6 +94,13 @@ def parts_of(agent: BaseAlgorithm) -> dict[str, Any]:
         "action_space": policy.action_space,
         "normalize_images": policy.normalize_images,
     }
+
+
+def _noise_of(agent: Any) -> float:
+    """The deviation of the noise that smooths what an agent learns from; TD3's usual one of DDPG,
+    which has none."""
+    smooths = getattr(agent, "target_noise_clip", 0) and getattr(agent, "target_policy_noise", 0)
+    return float(smooths or Deterministic().noise)
 
 
 def _actor_critic(policy: Any) -> tuple[Sequence[object], dict[str, Any]]:

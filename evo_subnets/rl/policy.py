@@ -8,7 +8,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from evo_subnets.actions import Categoricals
+from evo_subnets.actions import Categoricals, Deterministic
 from evo_subnets.ensemble import Ensemble
 from evo_subnets.inputs import batches_of, moved
 from evo_subnets.kinds import kind_of
@@ -162,7 +162,7 @@ class EnsemblePolicy:
             logs = self.log_probabilities(observations, action_masks)
             return likely(kind, logs) if uniforms is None else by_chance(logs, uniforms)
         inputs = self.observations(observations, action_masks)
-        if isinstance(kind, Values):
+        if isinstance(kind, Values | Deterministic):
             return self._answers(inputs)
         members, weights = self._members(inputs)
         how = self.model.combine if isinstance(self.model, Ensemble) else "mean"

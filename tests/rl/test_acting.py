@@ -10,7 +10,7 @@ from torch import nn
 from torch.distributions import Normal
 
 from evo_subnets import Ensemble
-from evo_subnets.actions import ActionValues, Categoricals, Gaussian
+from evo_subnets.actions import ActionValues, Categoricals, Deterministic, Gaussian
 from evo_subnets.outputs import Binary, Values
 from evo_subnets.rl import EnsemblePolicy
 
@@ -90,6 +90,7 @@ def test_normal_values_without_chance_are_the_mean_of_what_members_do():
         (Gaussian(), (2, 3), Box(-1, 1, (3,))),
         (ActionValues(), (4,), gymnasium.spaces.Discrete(4)),
         (Values(), (3,), Box(-1, 1, (3,))),
+        (Deterministic(), (3,), Box(-1, 1, (3,))),
     ],
 )
 @pytest.mark.parametrize("deterministic", [True, False])

@@ -10,16 +10,17 @@ from gymnasium.spaces import Box, Discrete
 from small_agents import unseeded
 
 from evo_subnets import Ensemble, Moving, Search, evolve, quads, search_trust_region
-from evo_subnets.actions import ActionValues, Categoricals, Gaussian
+from evo_subnets.actions import ActionValues, Categoricals, Deterministic, Gaussian
 from evo_subnets.kinds import kind_of
-from evo_subnets.outputs import Classes, Values
+from evo_subnets.outputs import Classes
 from evo_subnets.rl import Actor, EnsemblePolicy, episode_returns, mean_return, observations
 
 from stable_baselines3 import DQN, PPO, SAC  # isort: skip
 from stable_baselines3.common.evaluation import evaluate_policy  # isort: skip
 
 KINDS = {
-    "normal": Gaussian(), "squashed normal": Gaussian(squashed=True), "values": Values(),
+    "normal": Gaussian(), "squashed normal": Gaussian(squashed=True), "values": Deterministic(0.2),
+    "values, DDPG": Deterministic(0.2),
     "values of actions": ActionValues(0.05), "choice": Classes(),
     "choices": Categoricals((3, 2, 4)), "yes and no": Categoricals((2,) * 4),
     "squashed state-dependent noise": Gaussian(squashed=True),
