@@ -1,11 +1,15 @@
 """What a run keeps and shows, in any environment: the trust region, children, who played."""
 
-from collections.abc import Callable, Mapping
+import csv
+import io
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from textwrap import indent
 from typing import Any
 
+from evo_subnets import files
 from evo_subnets.evolution import Evolution, show_fitness
 from evo_subnets.rl import Actor
 from evo_subnets.runs import Run
@@ -67,3 +71,11 @@ def played_once(
 def as_code(text: str) -> str:
     """A table as Markdown that keeps its columns."""
     return indent(text, "    ")
+
+
+def write_returns(path: Path, returns: Mapping[str, Iterable[float]]) -> None:
+    """One line an episode and policy; the n-th episodes of all are the same."""
+    text = io.StringIO()
+    lines = [(name, n, float(x)) for name, each in returns.items() for n, x in enumerate(each)]
+    csv.writer(text).writerows([("policy", "episode", "return"), *lines])
+    files.write_atomically(path, text.getvalue().encode())

@@ -10,10 +10,9 @@ given again.
 
 from evo_subnets.rl import Actor, MeanReturn, mean_return, observations  # isort: skip  # first: it silences gym's notice
 
-import csv
-import io
 import time
 from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +20,7 @@ import tyro
 from torch import nn
 
 from agents.evaluation import as_table, compare, verdict
-from agents.kept import as_code, find_region, played_once, show_children
+from agents.kept import as_code, find_region, played_once, show_children, write_returns
 from agents.small import train_small
 from configs import command_line
 from configs.agent import TOTAL_TIMESTEPS, AgentArgs
@@ -32,8 +31,7 @@ from evo_subnets.runs import Run
 from evo_subnets.streams import derive_seed
 from evo_subnets.subnetworks import parameters
 
-Models = dict[str, tuple[nn.Module, bool]]
-"""With each comes whether it acts without chance."""
+Models = dict[str, tuple[nn.Module, bool]]  # with each comes whether it acts without chance
 Returns = npt.NDArray[np.float64]
 OBSERVATIONS = 512
 OUTPUTS = ("parent.zip", "ensemble.safetensors", "lineage.json", "episodes.csv")
@@ -43,10 +41,17 @@ def main(args: AgentArgs) -> None:
     started = time.monotonic()
     device, search = command_line.choose_device(args.device), args.search
 
+    def seen_by(actor: Actor) -> Any:
+        return observations(
+            args.env, actor, count=OBSERVATIONS, seed=derive_seed(args.seed, "observations"),
+            num_envs=args.num_envs, device=device,
+        )  # fmt: skip
+
     # What can be refused is refused before the folder is touched
     actor = None if args.agent is None else Actor.from_zip(args.agent, **args.of_agent)
     if actor is not None and search.sigma is not None:
         check_strength(actor, search.mutations())
+    seen = None if actor is None else seen_by(actor)
 
     with Run(args.folder, overwrite=args.overwrite, outputs=OUTPUTS, needed=args.agent) as run:
         run.ask("agent_ensemble", {**args.asked, "device": device})
@@ -62,7 +67,7 @@ def main(args: AgentArgs) -> None:
         print(f"parent: {source}; outputs: {type(actor.outputs).__name__}"
               f"{', normalised observations' if actor.normalization else ''}")  # fmt: skip
         run.ask("weights", {"parent": files.fingerprint(actor.state_dict())})
-        actor.to(device)
+        seen = seen_by(actor) if seen is None else seen
 
         def returns_on(name: str, episodes: int, *, greedy: bool) -> MeanReturn:
             # one seed for all, and others for each purpose
@@ -79,10 +84,6 @@ def main(args: AgentArgs) -> None:
             return {each: np.array(lists["returns"]) for each, lists in found.items()}
 
         # How strong a mutation may be
-        seen = observations(
-            args.env, actor, count=OBSERVATIONS, seed=derive_seed(args.seed, "observations"),
-            num_envs=args.num_envs, device=device,
-        )  # fmt: skip
         if search.sigma is None:
             region = find_region(actor, seen, search=search, target=args.target, run=run)
             search = region.search
@@ -128,10 +129,7 @@ def main(args: AgentArgs) -> None:
         # What it leaves behind
         evolution.ensemble.save(args.folder / "ensemble.safetensors")
         evolution.lineage.save(args.folder / "lineage.json", parameters(actor), include=None)
-        text = io.StringIO()
-        lines = [(name, n, x) for name, each in played.items() for n, x in enumerate(each)]
-        csv.writer(text).writerows([("policy", "episode", "return"), *lines])
-        files.write_atomically(args.folder / "episodes.csv", text.getvalue().encode())
+        write_returns(args.folder / "episodes.csv", played)
         run.finish(
             {
                 "arguments": args.asked,

@@ -26,6 +26,7 @@ import evo_subnets
 from agents import parents, ppo
 from agents.evaluation import bootstrap_interval
 from agents.play.course import Course
+from agents.small import train_small
 from envs.games import Levels
 from evo_subnets import annealing, evolution, racing, streams, task, tuning
 from evo_subnets.data import load
@@ -39,7 +40,7 @@ from evo_subnets.methods.stochastic import Annealing, Stochastic
 from evo_subnets.metrics import contest, predictive, robustness
 from evo_subnets.models import build
 from evo_subnets.mutation import Mutation, quads, singles
-from evo_subnets.rl import MeanReturn, episode_returns, mean_return, observations
+from evo_subnets.rl import Actor, MeanReturn, episode_returns, mean_return, observations
 from evo_subnets.rl.policy import EnsemblePolicy
 from evo_subnets.runs import Run
 from evo_subnets.search import Search
@@ -172,6 +173,13 @@ def trained(seed):
         return next(made.policy.parameters()).detach().clone()
 
 
+def small_parent(seed):
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "agent.zip"
+        train_small("CartPole-v1", steps=1, seed=seed, path=path)
+        return [value.tolist() for value in Actor.from_zip(path).parameters()]
+
+
 def trained_parent(seed):
     with tempfile.TemporaryDirectory() as folder:
         _, about = unseeded(
@@ -242,6 +250,7 @@ TABLE: dict[str, Callable[[Any], Any]] = {
     "agents.ppo.make_ppo": agent,
     "agents.ppo.make_training_env": training_env,
     "agents.ppo.train": trained,
+    "agents.small.train_small": small_parent,
 }  # fmt: skip
 NONE_OF_ITS_OWN = {
     "evo_subnets.draws.Draw": "holds the seed of a mutation, which has looked at it",

@@ -95,7 +95,7 @@ def test_agents_of_other_kinds_go_all_the_way(server, tmp_path, kind, env, outpu
     assert ("evolved parent" in names) == (extra[1] == 2)
     assert ("parent, without chance" in names) == (kind is not TD3)
     actor = Actor.from_zip(path)
-    lineage = Lineage.load(tmp_path / "out" / "lineage.json", parameters(actor))
+    lineage, _ = Lineage.load(tmp_path / "out" / "lineage.json", parameters(actor))
     assert len(lineage.steps) == (2 if extra[1] == 2 else 0)
 
 
@@ -105,7 +105,8 @@ def test_an_agent_that_stacked_frames_says_how_many(server, tmp_path):
     options = ["--agent", path, "--tiny", "--out", tmp_path / "out"]
     refused = server.run("agent_ensemble", *options)
     check_refusal(refused, 1, "(4,)", "(12,)", "frame_stack")
-    result = server.run("agent_ensemble", *options, "--frame-stack", 3, "--overwrite")
+    assert not (tmp_path / "out").exists()
+    result = server.run("agent_ensemble", *options, "--frame-stack", 3)
     assert result.status == 0, result.stderr
 
 
@@ -127,3 +128,4 @@ def test_agents_that_cannot_be_parents_are_refused(server, tmp_path, name, optio
         "agent_ensemble", "--agent", tmp_path / name, "--tiny", "--out", out, *options.split()
     )
     check_refusal(result, 1, *words)
+    assert not out.exists()
