@@ -22,8 +22,9 @@ def train_small(env: str, *, steps: int, seed: int, path: Path) -> int:
 
     The policy is one for dictionaries, pictures or vectors, as the observations are.
     """
+    seed = check_seed(seed, bits=31)
     with generators_kept():
-        envs = make_vec_env(env, NUM_ENVS, seed=check_seed(seed, bits=31))
+        envs = make_vec_env(env, NUM_ENVS, seed=seed)
         space = envs.observation_space
         if isinstance(space, gymnasium.spaces.Dict):
             policy = "MultiInputPolicy"

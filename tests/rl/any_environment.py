@@ -38,6 +38,12 @@ class Anything(gymnasium.Env):
         reward = float(np.sum(action)) + 0.01 * self.steps
         return self._shown(), reward, self.steps == self.length, False, {}
 
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 10}
+    render_mode = "rgb_array"
+
+    def render(self):
+        return np.full((32, 32, 3), 40 * self.steps, np.uint8)
+
     def _shown(self):
         return self.observation_space.sample()
 

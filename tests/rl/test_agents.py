@@ -140,6 +140,21 @@ def test_a_script_of_rl_zoo_plays(agents):
         seen, _, starts, _ = envs.step(actions)
 
 
+def test_play_is_recorded_as_an_agents(agents, tmp_path):
+    pytest.importorskip("moviepy")
+    from stable_baselines3.common.vec_env import VecVideoRecorder
+
+    policy = EnsemblePolicy(Actor.from_agent(agents("normal")))
+    envs = VecVideoRecorder(
+        several(1), str(tmp_path), record_video_trigger=lambda step: step == 0, video_length=6
+    )
+    seen = envs.reset()
+    for _ in range(7):
+        seen, *_ = envs.step(policy.predict(seen, deterministic=False)[0])
+    envs.close()
+    assert [path.suffix for path in tmp_path.iterdir()] == [".mp4"]
+
+
 def test_values_explore_as_rarely_as_their_agent(agents):
     policy = EnsemblePolicy(Actor.from_agent(agents("values of actions")), seed=1)
     seen = np.repeat(shown(policy.observation_space, 1), 20_000, axis=0)
