@@ -112,7 +112,7 @@ def sampled(
         normal = (
             torch.special.ndtri(uniforms[:, 1:].clamp(LEAST, MOST)).to(means.dtype).to(means.device)
         )
-        values = means + scales.exp() * normal
+        values = means + scales.exp() * normal.to(means.device)
         values = values.tanh() if kind.squashed else values
         found: Tensor = values.masked_fill(broken[:, None], torch.nan)
         return found
