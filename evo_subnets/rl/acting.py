@@ -109,9 +109,7 @@ def sampled(
         outputs = kind.combined(members, weights, how=how)
     if isinstance(kind, Gaussian):
         means, scales = outputs.unbind(dim=1)
-        normal = (
-            torch.special.ndtri(uniforms[:, 1:].clamp(LEAST, MOST)).to(means.dtype).to(means.device)
-        )
+        normal = torch.special.ndtri(uniforms[:, 1:].clamp(LEAST, MOST)).to(means.dtype)
         values = means + scales.exp() * normal.to(means.device)
         values = values.tanh() if kind.squashed else values
         found: Tensor = values.masked_fill(broken[:, None], torch.nan)
