@@ -22,10 +22,11 @@ from evo_subnets.evolution import (
     show_fitness,
 )
 from evo_subnets.inputs import batches_of
+from evo_subnets.kinds import kind_of
 from evo_subnets.lineage import PLAIN, Lineage, Rule, Step, add_step, centred_ranks, weighted, wide
 from evo_subnets.mutation import Mutation
 from evo_subnets.options import described
-from evo_subnets.outputs import CLASSES, Outputs
+from evo_subnets.outputs import Outputs
 from evo_subnets.roots import SQUARE, find_root
 from evo_subnets.runs import Run
 from evo_subnets.search import Search
@@ -105,7 +106,7 @@ class Evolved(Evolution):
     """An `Evolution` around the last generation's parent, and where its children moved it."""
 
     def __init__(
-        self, parent: nn.Module, search: Search, *, lineage: Lineage, outputs: Outputs = CLASSES
+        self, parent: nn.Module, search: Search, *, lineage: Lineage, outputs: Outputs | None = None
     ) -> None:
         super().__init__(parent, search, outputs=outputs)
         self.lineage = lineage
@@ -147,7 +148,7 @@ def evolve(
     generations: int = 1,
     moving: Moving | None = None,
     inputs: Any = None,
-    outputs: Outputs = CLASSES,
+    outputs: Outputs | None = None,
     on_child: Callable[[Child], None] | None = None,
     run: Run = NOTHING_KEPT,
     workers: Workers = HERE,
@@ -214,7 +215,7 @@ def move(
     generations: int = 1,
     moving: Moving | None = None,
     inputs: Any = None,
-    outputs: Outputs = CLASSES,
+    outputs: Outputs | None = None,
     run: Run = NOTHING_KEPT,
     name: str = "children",
     on_generation: Callable[[Generation], None] | None = None,
@@ -224,6 +225,7 @@ def move(
     `name`: of the population, where a run has several; `on_generation` sees each generation.
     """
     moving = _checked(moving, search, generations=generations, inputs=inputs)
+    outputs = kind_of(module, outputs)
     if moving is None:
         evolved = Evolved(module, search, lineage=Lineage(), outputs=outputs)
         evolved.tell(judge(module, evolved.ask(), generation=0, name=name))
@@ -338,7 +340,7 @@ class _Walk:
             if self.history and before is not None:
                 few = search(sigmas=[before], children=MEASURED, target=math.inf).divergence
                 if 0 < few < math.inf:
-                    return before * (target / few) ** (GAIN / SQUARE)
+                    return float(before * (target / few) ** (GAIN / SQUARE))
             return search(target=target).sigma
 
         return replace(self.search, sigma=run.once(f"{name}: sigma {number}", sigma))

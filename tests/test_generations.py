@@ -13,12 +13,12 @@ from evo_subnets import (
     Run,
     Search,
     evolve,
+    generations,
     parameters,
     quads,
     search_trust_region,
     select,
 )
-from evo_subnets import generations
 from evo_subnets.lineage import Adam, Lineage, Momentum, best_child, log_weights
 from evo_subnets.trust_region import divergence, outputs_of
 
