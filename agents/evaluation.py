@@ -1,20 +1,12 @@
-"""What episodes of policies say: intervals, comparisons, clips."""
+"""What returns of policies say: intervals, comparisons."""
 
-import csv
-import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
-from agents.play.course import Course, Episodes
-from envs.games import Mode, normalized_return
-from envs.procgen import ProcgenSimulator
-from evo_subnets import files
-from evo_subnets.rl import EnsemblePolicy
 from evo_subnets.runs.report import interval, table
 from evo_subnets.streams import check_seed
 
@@ -42,48 +34,6 @@ def bootstrap_interval(
     return float(low), float(high)
 
 
-def record_clip(
-    policy: EnsemblePolicy,
-    course: Course,
-    *,
-    path: Path,
-    max_steps: int = 500,
-    deterministic: bool = False,
-) -> float:
-    """Writes a GIF of the policy's play, at most one episode; the return so far comes back.
-
-    It comes from an environment of its own: drawing slows the simulator down a hundred times.
-    """
-    if max_steps < 1:
-        raise ValueError(f"max_steps must be at least 1, got {max_steps}")
-    simulator = ProcgenSimulator(
-        course.game,
-        1,
-        levels=course.levels,
-        mode=course.mode,
-        frame_stack=course.frame_stack,
-        seed=course.seed,
-        high_resolution=True,
-    )
-    generator = np.random.default_rng(course.seed)
-    total = 0.0
-    pictures = []
-    for _ in range(max_steps):
-        pictures.append(Image.fromarray(simulator.frames()[0]).resize((256, 256)))
-        uniforms = None if deterministic else generator.random(1)
-        step = simulator.step(policy.act(simulator.observation, uniforms))
-        total += float(step.reward[0])
-        if step.terminated[0] or step.truncated[0]:
-            break
-    simulator.close()
-    data = io.BytesIO()
-    pictures[0].save(
-        data, "GIF", save_all=True, append_images=pictures[1:], duration=1000 // 15, loop=0
-    )
-    files.write_atomically(path, data.getvalue())
-    return total
-
-
 @dataclass(frozen=True)
 class Row:
     """What a policy's episodes say of it, and of its difference from the first policy's."""
@@ -95,24 +45,31 @@ class Row:
     low: float
     high: float
     """Of a 95 % interval over episodes, as those below."""
-    normalized: float
+    normalized: float | None
     difference: float
     difference_low: float
     difference_high: float
 
 
-def compare(played: Mapping[str, Episodes], *, game: str, mode: Mode = "easy") -> list[Row]:
-    """A row for each policy, compared with the first one level by level."""
-    first = next(iter(played.values())).returns
+def compare(
+    returns: Mapping[str, npt.NDArray[np.float64]],
+    *,
+    normalized: Callable[[float], Any] | None = None,
+) -> list[Row]:
+    """A row for each policy, compared with the first one episode by episode: they are pairs.
+
+    `normalized`: a mean return to where it lies between chance and the best.
+    """
+    first = next(iter(returns.values()))
     rows = []
-    for name, episodes in played.items():
-        returns = episodes.returns
-        difference = returns - first
-        low, high = bootstrap_interval(returns)
+    for name, each in returns.items():
+        difference = each - first
+        low, high = bootstrap_interval(each)
         below, above = bootstrap_interval(difference)
-        normalized = float(normalized_return(returns.mean(), game, mode=mode))
+        mean = float(each.mean())
         rows.append(
-            Row(name, float(returns.mean()), spread(returns), len(returns), low, high, normalized,
+            Row(name, mean, spread(each), len(each), low, high,
+                None if normalized is None else float(normalized(mean)),
                 float(difference.mean()), below, above)
         )  # fmt: skip
     return rows
@@ -124,11 +81,13 @@ def as_table(rows: Sequence[Row]) -> str:
     for index, row in enumerate(rows):
         difference = interval(row.difference_low, row.difference_high, signed=True)
         compared = f"{row.difference:+.2f} {difference}" if index else ""
+        normalized = [] if row.normalized is None else [f"{row.normalized:.3f}"]
         lines.append(
             [row.policy, f"{row.mean:.2f}", f"{row.sd:.2f}", str(row.n),
-             interval(row.low, row.high), f"{row.normalized:.3f}", compared]
+             interval(row.low, row.high), *normalized, compared]
         )  # fmt: skip
-    headings = ["policy", "return", "sd", "n", "95 % interval", "normalised", "against parent"]
+    named = [] if rows[0].normalized is None else ["normalised"]
+    headings = ["policy", "return", "sd", "n", "95 % interval", *named, "against parent"]
     return table(headings, lines)
 
 
@@ -144,16 +103,3 @@ def verdict(row: Row) -> str:
     if row.difference_high < 0:
         return "worse than the parent"
     return "no difference from the parent that this many episodes can show"
-
-
-def write_episodes(path: Path, played: Mapping[str, Episodes]) -> None:
-    """One line an episode and policy, with the level it was played on."""
-    text = io.StringIO()
-    writer = csv.writer(text)
-    writer.writerow(["policy", "episode", "level_seed", "return", "length"])
-    for name, episodes in played.items():
-        for number, (level, value, length) in enumerate(
-            zip(episodes.level_seeds, episodes.returns, episodes.lengths, strict=True)
-        ):
-            writer.writerow([name, number, int(level), float(value), int(length)])
-    files.write_atomically(path, text.getvalue().encode())

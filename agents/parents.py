@@ -1,8 +1,5 @@
 """Procgen parents: as files, and where they come from: the repository, a file, or PPO."""
 
-import random
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,7 +7,6 @@ from typing import Any
 import gymnasium
 import numpy as np
 import torch
-from stable_baselines3 import PPO
 from torch import nn
 
 from agents.checkpoints import checkpoints
@@ -119,25 +115,12 @@ def load_zip(path: Path) -> Actor:
     if not path.is_file():
         raise files.StorageError(f"{path}: there is no such file")
     try:
-        with generators_kept():
-            return Actor.from_agent(PPO.load(path, device="cpu"))
-    except Exception as error:  # a zip can be damaged in many ways; all mean the same to the user
-        line = " ".join(str(error).split())[:200]
+        return Actor.from_zip(path, algorithm="PPO", normalization=False)
+    except ValueError as error:
+        line = " ".join(str(error).removeprefix(f"{path}: ").split())[:200]
         raise files.StorageError(
             f"{path}: not a stable-baselines3 PPO agent that can be a parent: {line}"
         ) from None
-
-
-@contextmanager
-def generators_kept() -> Iterator[None]:
-    """Puts the global generators back: stable-baselines3 seeds them when it makes an agent."""
-    states = np.random.get_state(), random.getstate()
-    try:
-        with torch.random.fork_rng(devices=[]):
-            yield
-    finally:
-        np.random.set_state(states[0])
-        random.setstate(states[1])
 
 
 def check_actor(actor: Actor, name: str) -> Actor:
@@ -172,7 +155,10 @@ def train_parent(
     if run.folder is None:
         raise ValueError("a parent's training needs a folder for its checkpoints: Run(folder)")
     seed = check_seed(seed, bits=31)
-    asked = {"game": game, "mode": mode, "seed": seed, "ppo": asdict(settings)}
+    ppo = asdict(settings)
+    if settings.adam == "torch":  # folders from before there was a choice go on
+        del ppo["adam"]
+    asked = {"game": game, "mode": mode, "seed": seed, "ppo": ppo}
     run.ask("parent", asked | ({"warm_start": warm_start} if warm_start else {}))
     agent = train(
         game,

@@ -5,8 +5,9 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
+import torch
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger, TensorBoardOutputFormat
@@ -23,6 +24,7 @@ from agents.checkpoints import (
     remove_half_written,
     save_checkpoint,
 )
+from agents.fast.adam import TensorFlowAdam
 from agents.fast.gradients import ValueLoss
 from agents.fast.ppo import FastPPO
 from agents.impala import PAPER_WIDTHS, ImpalaCNN
@@ -33,6 +35,9 @@ from evo_subnets.engines import keep_freed_memory
 from evo_subnets.files import write_atomically
 from evo_subnets.streams import check_seed
 
+ADAMS = {"torch": torch.optim.Adam, "tensorflow": TensorFlowAdam}
+ADAM_EPSILON = 1e-5
+"""The reference's, and stable-baselines3's."""
 GAME_THREADS = 4
 """That play the games while the network is on another device."""
 
@@ -51,6 +56,9 @@ class PPOSettings:
     """Passes over a rollout."""
     learning_rate: float = 5e-4
     """Adam's step size, constant."""
+    adam: Literal["torch", "tensorflow"] = "torch"
+    """Which epsilon Adam has: torch's, or TensorFlow's, which is the reference's and holds the
+    first hundreds of steps back."""
     gamma: float = 0.999
     """Discount of the returns."""
     normalizer_gamma: float = 0.999
@@ -77,6 +85,8 @@ class PPOSettings:
     """Frames in an observation."""
 
     def __post_init__(self) -> None:
+        if self.adam not in ADAMS:
+            raise ValueError(f"adam must be one of {', '.join(ADAMS)}, got {self.adam!r}")
         for name in ("num_envs", "rollout_steps", "minibatches", "epochs", "frame_stack"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -175,6 +185,8 @@ def make_ppo(
             "features_extractor_kwargs": {"widths": settings.widths},
             "net_arch": [],
             "ortho_init": False,
+            "optimizer_class": ADAMS[settings.adam],
+            "optimizer_kwargs": {"eps": ADAM_EPSILON},
         },
         seed=seed,
         device=device,

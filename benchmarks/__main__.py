@@ -47,6 +47,7 @@ SLOW = {
     "ppo_learning": "trains both sides on two games, three seeds each",
     "crash": "kills runs 60 times",
     "damage": "opens 70,000 damaged files",
+    "density": "searches trust regions by density, and asks fresh children",
     "architectures": "searches the trust regions of 48 networks of torchvision",
 }
 """Scripts that show something and time nothing, to be called by name."""

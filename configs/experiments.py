@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from evo_subnets import Search
+from evo_subnets import Search, singles
 from evo_subnets.methods import (
     METHODS,
     Annealing,
@@ -240,7 +240,7 @@ def mutation(model: str = "lenet-l") -> Preset:
         sgd(10),
         10,
         tuple(
-            Experiment(f"sparsity {s:g}", Noisy(Search(16, 4, sigma, 1 - s)), x=sigma)
+            Experiment(f"sparsity {s:g}", Noisy(Search(16, 4, sigma, 1 - s, 0, singles)), x=sigma)
             for s in (0.0, 0.5, 0.9, 0.99)
             for sigma in (0.001, 0.003, 0.01, 0.02, 0.03, 0.05)
         ),

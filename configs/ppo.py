@@ -13,7 +13,9 @@ from evo_subnets.streams import check_seed
 PAPER = PPOSettings()
 """Whitaker 2023, table 4.2."""
 
-REFERENCE = PPOSettings(target_kl=None, widths=COBBE_WIDTHS, frame_stack=1, normalizer_gamma=0.99)
+REFERENCE = PPOSettings(
+    target_kl=None, widths=COBBE_WIDTHS, frame_stack=1, normalizer_gamma=0.99, adam="tensorflow"
+)
 """train-procgen's: the published runs of `docs/ppo.md`."""
 
 CPU = PPOSettings(rollout_steps=64, target_kl=0.02, widths=COBBE_WIDTHS)

@@ -2,6 +2,7 @@
 
 import copy
 import enum
+import functools
 import pathlib
 import re
 import types
@@ -49,26 +50,49 @@ def copied(module: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
 
 
 def check(module: nn.Module) -> None:
-    """A ValueError where `copy.deepcopy` would fail without a name, or share what it should not."""
+    """A ValueError names the layer of which there can be no children, and says what to do."""
     for name, layer in module.named_modules():
+        where = _named(name, layer)
+        if ".nn.quantized." in type(layer).__module__:
+            raise ValueError(
+                f"{where} is quantized, so that its weights are no parameters: give the network as "
+                "it was before, and quantize its members"
+            )
         tensors = (layer.named_parameters(recurse=False), layer.named_buffers(recurse=False))
         for own, tensor in chain(*tensors):
             if is_lazy(tensor):
                 raise ValueError(
-                    f"{_named(name, layer)} does not know its shape yet ({own} is lazy): call the "
-                    "module once on a batch"
+                    f"{where} does not know its shape yet ({own} is lazy): call the module once on "
+                    "a batch"
                 )
             if tensor.layout != torch.strided:
                 raise ValueError(
-                    f"{own} of {_named(name, layer)} is {tensor.layout}, and only dense tensors "
-                    "can be copied and mutated: give its to_dense()"
+                    f"{own} of {where} is {tensor.layout}, and only dense tensors can be copied "
+                    "and mutated: give its to_dense()"
                 )
-        for own, value in vars(layer).items():
-            if isinstance(value, types.FunctionType) and _holds(value, module):
+            if tensor.is_meta:
                 raise ValueError(
-                    f"{own} of {_named(name, layer)} is a function that holds the module itself, "
-                    "whose copies would use these weights: make it a method"
+                    f"{own} of {where} is on the meta device, without values: load the weights"
                 )
+    if any(
+        isinstance(each, types.FunctionType) and _holds(each, module) for each in _reached(module)
+    ):
+        raise ValueError(
+            f"{_holder(module)} a function that holds the module itself, whose copies would use "
+            "these weights: make it a method"
+        )
+
+
+def _holder(module: nn.Module) -> str:
+    """The attribute with a function that holds the module."""
+    for name, layer in module.named_modules():
+        for own, value in vars(layer).items():
+            if own != "_modules" and any(
+                isinstance(each, types.FunctionType) and _holds(each, module)
+                for each in _reached(value)
+            ):
+                return f"{own} of {_named(name, layer)} is or has"
+    return f"the {type(module).__name__} has"
 
 
 def _holds(function: types.FunctionType, module: nn.Module) -> bool:
@@ -166,6 +190,8 @@ def _reached(root: Any, marks: list[Any] | None = None) -> Iterator[Any]:
             left += each
         elif isinstance(each, types.MethodType):
             left.append(each.__self__)
+        elif isinstance(each, functools.partial):
+            left += (each.func, each.args, each.keywords)
         elif isinstance(each, SHARED):
             continue
         elif hasattr(each, "__dict__") and not kind.__module__.startswith("torch._"):
@@ -217,8 +243,8 @@ def dtypes_of(state: Mapping[str, Any]) -> Dtypes:
 
 def differing_dtypes(module: Mapping[str, torch.dtype], file: Mapping[str, torch.dtype]) -> str:
     """A sentence about the first tensor whose type is another in a file; empty without one."""
-    for name in module.keys() & file.keys():
-        if module[name] != file[name]:
+    for name in module:
+        if file.get(name, module[name]) != module[name]:
             return f"{name} is {file[name]} there and {module[name]} in this module"
     return ""
 

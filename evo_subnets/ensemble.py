@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from evo_subnets import engines, files
 from evo_subnets.copies import copied, differing_dtypes, dtypes_of, set_dtypes
 from evo_subnets.inputs import ask
+from evo_subnets.kinds import as_json, from_json, kind_of
 from evo_subnets.mutation import Mutation, materialize
-from evo_subnets.outputs import CLASSES, Combine, Distribution, Outputs, Values, as_json, from_json
+from evo_subnets.outputs import CLASSES, Combine, Distribution, Outputs, Values
 from evo_subnets.recipes import Kept, Recipe, WorkCopy, mutated
 from evo_subnets.subnetworks import Include, Params, Whole, parameters, staying
 
@@ -23,7 +24,7 @@ KIND = "evo_subnets.ensemble"
 
 class Ensemble(nn.Module):
     """Models as one model, in eval mode, that gives log-probabilities of classes, or what else
-    `outputs` says that its members give (see `evo_subnets.outputs`).
+    `outputs` says that its members give (see `evo_subnets.outputs`; None: what they say).
 
     combine: "mean" averages the members' softmax probabilities, "logits" their logits, "vote"
     counts their most likely classes (so that a class without a vote has log-probability -inf).
@@ -39,7 +40,7 @@ class Ensemble(nn.Module):
     weights: Tensor
     members: nn.ModuleList | tuple[nn.Module, ...]
     parent: nn.Module | None
-    """Of members that are kept as recipes."""
+    """Of members that are kept as recipes; None where they are resident."""
 
     def __init__(
         self,
@@ -47,7 +48,7 @@ class Ensemble(nn.Module):
         combine: Combine = "mean",
         *,
         weights: Sequence[float] | None = None,
-        outputs: Outputs = CLASSES,
+        outputs: Outputs | None = None,
         side_by_side: bool = False,
     ) -> None:
         super().__init__()
@@ -55,6 +56,7 @@ class Ensemble(nn.Module):
             raise ValueError("an ensemble needs at least one member")
         if combine not in get_args(Combine):
             raise ValueError(f"combine must be one of {get_args(Combine)}, got {combine!r}")
+        outputs = kind_of(members[0], outputs)
         if combine not in outputs.ways:
             raise ValueError(
                 f"combine {combine!r} means nothing for {type(outputs).__name__}, whose members "
@@ -86,7 +88,7 @@ class Ensemble(nn.Module):
         include_parent: bool = False,
         combine: Combine = "mean",
         weights: Sequence[float] | None = None,
-        outputs: Outputs = CLASSES,
+        outputs: Outputs | None = None,
         include: Include = None,
         side_by_side: bool = False,
         resident: bool = True,
@@ -98,8 +100,8 @@ class Ensemble(nn.Module):
 
         `resident=False` keeps the members as recipes, which are built one after the other at every
         call: the ensemble has two copies of the weights, `parent` and one that is worked in,
-        however many members there are. Such members give no gradients and are neither trained nor
-        exported.
+        however many members there are. Such members give no gradients and are neither trained
+        nor exported, and `torch.compile` gains nothing.
         """
         if side_by_side and not resident:
             raise ValueError("members that are built one after the other cannot go side_by_side")
@@ -117,7 +119,11 @@ class Ensemble(nn.Module):
             work = WorkCopy(own, names)
             members = [Kept(work, mutation) for mutation in every]
         ensemble = cls(
-            members, combine=combine, weights=weights, outputs=outputs, side_by_side=side_by_side
+            members,
+            combine=combine,
+            weights=weights,
+            outputs=kind_of(module, outputs),
+            side_by_side=side_by_side,
         )
         ensemble.parent = own
         state = copy.deepcopy(files.state_of(module)) if own is None else {}
@@ -177,7 +183,8 @@ class Ensemble(nn.Module):
         """
         recipe = self.recipe
         if recipe is not None and self.parent is not None:
-            recipe = dataclasses.replace(recipe, parent=files.state_of(self.parent))
+            held = bool(staying(parameters(self.parent), recipe.include))
+            recipe = dataclasses.replace(recipe, parent=files.state_of(self.parent), held=held)
         elif recipe is not None and not recipe.gives(list(self.members)):
             recipe = None
         if recipe is None:

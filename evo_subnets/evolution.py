@@ -13,8 +13,9 @@ from torch import nn
 
 from evo_subnets import files
 from evo_subnets.ensemble import Ensemble
+from evo_subnets.kinds import kind_of
 from evo_subnets.mutation import Mutation
-from evo_subnets.outputs import CLASSES, Outputs
+from evo_subnets.outputs import Outputs
 from evo_subnets.recipes import WorkCopy, mutated
 from evo_subnets.runs import Run
 from evo_subnets.search import Search
@@ -24,7 +25,8 @@ from evo_subnets.workers import Here, Workers
 
 Fitness = Callable[[nn.Module], float | Sequence[float]]
 """A model to its fitness on validation data: a number, or one for each case (the return of each
-episode, the score of each sample), whose mean it is. Higher is better."""
+episode, the score of each sample), whose mean it is. Higher is better. One that gives a number may
+have a method `cases` that gives those."""
 
 
 class PopulationError(ValueError):
@@ -81,8 +83,9 @@ class Evaluator:
 
     def __call__(self, mutation: Mutation) -> Child:
         child = self.work.child(mutation)
+        judged = getattr(self.fitness, "cases", self.fitness)
         try:
-            return Child.judged(mutation, self.fitness(child))
+            return Child.judged(mutation, judged(child))
         except Exception as error:  # a failing child must not cost the generation
             return Child(mutation, math.nan, f"{type(error).__name__}: {error}")
 
@@ -211,9 +214,11 @@ class Evolution:
     Every further `ask` gives another generation of the same parent, to choose from more children.
     """
 
-    def __init__(self, module: nn.Module, search: Search, *, outputs: Outputs = CLASSES) -> None:
+    def __init__(
+        self, module: nn.Module, search: Search, *, outputs: Outputs | None = None
+    ) -> None:
         search.mutations()  # a search whose sigma is not known is refused now
-        self.module, self.search, self.outputs = module, search, outputs
+        self.module, self.search, self.outputs = module, search, kind_of(module, outputs)
         self.generation = 0
         self.children: list[Child] = []
 

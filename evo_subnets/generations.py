@@ -22,11 +22,12 @@ from evo_subnets.evolution import (
     show_fitness,
 )
 from evo_subnets.inputs import batches_of
+from evo_subnets.kinds import kind_of
 from evo_subnets.lineage import PLAIN, Lineage, Rule, Step, add_step, centred_ranks, weighted, wide
 from evo_subnets.mutation import Mutation
 from evo_subnets.options import described
-from evo_subnets.outputs import CLASSES, Outputs
-from evo_subnets.roots import find_root
+from evo_subnets.outputs import Outputs
+from evo_subnets.roots import SQUARE, find_root
 from evo_subnets.runs import Run
 from evo_subnets.search import Search
 from evo_subnets.spread import Spread, spread_of
@@ -39,6 +40,9 @@ HERE = Here()
 NOTHING_KEPT = Run.none()
 BATCH = 256
 """Inputs of a forward pass where divergences are measured."""
+MEASURED, GAIN = 8, 0.5
+"""Children of a generation's parent whose divergence corrects sigma, and how much of what they say:
+a parent is a short step from the last, so that generations average what a few of them miss."""
 HALVINGS = 12
 """Bisections that shorten a step which leads too far from the root."""
 
@@ -56,8 +60,9 @@ class Moving:
     rule: Rule = PLAIN
     """What is made of the weighted sum: `Plain`, `Momentum` or `Adam`."""
     noise: float | None = 0.3
-    """Divergence of the children from their parent, for which sigma is found in every generation;
-    None: the search's sigma throughout."""
+    """Divergence of the children from their parent: sigma is found for it before the first
+    generation and corrected, from a few children, before every other; None: the search's sigma
+    throughout."""
     step: float | None = 0.06
     """Divergence of the next parent from the last, for which the step's length is found; None: the
     weighted sum as it is."""
@@ -101,7 +106,7 @@ class Evolved(Evolution):
     """An `Evolution` around the last generation's parent, and where its children moved it."""
 
     def __init__(
-        self, parent: nn.Module, search: Search, *, lineage: Lineage, outputs: Outputs = CLASSES
+        self, parent: nn.Module, search: Search, *, lineage: Lineage, outputs: Outputs | None = None
     ) -> None:
         super().__init__(parent, search, outputs=outputs)
         self.lineage = lineage
@@ -143,7 +148,7 @@ def evolve(
     generations: int = 1,
     moving: Moving | None = None,
     inputs: Any = None,
-    outputs: Outputs = CLASSES,
+    outputs: Outputs | None = None,
     on_child: Callable[[Child], None] | None = None,
     run: Run = NOTHING_KEPT,
     workers: Workers = HERE,
@@ -210,7 +215,7 @@ def move(
     generations: int = 1,
     moving: Moving | None = None,
     inputs: Any = None,
-    outputs: Outputs = CLASSES,
+    outputs: Outputs | None = None,
     run: Run = NOTHING_KEPT,
     name: str = "children",
     on_generation: Callable[[Generation], None] | None = None,
@@ -220,6 +225,7 @@ def move(
     `name`: of the population, where a run has several; `on_generation` sees each generation.
     """
     moving = _checked(moving, search, generations=generations, inputs=inputs)
+    outputs = kind_of(module, outputs)
     if moving is None:
         evolved = Evolved(module, search, lineage=Lineage(), outputs=outputs)
         evolved.tell(judge(module, evolved.ask(), generation=0, name=name))
@@ -326,11 +332,16 @@ class _Walk:
             self.search, sigma=before, seed=derive_seed(self.search.seed, "noise", number)
         )
 
+        search = partial(
+            search_trust_region, self.parent, inputs, search=measured, outputs=self.outputs
+        )
+
         def sigma() -> float:
-            found = search_trust_region(
-                self.parent, inputs, search=measured, target=target, outputs=self.outputs
-            )
-            return found.sigma
+            if self.history and before is not None:
+                few = search(sigmas=[before], children=MEASURED, target=math.inf).divergence
+                if 0 < few < math.inf:
+                    return float(before * (target / few) ** (GAIN / SQUARE))
+            return search(target=target).sigma
 
         return replace(self.search, sigma=run.once(f"{name}: sigma {number}", sigma))
 

@@ -119,7 +119,7 @@ def moved(value: Any, device: torch.device) -> Any:
     if isinstance(value, Tensor):
         if value.dtype == torch.float64 and device.type in WITHOUT_DOUBLE:
             value = value.float()
-        return value if value.device == device else value.to(device, non_blocking=True)
+        return value.to(device)  # and waits: what is read next may be on the CPU
     if isinstance(value, Mapping):
         return {key: moved(each, device) for key, each in value.items()}
     if isinstance(value, tuple | list):

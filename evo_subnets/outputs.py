@@ -5,7 +5,7 @@ divergence, combination, loss and metric follow it.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, ClassVar, Literal, Protocol
 
 import torch
@@ -21,7 +21,8 @@ USUAL = ("logits", "out", "output", "prediction", "predictions")
 
 
 class Outputs(Protocol):
-    """A kind of output: `Classes`, `Binary`, `Values`, `Distribution`, or one's own."""
+    """A kind of output: `Classes`, `Binary`, `Values`, `Distribution`, those of `actions`, or
+    one's own."""
 
     @property
     def ways(self) -> tuple[Combine, ...]:
@@ -336,24 +337,9 @@ CLASSES, VALUES = Classes(), Values()
 
 def already_read(kind: Outputs) -> Outputs:
     """The kind, of tensors that its own `read` has found in what a module returned."""
-    if isinstance(kind, Classes | Binary | Values | Distribution):
+    if is_dataclass(kind) and any(option.name == "read" for option in fields(kind)):
         return replace(kind, read=read)
     return kind
-
-
-def as_json(kind: Outputs) -> list[Any] | None:
-    """A kind as a file keeps it; None where it has functions of its own, which no file can keep."""
-    if isinstance(kind, Classes) and kind.read is read:
-        return ["Classes", kind.axis]
-    if isinstance(kind, Binary | Values) and kind.read is read:
-        return [type(kind).__name__]
-    return None
-
-
-def from_json(found: list[Any]) -> Outputs:
-    """The kind that `as_json` described."""
-    name, *options = found
-    return {"Classes": Classes, "Binary": Binary, "Values": Values}[name](*options)  # type: ignore[no-any-return]
 
 
 def _batched(outputs: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from evo_subnets import engines
+from evo_subnets.actions import Gaussian
 from evo_subnets.ensemble import Ensemble
 from evo_subnets.inputs import ask, device_of, joined, moved, same_modes
 from evo_subnets.outputs import CLASSES, Distribution, Outputs, read
@@ -177,7 +178,11 @@ class Validation:
                 yield some
 
         kind = model.outputs if isinstance(model, Ensemble) else self.outputs
-        if isinstance(kind, Distribution) and isinstance(model, Ensemble) and self.metric is None:
+        if (
+            isinstance(kind, Distribution | Gaussian)
+            and isinstance(model, Ensemble)
+            and self.metric is None
+        ):
             members, promised = list(model.members), self.side_by_side
             each = _asked(members, inputs(), outputs=kind, promised=promised)
             return kind.mixture_metric(each, model.weights, targets=joined(targets))

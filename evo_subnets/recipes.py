@@ -19,20 +19,11 @@ FLOAT8 = 1
 
 
 def mutated(module: nn.Module, include: Include = None) -> list[str] | Whole:
-    """The names of the parameters that mutations change; a ValueError, with the layer's name, where
-    children of the module cannot be built.
+    """The names of the parameters that mutations change; a ValueError, with the layer's or weight's
+    name, where children of the module cannot be built.
     """
     check(module)
-    for name, layer in module.named_modules():
-        if ".nn.quantized." in type(layer).__module__:
-            raise ValueError(
-                f"layer {name} is quantized ({type(layer).__name__}), so that its weights are no "
-                "parameters: give the network as it was before, and quantize its members"
-            )
     found = parameters(module)
-    for name, weight in found.items():
-        if weight.is_meta:
-            raise ValueError(f"{name} is on the meta device, without values: load the weights")
     names = included(found, include)
     for name in names:
         weight = found[name]
@@ -57,7 +48,7 @@ class WorkCopy:
     def __init__(self, module: nn.Module, include: Include = None) -> None:
         self.module, self.names = module, mutated(module, include)
         self._made: _Made | None = None
-        self._weights: Parameters | None = None
+        self._weights: tuple[list[Any], Parameters] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_made": None, "_weights": None}
@@ -65,9 +56,7 @@ class WorkCopy:
     def child(self, mutation: Mutation) -> nn.Module:
         """The child, in eval mode, until the next call."""
         work = self._fresh()
-        if self._weights is None:
-            self._weights = parameters(self.module)
-        materialize(self._weights, mutation, out=parameters(work), include=self.names)
+        materialize(self.weights, mutation, out=parameters(work), include=self.names)
         return work
 
     def parent(self) -> nn.Module:
@@ -77,6 +66,14 @@ class WorkCopy:
         for name, weight in parameters(self.module).items():
             own[name].copy_(weight)
         return work
+
+    @property
+    def weights(self) -> Parameters:
+        """The parent's, which know what of them stays: looked for again where they have changed."""
+        stamps = [_stamp(each) for each in self.module.parameters()]
+        if self._weights is None or self._weights[0] != stamps:
+            self._weights = stamps, parameters(self.module)
+        return self._weights[1]
 
     @torch.no_grad()
     def _fresh(self) -> nn.Module:
@@ -106,6 +103,11 @@ class _Made:
         ]
 
 
+def _stamp(tensor: Tensor) -> Any:
+    """Another one after a tensor was given other memory or was written into, not through `data`."""
+    return id(tensor), tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version
+
+
 def _tensors(module: nn.Module) -> Iterator[Tensor]:
     return chain(module.parameters(), module.buffers())
 
@@ -123,9 +125,14 @@ class Kept(nn.Module):
             raise self._refused("exported")
         if torch.is_grad_enabled() and any(_needs_gradients(each) for each in inputs):
             raise self._refused("asked for gradients")
-        with torch.no_grad():
-            built = self.work.parent() if self.mutation is None else self.work.child(self.mutation)
-            return built(*inputs, **options)
+        if torch.compiler.is_dynamo_compiling():  # it would take seconds, and gain nothing
+            return torch.compiler.disable(self._answer)(*inputs, **options)  # type: ignore[no-untyped-call]
+        return self._answer(*inputs, **options)
+
+    @torch.no_grad()
+    def _answer(self, *inputs: Any, **options: Any) -> Any:
+        built = self.work.parent() if self.mutation is None else self.work.child(self.mutation)
+        return built(*inputs, **options)
 
     def train(self, mode: bool = True) -> "Kept":
         if mode:
@@ -174,7 +181,7 @@ class Recipe:
                 state[name] = self.parent[plain]
             parent.load_state_dict(state)
             work = WorkCopy(parent, self.include)
-        except ValueError:  # no child of theirs could be built
+        except (RuntimeError, ValueError):  # no child of theirs could be built
             return False
         for mutation, state in zip(every, states, strict=True):
             built = work.parent() if mutation is None else work.child(mutation)

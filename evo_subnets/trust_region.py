@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from evo_subnets.inputs import ask, batches_of, device_of, joined, moved, same_modes
+from evo_subnets.kinds import kind_of
 from evo_subnets.mutation import Mutation, check_density
 from evo_subnets.outputs import CLASSES, Outputs, already_read
 from evo_subnets.recipes import WorkCopy
@@ -94,7 +95,7 @@ def search_trust_region(
     inputs: Any,
     *,
     search: Search = DEFAULT,
-    outputs: Outputs = CLASSES,
+    outputs: Outputs | None = None,
     target: float = 0.02,
     densities: Sequence[float] | None = None,
     sigmas: Sequence[float] | None = None,
@@ -120,9 +121,11 @@ def search_trust_region(
 
     `module` is left alone; it runs in eval mode, on `batch_size` inputs at a time. `inputs`: a
     tensor, a tuple of tensors, a mapping of keyword arguments, or an iterable of batches of such,
-    which are moved to the module's device. `outputs`: what kind of outputs these are.
+    which are moved to the module's device. `outputs`: what kind of outputs these
+    are; None: what the module says, or classes.
     """
     densities = (search.density,) if densities is None else densities
+    outputs = kind_of(module, outputs)
     empty = not densities or (sigmas is not None and not sigmas)
     bounded = 0 < target < math.inf or (target == math.inf and sigmas)
     if not bounded or (children is not None and children < 1) or empty:
@@ -321,10 +324,10 @@ def _fitness(trial: Trial) -> float:
 
 @torch.no_grad()
 def outputs_of(
-    module: nn.Module, inputs: Any, *, outputs: Outputs = CLASSES, batch_size: int = 256
+    module: nn.Module, inputs: Any, *, outputs: Outputs | None = None, batch_size: int = 256
 ) -> Tensor:
     """(samples, ...) outputs of a module in eval mode; it goes back to the mode that it was in."""
-    device = device_of(module)
+    device, outputs = device_of(module), kind_of(module, outputs)
     with same_modes(module):
         module.eval()
         found = [

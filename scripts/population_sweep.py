@@ -11,9 +11,10 @@ import numpy as np
 import tyro
 from torch import nn
 
+from agents.kept import show_children
 from agents.parents import load_parent
 from agents.play.course import Course
-from agents.play.kept import evolve_together, show_children
+from agents.play.kept import evolve_together
 from agents.play.observations import collect_observations
 from agents.play.population import play
 from configs import command_line

@@ -8,18 +8,21 @@ that was stopped goes on when the same command is given again.
 
 import time
 from dataclasses import asdict
+from functools import partial
 
 import tyro
 from torch import nn
 
-from agents.evaluation import as_table, compare, record_clip, verdict, write_episodes
+from agents.evaluation import as_table, compare, verdict
+from agents.kept import as_code, find_region, show_children
 from agents.parents import impala_actor, load_parent, train_parent
 from agents.play.course import Course
-from agents.play.kept import as_code, evolve_together, find_region, play_all, show_children
+from agents.play.kept import evolve_together, play_all
 from agents.play.observations import collect_observations
+from agents.play.records import record_clip, write_episodes
 from configs import command_line
 from configs.procgen import ProcgenArgs
-from envs.games import TEST_LEVELS, TRAIN_LEVELS
+from envs.games import TEST_LEVELS, TRAIN_LEVELS, normalized_return
 from evo_subnets import files
 from evo_subnets.engines import keep_freed_memory
 from evo_subnets.evolution import check_strength
@@ -109,7 +112,10 @@ def main(args: ProcgenArgs) -> None:
             **candidates,
         }
         played = play_all(contestants, course("test"), episodes=args.test_episodes, run=run)
-        rows = compare(played, game=args.env, mode=args.mode)
+        rows = compare(
+            {name: episodes.returns for name, episodes in played.items()},
+            normalized=partial(normalized_return, game=args.env, mode=args.mode),
+        )
         row = next(row for row in rows if row.policy == chosen)
         print(
             f"\n{args.env} ({args.mode}), levels never trained on, the same for every row; "

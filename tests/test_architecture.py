@@ -55,7 +55,7 @@ MAY_IMPORT = {
     "agents": ["agents", "envs", *ALL_BUT_METHODS],
     "agents/fast": ["agents/fast", "agents/impala.py", *SERVING, *FLAT],
     "agents/play": [
-        "agents/play", "agents/impala.py", "envs", *ALL_BUT_METHODS,
+        "agents/play", "agents/kept.py", "agents/impala.py", "envs", *ALL_BUT_METHODS,
     ],
     "configs": ["configs", "agents", "envs", "evo_subnets"],
     "scripts": ["configs", "agents", "envs", "evo_subnets"],

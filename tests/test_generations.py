@@ -13,6 +13,7 @@ from evo_subnets import (
     Run,
     Search,
     evolve,
+    generations,
     parameters,
     quads,
     search_trust_region,
@@ -102,15 +103,33 @@ def test_one_generation_leaves_the_parent_alone_unless_it_is_to_move():
 
 
 @pytest.mark.whole_trust_regions
-def test_sigma_is_found_for_every_generations_parent():
-    result = evolve(mlp(), Likelihood(), search=SEARCH, generations=3, inputs=INPUTS)
-    for generation, number in zip(result.history, range(3), strict=True):
+def test_sigma_follows_the_parent():
+    rounds, logs = 9, []
+    result = evolve(mlp(), Likelihood(), search=SEARCH, generations=rounds, inputs=INPUTS)
+    for number in range(0, rounds, 4):
+        module, generation = mlp(), result.history[number]
         parent = Lineage(result.lineage.steps[:number]).replay(parameters(mlp()))
-        module = mlp()
         module.load_state_dict(parent, strict=False)
         search = Search(16, 4, density=1.0, sigma=generation.sigma)
         found = search_trust_region(module, INPUTS, search=search, target=0.3)
-        assert found.sigma == pytest.approx(generation.sigma, rel=0.1)
+        logs.append(math.log(found.sigma / generation.sigma))
+    assert abs(logs[0]) < 0.1
+    assert max(map(abs, logs)) < 0.3
+    assert abs(sum(logs) / len(logs)) < 0.15
+
+
+def test_a_generation_asks_few_children_for_sigma(monkeypatch):
+    asked = []
+
+    def counted(*arguments, **options):
+        found = search_trust_region(*arguments, **options)
+        asked.append(sum(trial.children for trial in found.table))
+        return found
+
+    monkeypatch.setattr(generations, "search_trust_region", counted)
+    evolve(mlp(), Likelihood(), search=SEARCH, generations=4, inputs=INPUTS)
+    assert asked[0] > 8
+    assert asked[1:] == [8, 8, 8]
 
 
 def test_drift_is_bounded():

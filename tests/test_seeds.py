@@ -26,6 +26,7 @@ import evo_subnets
 from agents import parents, ppo
 from agents.evaluation import bootstrap_interval
 from agents.play.course import Course
+from agents.small import train_small
 from envs.games import Levels
 from evo_subnets import annealing, evolution, racing, streams, task, tuning
 from evo_subnets.data import load
@@ -40,7 +41,7 @@ from evo_subnets.methods.stochastic import Annealing, Stochastic
 from evo_subnets.metrics import contest, predictive, robustness
 from evo_subnets.models import build
 from evo_subnets.mutation import Mutation, quads, singles
-from evo_subnets.rl import episode_returns, mean_return, observations
+from evo_subnets.rl import Actor, MeanReturn, episode_returns, mean_return, observations
 from evo_subnets.rl.policy import EnsemblePolicy
 from evo_subnets.runs import Run
 from evo_subnets.search import Search
@@ -173,6 +174,13 @@ def trained(seed):
         return next(made.policy.parameters()).detach().clone()
 
 
+def small_parent(seed):
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "agent.zip"
+        train_small("CartPole-v1", steps=1, seed=seed, path=path)
+        return [value.tolist() for value in Actor.from_zip(path).parameters()]
+
+
 def trained_parent(seed):
     with tempfile.TemporaryDirectory() as folder:
         _, about = unseeded(
@@ -215,6 +223,8 @@ TABLE: dict[str, Callable[[Any], Any]] = {
     "evo_subnets.mutation.singles": lambda seed: singles(4, 0.1, density=0.5, seed=seed),
     "evo_subnets.racing.race": raced_children,
     "evo_subnets.racing.run_race": raced,
+    "evo_subnets.rl.fitness.MeanReturn":
+        lambda seed: MeanReturn("CartPole-v1", {"episodes": 2}, seed)(balancing()),
     "evo_subnets.rl.fitness.episode_returns":
         lambda seed: episode_returns("CartPole-v1", balancing(), episodes=2, seed=seed),
     "evo_subnets.rl.fitness.mean_return":
@@ -243,6 +253,7 @@ TABLE: dict[str, Callable[[Any], Any]] = {
     "agents.ppo.make_ppo": agent,
     "agents.ppo.make_training_env": training_env,
     "agents.ppo.train": trained,
+    "agents.small.train_small": small_parent,
 }  # fmt: skip
 NONE_OF_ITS_OWN = {
     "evo_subnets.draws.Draw": "holds the seed of a mutation, which has looked at it",

@@ -37,7 +37,7 @@ def fitness(model):
     if calls == last:
         os.kill(os.getpid(), signal.SIGKILL)
     calls += 1
-    return measure(model)
+    return measure.cases(model)
 """
 
 

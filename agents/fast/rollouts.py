@@ -35,7 +35,7 @@ class DeviceRolloutBuffer(RolloutBuffer):
         """As in stable-baselines3."""
         assert self._pictures is not None
         pictures = torch.as_tensor(obs).permute(0, 2, 3, 1)
-        self._pictures[self.pos].copy_(pictures, non_blocking=True)
+        self._pictures[self.pos].copy_(pictures)  # waits: the simulator reuses the frames' memory
         super().add(np.empty((self.n_envs, 0)), *rest)
 
     def get(self, batch_size: int | None = None) -> Generator[RolloutBufferSamples, None, None]:

@@ -21,4 +21,5 @@ def collect_observations(policy: EnsemblePolicy, course: Course, *, count: int) 
             simulator.step(policy.act(simulator.observation, uniforms))
         kept.append(simulator.observation)
     simulator.close()
-    return policy.observations(np.concatenate(kept)[:count])
+    found: Tensor = policy.observations(np.concatenate(kept)[:count])
+    return found

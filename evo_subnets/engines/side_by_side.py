@@ -131,12 +131,9 @@ def ask_batches(
         return None
     if any(seen_to_change(list(member.modules())) for member in members):
         return None
-    if not all(map(keeps_and_draws_nothing, members)):
-        if not promised:
-            return None
-        first, batches = _first(batches)
-        if not all(may_be_asked(member, (first[:1],), rows=1) for member in members):
-            return [torch.stack([answer(member, some) for member in members]) for some in batches]
+    known = all(map(keeps_and_draws_nothing, members))
+    if not (known or promised):
+        return None
     threads = torch.get_num_threads() if _threads_help() else 1
     twins: SimpleQueue[nn.ModuleList] = SimpleQueue()
     for _ in range(threads):
@@ -144,6 +141,11 @@ def ask_batches(
         if not isinstance(made, nn.ModuleList):
             return None
         twins.put(made)
+    if not known:
+        first, batches = _first(batches)
+        one = (first[:1],)
+        if not all(may_be_asked(member, one, rows=1, may_keep=True) for member in members):
+            return [torch.stack([answer(member, some) for member in members]) for some in batches]
     outputs: dict[int, Tensor] = {}
 
     @torch.no_grad()

@@ -18,6 +18,8 @@ BITS, VALUES = ".bits", ".values"
 """Ends of the names of a packed tensor's two parts."""
 
 
+EXTRA = "_extra_state"
+"""End of torch's name of what `get_extra_state` has given."""
 JSON = ".json"
 """End of the name of what is no tensor in a state dict, as UTF-8."""
 
@@ -137,20 +139,28 @@ def load_state(
             raise StorageError(
                 f"{path} holds two weights for {first} and {name}, which are one in this module"
             )
-    given = {name: tensor for name, tensor in tensors.items() if name in state}
-    for name in state.keys() - given.keys():
-        given[name] = json.loads(tensors[name + JSON].numpy().tobytes())
+    given: dict[str, Any] = {}
+    for name, tensor in tensors.items():
+        text = name.endswith(JSON) and name not in state
+        given[name.removesuffix(JSON) if text else name] = (
+            json.loads(tensor.numpy().tobytes()) if text else tensor
+        )
     full = module.state_dict()  # with the versions of the layers
     full.update({names[name]: value for name, value in given.items()})
-    module.load_state_dict(full, assign=assign)
+    try:
+        module.load_state_dict(full, assign=assign)
+    except RuntimeError as error:  # elements that share memory, perhaps
+        raise StorageError(f"{path}: {' '.join(str(error).split())[:300]}") from None
     if assign:
         _tie(module, {names[name]: names[first] for name, first in tied.items()})
 
 
 def _kinds(tensors: Mapping[str, Tensor]) -> dict[str, tuple[Any, Any]]:
-    """Shape and type of each; what is no tensor of the module's may have any length."""
+    """Shape and type of each; what `get_extra_state` has given may be anything."""
     return {
-        name: ((), None) if name.endswith(JSON) else (tensor.shape, tensor.dtype)
+        name.removesuffix(JSON): ((), None)
+        if name.removesuffix(JSON).endswith(EXTRA)
+        else (tensor.shape, tensor.dtype)
         for name, tensor in tensors.items()
     }
 

@@ -12,7 +12,14 @@ except ModuleNotFoundError as error:
     ) from None
 
 from evo_subnets.rl.actor import Actor
-from evo_subnets.rl.fitness import episode_returns, mean_return, observations
+from evo_subnets.rl.fitness import MeanReturn, episode_returns, mean_return, observations
 from evo_subnets.rl.policy import EnsemblePolicy
 
-__all__ = ["Actor", "EnsemblePolicy", "episode_returns", "mean_return", "observations"]
+__all__ = [
+    "Actor",
+    "EnsemblePolicy",
+    "MeanReturn",
+    "episode_returns",
+    "mean_return",
+    "observations",
+]

@@ -1,34 +1,37 @@
 """The acting part of an agent as a plain module: the parent that subnetworks are taken from."""
 
+from pathlib import Path
 from typing import Any
 
 import gymnasium
+import numpy as np
+import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.distributions import CategoricalDistribution
-from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.preprocessing import preprocess_obs
-from stable_baselines3.common.torch_layers import MlpExtractor
+from stable_baselines3.common.vec_env import VecFrameStack, VecNormalize
 from torch import Tensor, nn
 
-Space = gymnasium.spaces.Space[Any]
+from evo_subnets.outputs import CLASSES, Outputs
+from evo_subnets.rl.acting import Space
+from evo_subnets.rl.agents import parts_of
+from evo_subnets.rl.normalization import ONE, check_shapes, normalization_of
+from evo_subnets.rl.zips import read_agent, statistics_beside
 
-ACTING: dict[type, tuple[str, ...]] = {
-    BaseAlgorithm: ("predict",),
-    ActorCriticPolicy: (
-        "predict", "_predict", "forward", "get_distribution", "_get_action_dist_from_latent",
-        "extract_features", "obs_to_tensor", "set_training_mode", "train",
-    ),
-    MlpExtractor: ("forward", "forward_actor"),
-    CategoricalDistribution: ("proba_distribution", "get_actions", "sample", "mode"),
-}  # fmt: skip
-"""stable-baselines3's methods between an observation and an action, which an `Actor` leaves out."""
+Source = VecNormalize | str | Path | nn.ModuleDict | bool | None
 
 
 class Actor(nn.Module):
-    """(batch, *observation shape) observations to (batch, actions) logits.
+    """(batch, *observation shape) observations to the parameters of a policy's actions, which are
+    of the kind `outputs`: logits of classes by default.
 
-    An agent's policy network without its critic: `features`, then `body`, then `head`, which gives
-    the logits. `observation_space` is the network's own, with channels first for images.
+    An agent's policy network without its critic: `features`, then `body`, then `head`.
+    `observation_space` is the network's own, with channels first for images; observations of
+    several parts (a `gymnasium.spaces.Dict`) are given by name. `action_space`: what actions are
+    clipped to, or, where the outputs are `squashed` to (-1, 1), spread to.
+
+    `normalization`: statistics of a `VecNormalize`, which observations are normalised by first.
+    `frame_stack`: how many frames an observation is made of; environments of `evo_subnets.rl`
+    stack them. `masked`: it takes `action_masks`, (batch, actions) booleans of what is possible.
     """
 
     def __init__(
@@ -39,51 +42,83 @@ class Actor(nn.Module):
         head: nn.Module,
         observation_space: Space,
         normalize_images: bool = True,
+        action_space: Space | None = None,
+        outputs: Outputs = CLASSES,
+        squashed: bool = False,
+        normalization: nn.ModuleDict | None = None,
+        frame_stack: int = 1,
+        masked: bool = False,
     ) -> None:
         super().__init__()
         self.features, self.body, self.head = features, body, head
-        if observation_space.shape is None:
-            raise ValueError(f"a parent needs observations of one shape, got {observation_space}")
+        self.shapes = shapes_of(observation_space)
+        self.normalization = nn.ModuleDict() if normalization is None else normalization
+        check_shapes(self.normalization, self.shapes)
         self.observation_space = observation_space
-        self.observation_shape: tuple[int, ...] = observation_space.shape
         self.normalize_images = normalize_images
+        self.action_space, self.outputs, self.squashed = action_space, outputs, squashed
+        self.frame_stack, self.masked = frame_stack, masked
         self.eval()
 
     @classmethod
-    def from_agent(cls, agent: BaseAlgorithm) -> "Actor":
-        """The actor of any stable-baselines3 actor-critic agent with discrete actions.
+    def from_agent(
+        cls,
+        agent: BaseAlgorithm,
+        *,
+        normalization: Source = None,
+        frame_stack: int | None = None,
+    ) -> "Actor":
+        """The actor of a stable-baselines3 agent: PPO, A2C, DQN, SAC, TD3, DDPG; sb3-contrib's
+        TRPO, TQC and MaskablePPO.
 
         It shares the agent's parameters; it does not copy them. A ValueError refuses other agents,
-        and those that act by methods of their own (a mask, a temperature, a memory): an actor is
-        the network alone.
+        and those that act by methods of their own (a temperature, a memory): an actor is the
+        network alone.
+
+        `normalization`: the `VecNormalize` that the agent was trained in, or the path of its file
+        (a pickle, of which the numbers alone are read); None: that of the agent's environments;
+        False: none, whoever plays normalises. `frame_stack`: None is that of its environments. An
+        agent whose last observations show that they were normalised is refused without statistics.
         """
         if not isinstance(agent, BaseAlgorithm):
             raise ValueError(
                 f"expected an agent of stable-baselines3, got a {type(agent).__name__}"
             )
-        policy = agent.policy
-        check_actions(agent.action_space, "this agent has")
-        if not isinstance(policy, ActorCriticPolicy) or not isinstance(
-            policy.mlp_extractor, MlpExtractor
-        ):
+        parts = parts_of(agent)
+        source = agent.get_vec_normalize_env() if normalization is None else normalization
+        if source is None and saw_normalized(agent):
             raise ValueError(
-                "a parent must be an actor-critic agent (PPO, A2C) with stable-baselines3's own "
-                f"policy, this one has a {type(policy).__name__}"
+                "this agent was trained on normalised observations: give the statistics of its "
+                "VecNormalize, normalization=PATH, or normalization=False where the environments "
+                "that it will play in normalise"
             )
-        if hasattr(policy, "lstm_actor"):  # sb3-contrib's, which would be left out of the network
-            raise ValueError(
-                f"a parent must have no memory, this agent's {type(policy).__name__} is recurrent"
-            )
-        parts = (agent, policy, policy.mlp_extractor, policy.action_dist)
-        for part, theirs in zip(parts, ACTING, strict=True):
-            _refuse_own_methods(part, theirs)
-        return cls(
-            policy.pi_features_extractor,
-            body=policy.mlp_extractor.policy_net,
-            head=policy.action_net,
-            observation_space=policy.observation_space,
-            normalize_images=policy.normalize_images,
-        )
+        stacked = _stack_of(agent) if frame_stack is None else frame_stack
+        return cls(**parts, normalization=normalization_of(source), frame_stack=stacked)
+
+    @classmethod
+    def from_zip(
+        cls,
+        path: str | Path,
+        *,
+        algorithm: str | None = None,
+        normalization: Source = None,
+        frame_stack: int = 1,
+    ) -> "Actor":
+        """The actor of a stable-baselines3 zip, which is unpickled: only for files of one's own.
+
+        `algorithm`: the name of its class; None: what the file says. `normalization`: None is the
+        file of statistics that lies beside it, if there is one (see `zips.statistics_beside`).
+        """
+        source = statistics_beside(path) if normalization is None else normalization
+        agent = read_agent(path, algorithm=algorithm)
+        return cls.from_agent(agent, normalization=source, frame_stack=frame_stack)
+
+    @property
+    def observation_shape(self) -> tuple[int, ...]:
+        """Of one observation; a ValueError where it has several parts."""
+        if list(self.shapes) != [ONE]:
+            raise ValueError(f"observations of several parts have no one shape: {self.shapes}")
+        return self.shapes[ONE]
 
     @property
     def actions(self) -> int:
@@ -91,29 +126,60 @@ class Actor(nn.Module):
         assert isinstance(self.head, nn.Linear)
         return self.head.out_features
 
-    def forward(self, observations: Tensor) -> Tensor:
-        x = preprocess_obs(observations, self.observation_space, self.normalize_images)
-        assert isinstance(x, Tensor)
-        logits: Tensor = self.head(self.body(self.features(x)))
-        return logits
+    def forward(
+        self,
+        observations: Tensor | None = None,
+        *,
+        action_masks: Tensor | None = None,
+        **named: Tensor,
+    ) -> Tensor:
+        given = named if observations is None else {ONE: observations, **named}
+        for name, normalized in self.normalization.items():
+            given[name] = normalized(given[name])
+        several = isinstance(self.observation_space, gymnasium.spaces.Dict)
+        x: Any = given if several else given[ONE]
+        x = preprocess_obs(x, self.observation_space, self.normalize_images)
+        found: Tensor = self.head(self.body(self.features(x)))
+        return found if action_masks is None else found.masked_fill(~action_masks, -torch.inf)
 
 
-def _refuse_own_methods(part: object, theirs: type) -> None:
-    """A ValueError where a part of an agent acts by other methods than stable-baselines3's."""
-    own = [name for name in ACTING[theirs]
-           if name in vars(part) or getattr(type(part), name, None) is not getattr(theirs, name)
-           ]  # fmt: skip
-    if own:
+def shapes_of(space: Space) -> dict[str, tuple[int, ...]]:
+    """The shape of each part of an observation, by name; one array is called "observations"."""
+    spaces = space.spaces if isinstance(space, gymnasium.spaces.Dict) else {ONE: space}
+    shapes = {name: each.shape for name, each in spaces.items() if each.shape is not None}
+    if len(shapes) < len(spaces) or "action_masks" in shapes:
         raise ValueError(
-            f"an actor is the network alone and would leave out {', '.join(own)} of this agent's "
-            f"{type(part).__name__}, which are not those of stable-baselines3's {theirs.__name__}: "
-            "put what they do into its modules, or make an Actor of modules of your own"
+            "a parent needs observations of one shape, or a Dict of such (none of the name "
+            f"action_masks), got {space}"
         )
+    return shapes
 
 
-def check_actions(space: Space, whose: str) -> None:
-    """A ValueError where actions are not numbered from zero: there is no softmax to average."""
-    if not isinstance(space, gymnasium.spaces.Discrete) or space.start != 0:
-        raise ValueError(
-            f"a parent needs discrete actions that are numbered from zero, {whose} {space}"
-        )
+def saw_normalized(agent: Any) -> bool:
+    """Whether an agent's last observations are none of its environment's: outside of its bounds,
+    or real numbers where it gives whole ones, or coarser ones."""
+    last, space = agent._last_obs, agent.observation_space
+    several = isinstance(space, gymnasium.spaces.Dict)
+    pairs = [(last[name], each) for name, each in space.spaces.items()] if several and last else [
+        (last, space)
+    ]  # fmt: skip
+    for seen, each in pairs:
+        if not isinstance(seen, np.ndarray) or not isinstance(each, gymnasium.spaces.Box):
+            continue
+        coarser = seen.dtype == np.float32 and each.dtype != np.float32
+        fits = seen.shape[1:] == each.shape
+        slack = 1e-3 * np.maximum(1, np.abs(seen))
+        outside = fits and np.any((seen < each.low - slack) | (seen > each.high + slack))
+        if coarser or outside:
+            return True
+    return False
+
+
+def _stack_of(agent: BaseAlgorithm) -> int:
+    """How many frames the agent's environments stack."""
+    env: Any = agent.get_env()
+    while env is not None:
+        if isinstance(env, VecFrameStack):
+            return env.stacked_obs.n_stack
+        env = getattr(env, "venv", None)
+    return 1

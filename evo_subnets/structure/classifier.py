@@ -1,6 +1,5 @@
 """The layers that produce a network's output, whichever was registered last."""
 
-import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -8,8 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from evo_subnets.copies import copied
 from evo_subnets.files import parameters_of, unwrapped
 from evo_subnets.inputs import Inputs, ask
+from evo_subnets.structure.tracing import graph_of
 from evo_subnets.subnetworks import Parameters
 from evo_subnets.weights import LAYERS, places
 
@@ -24,7 +25,7 @@ def classifier(module: nn.Module, inputs: Inputs | None = None) -> list[str]:
     module = unwrapped(module)
     weights = Weights.of(module)
     try:
-        found = _traced(fx.symbolic_trace(module), weights)
+        found = _traced(graph_of(module), weights)
     except Exception as error:
         line = " ".join(str(error).split())[:200]
         if inputs is None:
@@ -67,11 +68,11 @@ class Weights:
         return [name for owner in within for name in self.layers[owner]]
 
 
-def _traced(traced: fx.GraphModule, weights: Weights) -> list[str]:
+def _traced(graph: fx.Graph, weights: Weights) -> list[str]:
     """Back from the output, through everything that has no weights."""
     found: list[str] = []
     seen: set[fx.Node] = set()
-    waiting = [node for node in traced.graph.nodes if node.op == "output"]
+    waiting = [node for node in graph.nodes if node.op == "output"]
     while waiting:
         node = waiting.pop()
         if node in seen:
@@ -96,7 +97,7 @@ def _source(node: fx.Node) -> fx.Node:
 
 def _asked(module: nn.Module, weights: Weights, *, inputs: Inputs) -> list[str]:
     """The layers that the output has a gradient of, where no layer passes one to what is before."""
-    work = copy.deepcopy(module).eval()
+    work = copied(module).eval()
     names = {id(parameter): name for name, parameter in parameters_of(work).items()}
     bare = [each.requires_grad_() for each in work.parameters() if each.is_floating_point()]
     said: list[tuple[str, Tensor]] = []

@@ -11,6 +11,7 @@ from torch import fx, nn
 
 from evo_subnets.files import unwrapped
 from evo_subnets.structure.channels import ZERO, Activation, Channels
+from evo_subnets.structure.tracing import graph_of
 
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -63,7 +64,7 @@ def follow_channels(module: nn.Module) -> Channels:
     """The channels of a network; a ValueError where torch.fx cannot trace its forward pass."""
     module = unwrapped(module)
     try:
-        graph = fx.symbolic_trace(module).graph
+        graph = graph_of(module)
     except Exception as error:
         line = " ".join(str(error).split())[:200]
         raise ValueError(

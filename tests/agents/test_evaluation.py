@@ -14,12 +14,13 @@ from networks import built
 from PIL import Image
 from torch import nn
 
-from agents.evaluation import bootstrap_interval, record_clip
+from agents.evaluation import bootstrap_interval
 from agents.parents import impala_actor
 from agents.play import course as courses
 from agents.play.course import Course
 from agents.play.observations import collect_observations
 from agents.play.population import play
+from agents.play.records import record_clip
 from envs import TEST_LEVELS, TRAIN_LEVELS, Levels, ProcgenSimulator
 from envs.procgen import Transition
 from evo_subnets.rl import EnsemblePolicy

@@ -2,6 +2,7 @@
 
 import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -203,6 +204,9 @@ def test_a_parent_of_another_game_is_refused_by_name(actor, tmp_path, about, mes
 def test_a_folder_with_a_run_of_other_settings_is_refused(tmp_path):
     trained(tmp_path, steps=32)
     before = json.loads((tmp_path / "journal.json").read_text())
+    assert "adam" not in before["asked"]["parent"]["ppo"], "older folders have none, and go on"
+    with pytest.raises(ValueError, match="adam"):
+        trained(tmp_path, settings=replace(SETTINGS, adam="tensorflow"))
     other = PPOSettings(num_envs=4, rollout_steps=16, minibatches=2, epochs=1, widths=(2, 2, 3))
     with pytest.raises(ValueError, match=r"holds a run with .*widths .*: use"):
         trained(tmp_path, settings=other)

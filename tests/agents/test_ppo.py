@@ -1,5 +1,7 @@
 """PPO's settings, and what they become."""
 
+from dataclasses import replace
+
 import gymnasium
 import numpy as np
 import pytest
@@ -7,8 +9,10 @@ import torch
 from small_agents import GAME, unseeded
 from torch import nn
 
+from agents.fast.adam import TensorFlowAdam
 from agents.impala import ImpalaCNN
 from agents.ppo import PPOSettings, make_ppo, make_training_env
+from configs.ppo import REFERENCE
 from envs import TRAIN_LEVELS
 
 from stable_baselines3.common.buffers import RolloutBuffer  # isort: skip
@@ -28,6 +32,7 @@ def test_the_defaults_are_table_4_2():
     [
         ({"num_envs": 0}, "num_envs must be at least 1, got 0"),
         ({"epochs": -1}, "epochs must be at least 1, got -1"),
+        ({"adam": "tf"}, "adam must be one of torch, tensorflow, got 'tf'"),
         ({"num_envs": 5, "rollout_steps": 5}, "5 x 5 steps cannot be cut into 8 equal"),
     ],
 )
@@ -132,3 +137,12 @@ def test_advantages_against_a_slow_reference(gae_lambda):
                     break
             assert buffer.advantages[step, env] == pytest.approx(advantage, abs=1e-5)
     assert np.allclose(buffer.returns, buffer.advantages + values)
+
+
+def test_the_reference_has_tensorflows_adam():
+    settings = replace(REFERENCE, num_envs=2, rollout_steps=8, widths=(2, 3))
+    env = make_training_env(GAME, settings)
+    agent = unseeded(lambda: make_ppo(env, settings, seed=1, device="cpu"))
+    env.close()
+    assert type(agent.policy.optimizer) is TensorFlowAdam
+    assert agent.policy.optimizer.epsilons == [1e-5]

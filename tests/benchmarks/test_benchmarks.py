@@ -65,6 +65,13 @@ def test_trust_regions_of_architectures_land_or_raise(server):
     assert re.search(r"^squeezenet1_1 +landed +0\.0\d+ +0\.\d+ +\d+ +\d+\.\d$", text, re.MULTILINE)
 
 
+def test_sigma_by_density_says_how_far_fresh_children_go(server):
+    text = server.printed("benchmarks/density", "--tiny")
+    sigma = dict(re.findall(r"^mlp +singles +(0\.\d+) +1 +(0\.\d+) ", text, re.MULTILINE)[-2:])
+    assert float(sigma["0.1"]) > float(sigma["0.5"])
+    assert re.search(r"Farthest from the target: \d+\.\d %", text)
+
+
 def test_killed_runs_end_with_the_same_results():
     process = subprocess.run(
         [sys.executable, "benchmarks/crash.py", "--kills", "1", "--only", "image_ensemble, noisy"],

@@ -177,10 +177,7 @@ def test_a_module_without_such_convolutions_or_that_cannot_be_copied_has_no_twin
     module = Remembering()
     module.lock = threading.Lock()
     assert twin(module) is None
-    x = pictures(50, 3, 16, 16)
-    with torch.no_grad():
-        (found,) = engines.ask_batches([module.eval()], [x], promised=True)
-        torch.testing.assert_close(found[0], module(x))
+    assert engines.ask_batches([module.eval()], [pictures(50, 3, 16, 16)], promised=True) is None
 
 
 def test_networks_take_it_and_say_the_same(monkeypatch):
@@ -214,18 +211,6 @@ def test_gradients_of_a_network_are_the_same():
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3 * other.std().item())
 
 
-class Forgetting(nn.Module):
-    """Two convolutions, a mean and a head."""
-
-    def __init__(self):
-        super().__init__()
-        self.first, self.second = nn.Conv2d(3, 32, 3), nn.Conv2d(32, 64, 3)
-        self.head = nn.Linear(64, 5)
-
-    def forward(self, x):
-        return self.head(F.relu(self.second(F.relu(self.first(x)))).mean((2, 3)))
-
-
 class Remembering(nn.Module):
     """Leaves its features in an attribute on the way, as many a network does."""
 
@@ -249,12 +234,13 @@ def threads():
 
 @pytest.mark.usefixtures("seeded")
 def test_batches_on_several_threads_give_the_bits_of_one(threads):
-    module = Forgetting().eval()
+    module = Remembering().eval()
     batches = [pictures(50, 3, 16, 16, seed=seed) for seed in range(12)] + [pictures(3, 3, 16, 16)]
     threads(1)
     expected = engines.ask_batches([module, module], batches, promised=True)
     threads(3)
     found = engines.ask_batches([module, module], iter(batches), promised=True)
+    assert not hasattr(module, "seen")  # they worked on twins
     assert [each.shape for each in found] == [(2, 50, 5)] * 12 + [(2, 3, 5)]
     assert all(map(torch.equal, found, expected))
     assert all(torch.equal(*each) for each in found)

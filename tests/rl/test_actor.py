@@ -1,7 +1,6 @@
 """Actors: an agent's policy network as a plain module."""
 
 import numpy as np
-import pytest
 import torch
 from networks import noise
 from small_agents import TINY, channels_first, parameters_of, pictures, unseeded
@@ -10,7 +9,7 @@ from agents.impala import ImpalaCNN
 from evo_subnets import Ensemble, quads
 from evo_subnets.rl import Actor, EnsemblePolicy
 
-from stable_baselines3 import A2C, DQN, PPO  # isort: skip  # after evo_subnets.rl, which silences gym
+from stable_baselines3 import A2C, PPO  # isort: skip  # after evo_subnets.rl, which silences gym
 from stable_baselines3.common.env_util import make_vec_env  # isort: skip
 
 
@@ -74,25 +73,6 @@ def test_an_agent_whose_observations_are_numbers():
     expected, _ = agent.predict(np.arange(16), deterministic=True)
     assert policy.predict(np.arange(16), deterministic=True)[0].tolist() == expected.tolist()
     assert policy.predict(np.array(3), deterministic=True)[0] == expected[3]
-
-
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (lambda env: PPO("MlpPolicy", env, n_steps=8, batch_size=8), "needs discrete actions"),
-        (lambda env: DQN("MlpPolicy", env, buffer_size=10), "must be an actor-critic agent"),
-    ],
-)
-def test_other_agents_are_refused(make, message):
-    name = "Pendulum-v1" if "discrete" in message else "CartPole-v1"
-
-    def agent():
-        env = make_vec_env(name, 1, seed=0)
-        env.close()
-        return make(env)
-
-    with pytest.raises(ValueError, match=message):
-        Actor.from_agent(unseeded(agent))
 
 
 def test_an_ensemble_of_an_actor_is_a_model_as_any(actor):

@@ -135,6 +135,21 @@ def test_a_fitness_judges_children_and_ensembles(actor):
     assert EnsemblePolicy(ensemble).observation_space == actor.observation_space
 
 
+def test_each_generation_has_seeds_of_its_own_which_its_children_share():
+    envs = lotteries()
+    fitness = mean_return(envs, episodes=6, seed=4)
+    shown = []
+    for judged in (fitness, fitness.in_generation(0), *map(fitness.in_generation, (1, 2, 1))):
+        models = Leans(-9.0), Leans(9.0)
+        assert judged.cases(models[0]) == judged.cases(models[1])
+        assert judged(models[0]) == np.mean(judged.cases(models[0]))
+        shown.append(frozenset(first_seeds(models[1])) - {0.0})
+    assert shown[0] == shown[1]
+    assert shown[2] == shown[4]
+    for one, other in ((0, 2), (0, 3), (2, 3)):
+        assert not shown[one] & shown[other]
+
+
 def test_a_search_around_an_agent_goes_on_where_it_was_stopped(actor, tmp_path):
     seen = observations("CartPole-v1", actor, count=64)
     start = Search(population_size=4, ensemble_size=2)
@@ -189,8 +204,12 @@ def test_rewards_are_those_of_the_monitor():
     )
 
 
+class Spoken(Lottery):
+    action_space = gymnasium.spaces.Text(3)
+
+
 class Continuous(Lottery):
-    action_space = gymnasium.spaces.Box(-1, 1, (1,))
+    action_space = gymnasium.spaces.Box(-1, 1, (2,))
 
 
 class FromOne(Lottery):
@@ -222,8 +241,8 @@ def test_options_that_would_change_nothing_are_refused_before_any_play(env, opti
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: lotteries(1, Continuous), r"discrete actions .* this environment has Box"),
-        (lambda: lotteries(1, FromOne), r"numbered from zero, this environment has Discrete"),
+        (lambda: lotteries(1, Spoken), r"Discrete or .* this environment has Text"),
+        (lambda: lotteries(1, FromOne), r"numbered from zero.* this environment has Discrete"),
         (lambda: VecNormalize(lotteries()), "VecNormalize must not learn from evaluation"),
     ],
 )

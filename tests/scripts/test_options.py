@@ -10,7 +10,7 @@ from script_client import check_refusal
 
 from agents.parents import SHIPPED, impala_actor, save_actor
 from agents.ppo import PPOSettings
-from configs.cartpole import CartPoleArgs
+from configs.agent import AgentArgs
 from configs.moving import MovingArgs
 from configs.ppo import PRESETS, ParentArgs
 from configs.procgen import ProcgenArgs
@@ -41,10 +41,17 @@ IDLE = [
      "population_sizes has 4 twice"),
     ("population_sweep", "--gpus-per-worker 0.5", "", "need --workers"),
     ("population_sweep", "--seed -1", "", "seed must be an int in 0..2**31 - 1, got -1"),
-    ("cartpole_ensemble", "--env Pendulum-v1", "",
-     "a parent needs discrete actions that are numbered from zero, Pendulum-v1 has Box"),
-    ("cartpole_ensemble", "--env Blackjack-v1", "", "needs observations of one shape"),
-    ("cartpole_ensemble", "--seed -1", "", "seed must be an int in 0..2**31 - 1, got -1"),
+    ("agent_ensemble", "--env Blackjack-v1", "", "needs observations of one shape"),
+    ("agent_ensemble", "--seed -1", "", "seed must be an int in 0..2**31 - 1, got -1"),
+    ("agent_ensemble", "--algorithm PPO", "",
+     "algorithm has no effect with a parent that is trained here (no --agent)"),
+    ("agent_ensemble", "--normalization a.pkl", "", "normalization has no effect with a parent"),
+    ("agent_ensemble", "--frame-stack 4", "", "frame_stack has no effect with a parent"),
+    ("agent_ensemble", "--total-timesteps 9", "--agent a.zip",
+     "total_timesteps has no effect with --agent a.zip"),
+    ("agent_ensemble", "--target-kl 0.1", "--sigma 0.1", "target_kl has no effect with --sigma"),
+    ("agent_ensemble", "--step-kl 0.1", "", "step_kl has no effect with one generation"),
+    ("agent_ensemble", "--gpus-per-worker 0.5", "", "need --workers"),
     ("train_parent", "cpu --seed -1", "", "seed must be an int in 0..2**31 - 1, got -1"),
     ("train_parent", "cpu --ppo.gamma 2", "", "gamma must be in 0..1, got 2"),
     ("train_parent", "cpu --ppo.learning-rate 0", "", "learning_rate must be positive, got 0"),
@@ -58,8 +65,7 @@ IDLE = [
 def test_an_option_that_would_do_nothing_is_refused(
     server, tmp_path, script, option, others, words
 ):
-    out = [] if script == "cartpole_ensemble" else ["--out", tmp_path / "out"]
-    result = server.run(script, *option.split(), *others.split(), *out)
+    result = server.run(script, *option.split(), *others.split(), "--out", tmp_path / "out")
     check_refusal(result, 2, words)
     assert result.stdout == ""
     assert not (tmp_path / "out").exists()
@@ -117,7 +123,7 @@ def test_every_option_of_a_search_reaches_it():
     search = args.search
     assert (search.population_size, search.ensemble_size, search.seed) == (20, 4, 5)
     assert (search.density, search.sigma, search.sampler.__name__) == (0.4, 0.1, "singles")
-    assert CartPoleArgs(population_size=4, ensemble_size=2, seed=3).search.seed == 3
+    assert AgentArgs(population_size=4, ensemble_size=2, seed=3).search.seed == 3
 
 
 def test_every_preset_trains_what_it_says():
