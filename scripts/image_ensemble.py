@@ -27,6 +27,8 @@ from evo_subnets.streams import derive_seed
 from evo_subnets.task import Task
 from evo_subnets.tuning import tune_once
 
+SIZED = ("inference", "parameters")
+"""What as many members have as many times."""
 OUTPUTS = ("parent.safetensors", "ensemble.safetensors")
 
 
@@ -82,9 +84,16 @@ def main(args: BuilderArgs | ParentArgs) -> None:
         if result.reference is not None:
             against = "parent, norms anew"
             contest.judge(against, Ensemble([result.reference]), **one)
-        if result.children:
+        if result.children and not result.candidates:
             contest.judge("best child", Ensemble([copy.deepcopy(members[0])]), **one)
         last = name if len(members) == 1 else f"{name} ensemble of {len(members)}"
+        if result.chosen is not None:
+            print(f"\nchosen on samples set apart, before the test: {result.chosen}")
+            last = f"{result.chosen} (chosen)"
+        for other in [each for each in result.candidates if each != result.chosen]:
+            size = len(result.candidates[other].members)
+            times = {key: value * (size if key in SIZED else 1) for key, value in one.items()}
+            contest.judge(other, result.candidates[other], **times)
         contest.judge(
             last, result.ensemble, epochs=epochs + result.epochs,
             dense_epochs=epochs + result.training, inference=result.inference,
