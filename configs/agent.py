@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from configs.moving import MovingArgs, MovingOptions
+from configs.options import SAMPLERS
 from configs.workers import EVERY_RUN, WorkerArgs, WorkerOptions
-from evo_subnets.mutation import quads, singles
 from evo_subnets.options import refuse_idle
 from evo_subnets.search import Search
 from evo_subnets.streams import check_seed
@@ -108,7 +108,7 @@ class AgentArgs:
             self.sigma,
             self.density,
             self.seed,
-            quads if self.sampler == "quads" else singles,
+            SAMPLERS[self.sampler],
         )
 
     @property

@@ -7,9 +7,9 @@ from typing import Any, Literal
 from agents.parents import parent_file
 from agents.ppo import PPOSettings
 from configs.moving import MovingArgs, MovingOptions
+from configs.options import SAMPLERS
 from configs.workers import EVERY_RUN, WorkerArgs, WorkerOptions
 from envs.games import check_game
-from evo_subnets.mutation import quads, singles
 from evo_subnets.options import refuse_idle
 from evo_subnets.search import Search
 from evo_subnets.streams import check_seed
@@ -113,7 +113,7 @@ class ProcgenArgs:
             self.sigma,
             self.density,
             self.seed,
-            quads if self.sampler == "quads" else singles,
+            SAMPLERS[self.sampler],
         )
 
     @property

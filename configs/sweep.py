@@ -1,14 +1,15 @@
 """The options of the population sweep."""
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
 from agents.parents import parent_file
+from configs.options import SAMPLERS
 from configs.workers import EVERY_RUN, WorkerArgs, WorkerOptions
 from envs.games import check_game
+from evo_subnets.options import check_distinct
 from evo_subnets.search import Search
 from evo_subnets.streams import check_seed
 
@@ -29,6 +30,8 @@ class SweepArgs:
     """Fractions of the weights that are perturbed."""
     population_sizes: tuple[int, ...] = (16,)
     """Children; smaller populations are the first children of larger ones."""
+    sampler: Literal["quads", "singles"] = "quads"
+    """'quads': children in fours that share a draw. 'singles': children that share nothing."""
     ensemble_size: int | None = None
     """Children that are kept (all where a population is smaller). None: 8."""
     validation_episodes: int = 32
@@ -48,6 +51,8 @@ class SweepArgs:
     def __post_init__(self) -> None:
         check_game(self.env)
         for name in ("sigmas", "densities", "population_sizes"):
+            if not getattr(self, name):
+                raise ValueError(f"a sweep needs {name}")
             check_distinct(name, getattr(self, name))
         if self.validation_episodes < 1:
             raise ValueError(
@@ -84,18 +89,10 @@ class SweepArgs:
     def search(self, sigma: float, density: float, *, population_size: int) -> Search:
         """One population of the sweep."""
         kept = min(8 if self.ensemble_size is None else self.ensemble_size, population_size)
-        return Search(population_size, kept, sigma, density, self.seed)
+        sampler = SAMPLERS[self.sampler]
+        return Search(population_size, kept, sigma, density, self.seed, sampler)
 
     @property
     def asked(self) -> dict[str, Any]:
         """What the results depend on."""
         return {key: value for key, value in asdict(self).items() if key not in EVERY_RUN}
-
-
-def check_distinct(name: str, values: Sequence[float]) -> None:
-    """A ValueError where there is no value, or one is there twice."""
-    if not values:
-        raise ValueError(f"a sweep needs {name}")
-    for value in values:
-        if values.count(value) > 1:
-            raise ValueError(f"{name} has {value} twice: once is enough")

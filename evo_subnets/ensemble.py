@@ -5,7 +5,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from evo_subnets.copies import copied, differing_dtypes, dtypes_of, set_dtypes
 from evo_subnets.inputs import ask
 from evo_subnets.kinds import as_json, from_json, kind_of
 from evo_subnets.mutation import Mutation, materialize
-from evo_subnets.outputs import CLASSES, Combine, Distribution, Outputs, Values
+from evo_subnets.outputs import CLASSES, Combine, Distribution, Outputs, Values, check_combine
 from evo_subnets.recipes import Kept, Recipe, WorkCopy, mutated
 from evo_subnets.subnetworks import Include, Params, Whole, parameters, staying
 
@@ -54,14 +54,8 @@ class Ensemble(nn.Module):
         super().__init__()
         if not members:
             raise ValueError("an ensemble needs at least one member")
-        if combine not in get_args(Combine):
-            raise ValueError(f"combine must be one of {get_args(Combine)}, got {combine!r}")
         outputs = kind_of(members[0], outputs)
-        if combine not in outputs.ways:
-            raise ValueError(
-                f"combine {combine!r} means nothing for {type(outputs).__name__}, whose members "
-                f"are combined by {' or '.join(outputs.ways)}"
-            )
+        check_combine(combine, outputs)
         given = [1.0] * len(members) if weights is None else [float(w) for w in weights]
         if len(given) != len(members) or not 0 < sum(given) < math.inf or not min(given) >= 0:
             raise ValueError(

@@ -24,6 +24,13 @@ def refuse_idle(options: Any, names: Sequence[str], *, because: str) -> None:
             )
 
 
+def check_distinct(name: str, values: Sequence[float]) -> None:
+    """A ValueError where a value is there twice."""
+    for value in values:
+        if values.count(value) > 1:
+            raise ValueError(f"{name} has {value} twice: once is enough")
+
+
 def described(value: Any) -> Any:
     """Options as JSON that is the same in every process: dataclasses by their fields and their
     name, functions by theirs."""

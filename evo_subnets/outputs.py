@@ -6,7 +6,7 @@ divergence, combination, loss and metric follow it.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol, get_args
 
 import torch
 import torch.nn.functional as F
@@ -43,6 +43,17 @@ class Outputs(Protocol):
 
     def metric(self, outputs: Tensor, targets: Tensor) -> float:
         """What selection wants high."""
+
+
+def check_combine(combine: str, outputs: Outputs) -> None:
+    """A ValueError where members of this kind of outputs cannot be combined so."""
+    if combine not in get_args(Combine):
+        raise ValueError(f"combine must be one of {get_args(Combine)}, got {combine!r}")
+    if combine not in outputs.ways:
+        raise ValueError(
+            f"combine {combine!r} means nothing for {type(outputs).__name__}, whose members "
+            f"are combined by {' or '.join(outputs.ways)}"
+        )
 
 
 def read(found: Any) -> Tensor:

@@ -24,12 +24,11 @@ from evo_subnets.metrics.contest import Contest, contest_text, corrupted
 from evo_subnets.models import build
 from evo_subnets.runs import Run
 from evo_subnets.streams import derive_seed
+from evo_subnets.subnetworks import parameters
 from evo_subnets.task import Task
 from evo_subnets.tuning import tune_once
 
-SIZED = ("inference", "parameters")
-"""What as many members have as many times."""
-OUTPUTS = ("parent.safetensors", "ensemble.safetensors")
+OUTPUTS = ("parent.safetensors", "ensemble.safetensors", "lineage.json")
 
 
 def main(args: BuilderArgs | ParentArgs) -> None:
@@ -70,30 +69,32 @@ def main(args: BuilderArgs | ParentArgs) -> None:
         # The method
         task = Task(data.train, data.validation)
         result = method(parent or new, task, run=story, workers=args.workers.chosen)
+        if said := result.text():
+            print(f"\n{said}")
 
         # The test
         members = list(result.ensemble.members)
         alone, unit = parent or members[0], float(epochs or result.epochs / len(members))
         contest = Contest(data.test, unit)
-        one: dict[str, Any] = {
-            "epochs": unit, "dense_epochs": unit, "inference": 1.0,
-            "parameters": count_parameters(alone),
-        }  # fmt: skip
+
+        def cost(size: int = 1) -> dict[str, Any]:
+            found = {"inference": float(size), "parameters": size * count_parameters(alone)}
+            return {"epochs": unit, "dense_epochs": unit, **found}
+
         against = "parent" if parent is not None else "one network"
-        contest.judge(against, Ensemble([alone]), **one)
+        contest.judge(against, Ensemble([alone]), **cost())
         if result.reference is not None:
             against = "parent, norms anew"
-            contest.judge(against, Ensemble([result.reference]), **one)
+            contest.judge(against, Ensemble([result.reference]), **cost())
         if result.children and not result.candidates:
-            contest.judge("best child", Ensemble([copy.deepcopy(members[0])]), **one)
+            best = members[-len(result.elites)]
+            contest.judge("best child", Ensemble([copy.deepcopy(best)]), **cost())
         last = name if len(members) == 1 else f"{name} ensemble of {len(members)}"
-        if result.chosen is not None:
-            print(f"\nchosen on samples set apart, before the test: {result.chosen}")
-            last = f"{result.chosen} (chosen)"
-        for other in [each for each in result.candidates if each != result.chosen]:
-            size = len(result.candidates[other].members)
-            times = {key: value * (size if key in SIZED else 1) for key, value in one.items()}
-            contest.judge(other, result.candidates[other], **times)
+        for other, model in result.candidates.items():
+            if other == result.chosen:
+                last = f"{other} (chosen)"
+            else:
+                contest.judge(other, model, **cost(len(model.members)))
         contest.judge(
             last, result.ensemble, epochs=epochs + result.epochs,
             dense_epochs=epochs + result.training, inference=result.inference,
@@ -120,6 +121,9 @@ def main(args: BuilderArgs | ParentArgs) -> None:
         }
         print(f"\n{contest_text(results)}")
         result.ensemble.save(args.folder / "ensemble.safetensors")
+        if result.lineage is not None:
+            path, include = args.folder / "lineage.json", method.search.include
+            result.lineage.save(path, parameters(alone), include=include)
         story.finish(results)
     minutes = (time.monotonic() - started) / 60
     print(f"\n{minutes:.1f} minutes; results, ensemble and TensorBoard logs are in {args.folder}")

@@ -11,6 +11,7 @@ from evo_subnets.ensemble import Ensemble
 from evo_subnets.generations import Moving, evolve
 from evo_subnets.methods.apart import apart
 from evo_subnets.methods.result import Result, untrained
+from evo_subnets.outputs import Combine
 from evo_subnets.prediction import Validation, reestimate_norms
 from evo_subnets.runs import Run
 from evo_subnets.search import Search
@@ -31,13 +32,15 @@ def descended(
     moving: Moving,
     inputs: Any,
     norm_data: Any,
+    combine: Combine,
     run: Run,
     workers: Workers,
 ) -> Result:
     """The best of what `evolve` comes to: its `models`, judged on a third of the validation
     samples, which is set apart from those that children are judged on.
 
-    inputs: of the divergences; norm_data: None, or what BatchNorm's statistics are re-estimated on.
+    inputs: of the divergences; combine: of the members of those that are ensembles; norm_data:
+    None, or what BatchNorm's statistics are re-estimated on.
     """
     held_out, others = apart(
         task.selection, parts=HELD_OUT, seed=derive_seed(search.seed, "held out")
@@ -57,6 +60,8 @@ def descended(
         name: model if isinstance(model, Ensemble) else Ensemble([model], outputs=task.outputs)
         for name, model in found.models().items()
     }
+    for model in candidates.values():
+        model.combine = combine
     if norm_data is not None:
         candidates = {name: with_norms(each, norm_data) for name, each in candidates.items()}
     judge, scores = Validation(held_out, task.metric, None, task.outputs), dict[str, float]()

@@ -1,6 +1,7 @@
 """Noisy subnetwork ensembles (Whitaker 2023, chapter 4, algorithm 1)."""
 
-from dataclasses import dataclass, fields, replace
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass, fields, replace
 from functools import partial
 from typing import Any, ClassVar, Literal
 
@@ -9,20 +10,22 @@ from torch import nn
 
 from evo_subnets.data import Images
 from evo_subnets.ensemble import Ensemble
+from evo_subnets.evolution import Child
 from evo_subnets.generations import Moving, evolve
 from evo_subnets.methods.apart import apart
 from evo_subnets.methods.descent import descended, with_norms
 from evo_subnets.methods.races import raced
 from evo_subnets.methods.result import HERE, NOTHING_KEPT, Result, begin, untrained
-from evo_subnets.options import refuse_idle
-from evo_subnets.outputs import Outputs
+from evo_subnets.mutation import check_density
+from evo_subnets.options import check_distinct, refuse_idle
+from evo_subnets.outputs import Combine, check_combine
 from evo_subnets.prediction import Validation, inputs_for
 from evo_subnets.racing import DEFAULT, Rules
 from evo_subnets.runs import Run
 from evo_subnets.search import Search
 from evo_subnets.streams import derive_seed
 from evo_subnets.task import Data, Task
-from evo_subnets.trust_region import search_trust_region
+from evo_subnets.trust_region import Trial, search_trust_region
 from evo_subnets.workers import Here, Workers
 
 INPUTS = 1000
@@ -50,6 +53,14 @@ class Noisy:
     target_kl: float | None = None
     """Divergence of the children that the trust region aims at, of classes a KL in nats, else what
     the task's kind of outputs says; None: 0.02."""
+    densities: tuple[float, ...] = ()
+    """Densities to choose from, instead of the search's: of those the one whose children, each at
+    the target's sigma, are the fittest on average on the trust region's samples (section 4.3.3)."""
+    combine: Combine = "mean"
+    """What becomes of the members' outputs: of classes the mean of their probabilities ('mean'), of
+    their logits ('logits', as in algorithm 1), or a count of their likeliest classes ('vote')."""
+    include_parent: bool = False
+    """The parent is a member as well, the first one, as in algorithm 1."""
     reestimate_norms: bool = False
     """Re-estimate the BatchNorm statistics of every child on the training data. Without, they are
     the parent's, as in the paper."""
@@ -66,7 +77,12 @@ class Noisy:
 
     def __post_init__(self) -> None:
         if self.search.sigma is not None:
-            refuse_idle(self, ("target_kl",), because="a sigma that is given")
+            refuse_idle(self, ("target_kl", "densities"), because="a sigma that is given")
+        if self.densities:
+            refuse_idle(self.search, ("density",), because="densities to choose from")
+            check_distinct("densities", self.densities)
+            for density in self.densities:
+                check_density(density)
         if not self.racing:
             refuse_idle(self, ("rules",), because="no race (racing)")
         if self.target_kl is not None and not 0 < self.target_kl < float("inf"):
@@ -87,6 +103,9 @@ class Noisy:
         refuse_idle(self.moving, ("noise",), because="target_kl or sigma, which say the same")
         because = "the accuracy of a whole sample, which does not say what noise explains"
         refuse_idle(self.moving, ("stop",), because=because)
+        if self.generations > 1:
+            because = "generations, whose evolved parent is a candidate of its own"
+            refuse_idle(self, ("include_parent",), because=because)
         if self.generations > 1 and self.racing:
             raise ValueError(
                 "generations need the fitness of every child, which a race does not find out: "
@@ -95,8 +114,8 @@ class Noisy:
 
     @property
     def ensemble_size(self) -> int:
-        """Children that are kept."""
-        return self.search.ensemble_size
+        """Children that are kept, and the parent where it is a member."""
+        return self.search.ensemble_size + self.include_parent
 
     @property
     def seed(self) -> int:
@@ -109,27 +128,30 @@ class Noisy:
         """The elites of a generation of `parent`'s mutations, or the best that several come to."""
         if self.racing and not isinstance(workers, Here):
             raise ValueError("a race is run in this process: leave out racing or workers")
+        check_combine(self.combine, task.outputs)
         begin(run, self, start=parent)
-        search, inputs, divergence = self.search, None, None
+        search, inputs, found = self.search, None, dict[str, Any]()
         if search.sigma is None or self.generations > 1:
             some, others = apart(
                 task.selection, most=INPUTS, seed=derive_seed(search.seed, "trust region")
             )
             task, inputs = replace(task, validation=others), _inputs(parent, some)
         if search.sigma is None:
-            found = run.once("trust region", partial(self._region, parent, inputs, task.outputs))
-            search, divergence = replace(search, sigma=found["sigma"]), found["divergence"]
+            found = run.once("trust region", partial(self._region, parent, inputs, some, task))
+            search = replace(search, sigma=found["sigma"], density=found["density"])
         if self.racing:
             result = self._raced(parent, task, search, run)
         elif self.generations > 1:
             result = descended(
                 parent, task, search=search, generations=self.generations,
                 moving=replace(self.moving, noise=self._noise), inputs=inputs,
-                norm_data=task.train if self.reestimate_norms else None, run=run, workers=workers,
+                norm_data=task.train if self.reestimate_norms else None, combine=self.combine,
+                run=run, workers=workers,
             )  # fmt: skip
         else:
             result = self._evolved(parent, task, search, run, workers)
-        return replace(result, divergence=divergence)
+        trials = tuple(Trial(*numbers) for numbers in found.get("trials", ()))
+        return replace(result, divergence=found.get("divergence"), trials=trials)
 
     @property
     def _noise(self) -> float | None:
@@ -138,13 +160,18 @@ class Noisy:
             return None
         return TARGET_KL if self.target_kl is None else self.target_kl
 
-    def _region(self, parent: nn.Module, inputs: Any, outputs: Outputs) -> dict[str, float]:
+    def _region(self, parent: nn.Module, inputs: Any, some: Data, task: Task) -> dict[str, Any]:
         target = self._noise
         assert target is not None
+        norms = task.train if self.reestimate_norms else None
         region = search_trust_region(
-            parent, inputs, search=self.search, target=target, outputs=outputs
-        )
-        return {"sigma": region.sigma, "divergence": region.divergence}
+            parent, inputs, search=self.search, target=target, outputs=task.outputs,
+            densities=self.densities or None,
+            fitness=Validation(some, task.metric, norms, task.outputs) if self.densities else None,
+        )  # fmt: skip
+        trials = [astuple(trial) for trial in region.table if trial.fitness is not None]
+        found = {"sigma": region.sigma, "density": region.density, "trials": trials}
+        return {**found, "divergence": region.divergence}
 
     def _evolved(
         self, parent: nn.Module, task: Task, search: Search, run: Run, workers: Workers
@@ -155,7 +182,8 @@ class Noisy:
             parent, fitness, search=search, outputs=task.outputs, run=run, workers=workers
         )
         children, elites = tuple(found.children), tuple(found.elites)
-        result = untrained(parent, found.ensemble, search=search, children=children, elites=elites)
+        ensemble = self._ensemble(parent, elites, task)
+        result = untrained(parent, ensemble, search=search, children=children, elites=elites)
         if norms is None:
             return result
         again = with_norms(parent, norms)
@@ -163,11 +191,15 @@ class Noisy:
 
     def _raced(self, parent: nn.Module, task: Task, search: Search, run: Run) -> Result:
         found = raced(parent, task, search=search, rules=self.rules, run=run)
-        mutations = [child.mutation for child in found.chosen]
-        ensemble = Ensemble.from_mutations(parent, mutations, include=search.include)
         return untrained(
-            parent, ensemble, search=search, children=found.children, elites=found.chosen,
-            seen=found.seen,
+            parent, self._ensemble(parent, found.chosen, task), search=search,
+            children=found.children, elites=found.chosen, seen=found.seen,
+        )  # fmt: skip
+
+    def _ensemble(self, parent: nn.Module, elites: Sequence[Child], task: Task) -> Ensemble:
+        return Ensemble.from_mutations(
+            parent, [child.mutation for child in elites], include_parent=self.include_parent,
+            combine=self.combine, outputs=task.outputs, include=self.search.include,
         )  # fmt: skip
 
 

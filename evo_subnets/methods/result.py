@@ -15,8 +15,10 @@ from evo_subnets.lineage import Lineage
 from evo_subnets.metrics import count_parameters
 from evo_subnets.options import described
 from evo_subnets.runs import Run
+from evo_subnets.runs.report import table
 from evo_subnets.search import Search
 from evo_subnets.task import Task
+from evo_subnets.trust_region import Trial
 from evo_subnets.tuning import Tuning
 from evo_subnets.workers import Workers
 
@@ -56,6 +58,8 @@ class Result:
     """Of methods that mutate: how strong, and how drawn."""
     divergence: float | None = None
     """That the trust region found for it; None where sigma was given."""
+    trials: tuple[Trial, ...] = ()
+    """Of a choice among densities: the one at the target of each, with the children's fitness."""
     seen: tuple[int, ...] | None = None
     """Of a race: the samples that each child was judged on."""
     reference: nn.Module | None = None
@@ -76,6 +80,8 @@ class Result:
         found: dict[str, Any] = {}
         if self.search is not None:
             found |= {"search": self.search.about(), "divergence": self.divergence}
+        if self.trials:
+            found["trials"] = [asdict(trial) for trial in self.trials]
         if self.children:
             found["children"] = [asdict(child) for child in self.children]
             found["elites"] = [asdict(child) for child in self.elites]
@@ -85,6 +91,27 @@ class Result:
             found |= {"chosen": self.chosen, "held_out": dict(self.held_out)}
             found["generations"] = [asdict(generation) for generation in self.history]
         return found
+
+    def text(self) -> str:
+        """What was compared on validation samples, and chosen; empty where nothing was."""
+        parts = []
+        if self.trials and self.search is not None:
+            cells = [
+                [f"{trial.density:g}", f"{trial.sigma:.4g}", f"{trial.divergence:.4g}",
+                 "" if trial.fitness is None else f"{trial.fitness:.4g}"]
+                for trial in self.trials
+            ]  # fmt: skip
+            parts += [
+                table(["density", "sigma", "divergence", "children's mean metric"], cells),
+                f"chosen on samples of the trust region: density {self.search.density:g}",
+            ]
+        if self.held_out:
+            cells = [[name, f"{value:.4g}"] for name, value in self.held_out.items()]
+            parts += [
+                table(["candidate", "metric, held out"], cells),
+                f"chosen on validation samples that are held out, before the test: {self.chosen}",
+            ]
+        return "\n\n".join(parts)
 
 
 def untrained(parent: nn.Module, ensemble: Ensemble, **others: Any) -> Result:
