@@ -62,16 +62,20 @@ def descended(
     }
     for model in candidates.values():
         model.combine = combine
+    reference = None
     if norm_data is not None:
         candidates = {name: with_norms(each, norm_data) for name, each in candidates.items()}
+        reference = with_norms(parent, norm_data)
     judge, scores = Validation(held_out, task.metric, None, task.outputs), dict[str, float]()
-    with run.bar("held out", len(candidates)) as advance:
-        for name, model in candidates.items():
+    judged = {"parent": parent if reference is None else reference, **candidates}
+    with run.bar("held out", len(judged)) as advance:
+        for name, model in judged.items():
             scores[name] = run.once(f"held out: {name}", partial(judge, model))
             advance(1, f"{name}: {scores[name]:.4g}")
-    chosen = max(scores, key=lambda name: -math.inf if math.isnan(scores[name]) else scores[name])
-    if math.isnan(scores[chosen]):
+    able = [name for name in candidates if not math.isnan(scores[name])]
+    if not able:
         raise ValueError(f"on held-out validation samples the metric is NaN for all of {scores}")
+    chosen = max(able, key=lambda name: scores[name])
     return untrained(
         parent,
         candidates[chosen],
@@ -83,7 +87,7 @@ def descended(
         held_out=scores,
         lineage=found.lineage,
         history=tuple(found.history),
-        reference=None if norm_data is None else with_norms(parent, norm_data),
+        reference=reference,
     )
 
 

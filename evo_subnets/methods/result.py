@@ -67,9 +67,9 @@ class Result:
     candidates: Mapping[str, Ensemble] = field(default_factory=dict)
     """Of generations: what came of them, by name. `ensemble` is the chosen one."""
     held_out: Mapping[str, float] = field(default_factory=dict)
-    """Of these: the metric on validation samples that no generation has seen."""
+    """Of these, and of the parent: the metric on validation samples that no generation has seen."""
     chosen: str | None = None
-    """The best of these; of equals the first."""
+    """The best of the candidates; of equals the first."""
     lineage: Lineage | None = None
     """Of generations: from the parent to the evolved one."""
     history: tuple[Generation, ...] = ()
@@ -108,7 +108,7 @@ class Result:
         if self.held_out:
             cells = [[name, f"{value:.4g}"] for name, value in self.held_out.items()]
             parts += [
-                table(["candidate", "metric, held out"], cells),
+                table(["model", "metric, held out"], cells),
                 f"chosen on validation samples that are held out, before the test: {self.chosen}",
             ]
         return "\n\n".join(parts)

@@ -9,9 +9,12 @@ from PIL import Image
 from script_client import check_late_failure, check_refusal, half_written
 
 from configs.experiments import PRESETS
-from evo_subnets import Ensemble
+from evo_subnets import Ensemble, files
+from evo_subnets.files.parents import load_parent
+from evo_subnets.lineage import Lineage
 from evo_subnets.methods import METHODS
 from evo_subnets.models import build
+from evo_subnets.subnetworks import parameters
 
 DIGITS = ["--dataset", "digits", "--model", "mlp-32", "--limit", "150"]
 TINY = [*DIGITS, "--parent-tuning.epochs", "2"]
@@ -85,6 +88,72 @@ def test_children_with_norms_of_their_own_are_compared_with_such_a_parent(server
     assert set(report["differences"]) == {"parent", "best child", "noisy ensemble of 2"}
     child = report["test"]["best child"]["nll"] - report["test"]["parent, norms anew"]["nll"]
     assert report["differences"]["best child"]["nll"][0] == pytest.approx(child, abs=1e-5)
+
+
+GENERATIONS = ["--generations", "2", "--recombine", "log", "--step-kl", "0.01"]
+
+
+def test_generations_choose_before_the_test_and_go_on_where_they_were_killed(server, tmp_path):
+    whole = command("noisy", *GENERATIONS, "--sampler", "singles", "--out", tmp_path)
+    result = server.run(*whole)
+    assert result.status == 0, result.stderr
+    report = json.loads((tmp_path / "results.json").read_text())
+    names = ["best child", "ensemble of 2", "soup of 2", "evolved parent",
+             "2 around the evolved parent"]  # fmt: skip
+    assert list(report["held_out"]) == ["parent", *names]
+    chosen = report["chosen"]
+    assert report["held_out"][chosen] == max(report["held_out"][name] for name in names)
+    asked = report["arguments"]["method"]
+    assert (asked["generations"], asked["moving"]["recombine"]) == (2, "log_weights")
+    assert asked["search"]["sampler"] == "singles"
+    assert len(report["generations"]) == 2
+    assert report["generations"][1]["divergence"] == pytest.approx(0.01, rel=0.1)
+    others = [name for name in names if name != chosen]
+    assert list(report["test"]) == ["parent", *others, f"{chosen} (chosen)"]
+    assert report["test"]["parent"]["inference"] == 1
+    assert [report["test"][name]["inference"] for name in others] == [
+        2 if name.startswith(("ensemble", "2")) else 1 for name in others
+    ]
+    held_out = result.stdout.index("metric, held out")
+    assert held_out < result.stdout.index(f"before the test: {chosen}")
+    assert result.stdout.index(f"before the test: {chosen}") < result.stdout.index("oracle")
+    parent = build("mlp-32", (1, 32, 32), classes=10, seed=0)
+    load_parent(tmp_path / "parent.safetensors", parent, about={}, must=())
+    lineage, _ = Lineage.load(tmp_path / "lineage.json", parameters(parent))
+    assert len(lineage.steps) == 2
+
+    # killed between two children of the second generation
+    found = {name: (tmp_path / name).read_bytes() for name in
+             ("ensemble.safetensors", "lineage.json")}  # fmt: skip
+    journal = files.read_json(tmp_path / "journal.json")
+    kept = ("trust region", "children: sigma 0", "children: step 0", "children: sigma 1")
+    journal["found"] = {
+        name: value for name, value in journal["found"].items() if name in ("parent", *kept)
+    }
+    name, children = "children of generation 1", journal["records"]["children of generation 1"]
+    journal |= {"records": {name: dict(list(children.items())[:2])}, "finished": []}
+    files.write_json(tmp_path / "journal.json", journal)
+    for path in ("results.json", *found):
+        (tmp_path / path).unlink()
+    again = server.run(*whole)
+    assert again.status == 0, again.stderr
+    assert {name: (tmp_path / name).read_bytes() for name in found} == found
+    later = json.loads((tmp_path / "results.json").read_text())
+    assert {**later, "provenance": 0} == {**report, "provenance": 0}
+
+
+def test_densities_are_chosen_by_the_fitness_of_their_children(server, tmp_path):
+    options = ["--densities", "0.2", "0.5", "--combine", "vote", "--include-parent"]
+    result = server.run(*command("noisy", *options, "--out", tmp_path))
+    assert result.status == 0, result.stderr
+    report = json.loads((tmp_path / "results.json").read_text())
+    assert [trial["density"] for trial in report["trials"]] == [0.2, 0.5]
+    best = max(report["trials"], key=lambda trial: trial["fitness"])
+    assert report["search"]["density"] == best["density"]
+    assert f"chosen on samples of the trust region: density {best['density']:g}" in result.stdout
+    assert list(report["test"]) == ["parent", "best child", "noisy ensemble of 3"]
+    child = report["test"]["best child"]["nll"]
+    assert child != report["test"]["parent"]["nll"], "the first member is the parent"
 
 
 def test_a_difference_is_in_the_unit_of_its_metric(server, tmp_path):
@@ -173,6 +242,17 @@ def test_a_parent_of_another_run_can_be_given(server, tmp_path):
         ("noisy", ["--racing", "--reestimate-norms"], ["leave out racing or reestimate_norms"]),
         ("noisy", ["--bound", "bernstein"], ["rules has no effect with no race"]),
         ("noisy", ["--epochs", "3"], ["--epochs"]),
+        ("noisy", ["--step-kl", "0.1"], ["step has no effect with one generation"]),
+        ("noisy", ["--generations", "0"], ["generations must be at least 1, got 0"]),
+        ("noisy", ["--generations", "2", "--stop"], ["stop has no effect with the accuracy"]),
+        ("noisy", ["--generations", "2", "--racing"], ["leave out racing or generations"]),
+        ("noisy", ["--generations", "2", "--include-parent"], ["include_parent has no effect"]),
+        ("noisy", ["--densities", "0.2", "0.2"], ["densities has 0.2 twice"]),
+        ("noisy", ["--densities", "0.2", "2"], ["density must be in (0, 1], got 2"]),
+        ("noisy", ["--densities", "0.2", "--density", "0.3"], ["density has no effect with dens"]),
+        ("noisy", ["--densities", "0.2", "--sigma", "0.3"], ["densities has no effect with a s"]),
+        ("noisy", ["--combine", "median"], ["median"]),
+        ("noisy", ["--sampler", "triples"], ["triples"]),
         ("independent", ["--parent", "some.safetensors"], ["--parent"]),
         ("independent", ["--parent-tuning.epochs", "3"], ["--parent-tuning"]),
         ("independent", ["--ensemble-size", "0"], ["ensemble_size must be at least 1"]),

@@ -536,6 +536,17 @@ def test_a_sweep_is_one_group_of_runs(server, parent, tmp_path):
     assert not half_written(out)
 
 
+def test_a_sweep_of_singles(server, parent, tmp_path):
+    command = ["population_sweep", "--env", GAME, "--parent", parent, "--sigmas", 0.01,
+               "--densities", 0.5, "--population-sizes", 2, 3, "--sampler", "singles",
+               "--validation-episodes", 1, "--out", tmp_path]  # fmt: skip
+    result = server.run(*command)
+    assert result.status == 0, result.stderr
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert [row["population_size"] for row in results["rows"]] == [2, 3], "no fours"
+    assert results["arguments"]["sampler"] == "singles"
+
+
 def test_a_sweep_takes_every_pair_of_sigma_and_density():
     args = SweepArgs(sigmas=(0.1, 0.2), densities=(0.5, 1.0))
     assert args.grid == [(0.1, 0.5), (0.1, 1.0), (0.2, 0.5), (0.2, 1.0)]
