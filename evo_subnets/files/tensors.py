@@ -66,7 +66,18 @@ def save_tensors(
     }
     if packed:
         metadata["packed"] = json.dumps(packed)
-    write_atomically(path, save(own, metadata))
+    write_atomically(path, _ordered(save(own, metadata)))
+
+
+def _ordered(file: bytes) -> bytes:
+    """The same file with its metadata by name: safetensors' order changes from process to process,
+    and what is computed again must be the same, byte for byte."""
+    start = 8 + int.from_bytes(file[:8], "little")
+    header = json.loads(file[8:start])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # the format's alignment of what follows
+    return len(text).to_bytes(8, "little") + text + file[start:]
 
 
 def load_tensors(path: str | Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -62,12 +62,12 @@ def descended(
     }
     for model in candidates.values():
         model.combine = combine
-    reference = None
+    reference: nn.Module | None = None
     if norm_data is not None:
         candidates = {name: with_norms(each, norm_data) for name, each in candidates.items()}
         reference = with_norms(parent, norm_data)
     judge, scores = Validation(held_out, task.metric, None, task.outputs), dict[str, float]()
-    judged = {"parent": parent if reference is None else reference, **candidates}
+    judged: dict[str, nn.Module] = {"parent": reference or parent, **candidates}
     with run.bar("held out", len(judged)) as advance:
         for name, model in judged.items():
             scores[name] = run.once(f"held out: {name}", partial(judge, model))
