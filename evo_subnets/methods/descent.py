@@ -60,8 +60,8 @@ def descended(
         name: model if isinstance(model, Ensemble) else Ensemble([model], outputs=task.outputs)
         for name, model in found.models().items()
     }
-    for model in candidates.values():
-        model.combine = combine
+    for candidate in candidates.values():
+        candidate.combine = combine
     reference: nn.Module | None = None
     if norm_data is not None:
         candidates = {name: with_norms(each, norm_data) for name, each in candidates.items()}
