@@ -123,6 +123,11 @@ def save_milestone(checkpoint: Path, path: Path) -> int:
     return steps
 
 
+def milestone_steps(path: Path) -> int:
+    """The environment steps that a milestone's agent was trained for."""
+    return int(files.load_tensors(path, MILESTONE)[1]["steps"])
+
+
 def load_milestone(model: PPO, path: Path) -> None:
     """Gives a new agent the policy, the critic, the normaliser and the steps of a milestone.
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from agents.checkpoints import checkpoints
+from agents.checkpoints import checkpoints, milestone_steps
 from agents.impala import ImpalaCNN, use_compiled_blocks
 from agents.ppo import PPOSettings, train
 from envs.games import Mode
@@ -21,7 +21,7 @@ from evo_subnets.streams import check_seed
 
 SHIPPED = Path(__file__).parent.parent / "parents"
 KIND = "evo_subnets.actor"
-POLICY = "policy.safetensors"
+POLICY, CARD, MILESTONE = "policy.safetensors", "card.json", "milestone.safetensors"
 
 
 def impala_actor(
@@ -178,6 +178,36 @@ def train_parent(
     return actor, about
 
 
+def further_settings(file: Path) -> PPOSettings:
+    """The settings that a parent's PPO goes on with, as its card says.
+
+    A ValueError where its folder lacks what the training needs.
+    """
+    for name in (CARD, MILESTONE):
+        if not (file.parent / name).is_file():
+            raise ValueError(
+                f"further training of {file} needs its {name} beside it: there is none; leave out "
+                "--further-training"
+            )
+    try:
+        found = files.read_json(file.parent / CARD)["ppo"]
+        return PPOSettings(**{**found, "widths": tuple(found["widths"])})
+    except (KeyError, TypeError) as error:
+        raise files.StorageError(f"{file.parent / CARD} names no PPO settings: {error}") from None
+
+
+def train_further(file: Path, *, steps: int, run: Run, **training: Any) -> Actor:
+    """A control: the parent of a file after so many more steps of its own PPO.
+
+    training: `game`, `mode`, `seed` and `device`, as for `train_parent`.
+    """
+    settings, milestone = further_settings(file), file.parent / MILESTONE
+    before = milestone_steps(milestone)
+    return train_parent(
+        settings=settings, run=run, total_timesteps=before + steps, warm_start=milestone, **training
+    )[0]
+
+
 def training_outputs(folder: Path) -> list[str]:
     """The names of what a training has left in a folder."""
-    return ["curve.csv", POLICY, "card.json", *(path.name for path in checkpoints(folder))]
+    return ["curve.csv", POLICY, CARD, *(path.name for path in checkpoints(folder))]

@@ -63,6 +63,9 @@ class AgentArgs:
     """Episodes for each row of the report, the same for all and none of those before."""
     num_envs: int = 8
     """Environments that play next to each other."""
+    further_training: bool = False
+    """A control: the parent, a PPO or A2C, trained on for as many environment steps as the search
+    has played (by the length of the parent's episodes)."""
     deterministic: bool = False
     """Parent, children and ensemble act without chance instead of sampling."""
     seed: int = 0

@@ -4,12 +4,12 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from agents.parents import parent_file
+from agents.parents import further_settings, parent_file
 from agents.ppo import PPOSettings
 from configs.moving import MovingArgs, MovingOptions
 from configs.options import SAMPLERS
 from configs.workers import EVERY_RUN, WorkerArgs, WorkerOptions
-from envs.games import check_game
+from envs.games import TEST_LEVELS, TRAIN_LEVELS, Levels, check_game
 from evo_subnets.options import refuse_idle
 from evo_subnets.search import Search
 from evo_subnets.streams import check_seed
@@ -57,6 +57,12 @@ class ProcgenArgs:
     deterministic: bool = False
     """Parent, children and ensemble take the most likely action instead of sampling (a temperature
     is of sampling alone: its row samples)."""
+    validation_levels: tuple[int, int] = (TRAIN_LEVELS.start, TRAIN_LEVELS.count)
+    """The first level, and how many there are, of those that children are judged on and that choose
+    among what came of it: others than the parent's own (0 200) where it has seen all of them."""
+    further_training: bool = False
+    """A control: the parent, trained on with its own PPO for as many environment steps as the
+    search has played (by the length of the parent's episodes). Hours on a CPU."""
     mode: Literal["easy", "hard"] = "easy"
     """Procgen's distribution mode."""
     seed: int = 0
@@ -93,6 +99,16 @@ class ProcgenArgs:
             raise ValueError(f"target_kl must be positive, got {self.target_kl}")
         if self.sigma is not None:
             refuse_idle(self, ("target_kl",), because=f"--sigma {self.sigma}")
+        levels = self.levels
+        if levels.start + levels.count > TEST_LEVELS.start:
+            raise ValueError(
+                f"validation_levels {levels.start} {levels.count} hold levels of the test, which "
+                f"begin at {TEST_LEVELS.start}"
+            )
+        if self.further_training:
+            if self.parent_file is None:
+                raise ValueError("--further-training needs a --parent that is trained already")
+            further_settings(self.parent_file)  # refuses what cannot go on
         if self.parent_file is not None and self._of_training:
             raise ValueError(
                 f"{', '.join(self._of_training)} has no effect with {self.parent_file}, which is "
@@ -103,6 +119,11 @@ class ProcgenArgs:
     def parent_file(self) -> Path | None:
         """Where the parent lies; None: it is to be trained."""
         return parent_file(self.parent, self.env, mode=self.mode)
+
+    @property
+    def levels(self) -> Levels:
+        """That children are judged on."""
+        return Levels(*self.validation_levels)
 
     @property
     def search(self) -> Search:

@@ -19,6 +19,7 @@ from evo_subnets.evolution import (
     evaluate,
     keep_child,
     kept_children,
+    select,
     show_fitness,
 )
 from evo_subnets.inputs import batches_of
@@ -106,9 +107,17 @@ class Evolved(Evolution):
     """An `Evolution` around the last generation's parent, and where its children moved it."""
 
     def __init__(
-        self, parent: nn.Module, search: Search, *, lineage: Lineage, outputs: Outputs | None = None
+        self,
+        parent: nn.Module,
+        search: Search,
+        *,
+        root: nn.Module,
+        lineage: Lineage,
+        outputs: Outputs | None = None,
     ) -> None:
         super().__init__(parent, search, outputs=outputs)
+        self.root = root
+        """The first parent."""
         self.lineage = lineage
         """From the root to the evolved parent."""
         self.history: list[Generation] = []
@@ -124,6 +133,24 @@ class Evolved(Evolution):
         if self.lineage.steps:
             found["evolved parent"] = self.evolved
             found[f"{self.search.ensemble_size} around the evolved parent"] = self.around()
+        return found
+
+    def controls(self) -> dict[str, nn.Module]:
+        """What chance comes to with the same noise, by name: as many children of the last
+        generation, but any, and a walk of the same steps, each recipe's sign drawn."""
+        found: dict[str, nn.Module] = {}
+        alike = [replace(child, fitness=0.0) for child in self.children if not child.failed]
+        size, seed = len(self.elites), derive_seed(self.search.seed, "control")
+        if size < len(alike):
+            random = select(alike, size, seed=seed)
+            name = f"{size} random children" if size > 1 else "random child"
+            found[name] = self._ensemble(random) if size > 1 else self.model(random[0])
+        if self.lineage.steps:
+            walked = copied(self.root)
+            self.lineage.at_random(seed=seed).replay(
+                parameters(self.root), out=parameters(walked), include=self.search.include
+            )
+            found["random walk"] = walked
         return found
 
     def soup(self) -> nn.Module:
@@ -227,13 +254,13 @@ def move(
     moving = _checked(moving, search, generations=generations, inputs=inputs)
     outputs = kind_of(module, outputs)
     if moving is None:
-        evolved = Evolved(module, search, lineage=Lineage(), outputs=outputs)
+        evolved = Evolved(module, search, root=module, lineage=Lineage(), outputs=outputs)
         evolved.tell(judge(module, evolved.ask(), generation=0, name=name))
         return evolved
     walk = _Walk(module, moving, search=search, inputs=inputs, outputs=outputs)
     for number in range(generations):
         now = walk.search_of(number, run, name)
-        evolved = Evolved(walk.parent, now, lineage=walk.lineage, outputs=outputs)
+        evolved = Evolved(walk.parent, now, root=module, lineage=walk.lineage, outputs=outputs)
         evolved.generation = number
         mutations, kept = evolved.ask(), f"{name} of generation {number}"
         judged = partial(judge, evolved.module, mutations, generation=number, name=kept)

@@ -18,6 +18,7 @@ from torch import Tensor
 from evo_subnets import engines, files
 from evo_subnets.draws import CarryOut, Change, Draw
 from evo_subnets.mutation import Mutation, fastest
+from evo_subnets.streams import check_seed
 from evo_subnets.subnetworks import Include, Params, included, staying
 
 KIND = "evo_subnets.lineage"
@@ -115,6 +116,21 @@ class Lineage:
     def then(self, step: Step) -> "Lineage":
         """The lineage that is one generation older."""
         return replace(self, steps=(*self.steps, step))
+
+    def at_random(self, *, seed: int) -> "Lineage":
+        """A control: the same noise and lengths, but chance decides the sign of every recipe, so
+        that the walk is as long and leads nowhere."""
+        draw = np.random.default_rng(check_seed(seed))
+
+        def turned(step: Step) -> Step:
+            signs = draw.choice((-1.0, 1.0), len(step.mutations))
+            mutations = [
+                replace(mutation, sigma=mutation.sigma * float(sign))
+                for mutation, sign in zip(step.mutations, signs, strict=True)
+            ]
+            return replace(step, mutations=tuple(mutations))
+
+        return replace(self, steps=tuple(map(turned, self.steps)))
 
     @torch.no_grad()
     def replay(

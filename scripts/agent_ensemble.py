@@ -21,7 +21,7 @@ from torch import nn
 
 from agents.evaluation import as_table, compare, verdict
 from agents.kept import as_code, find_region, played_once, show_children, write_returns
-from agents.small import train_small
+from agents.small import check_further, train_further, train_small
 from configs import command_line
 from configs.agent import TOTAL_TIMESTEPS, AgentArgs
 from evo_subnets import evolve, files
@@ -34,7 +34,7 @@ from evo_subnets.subnetworks import parameters
 Models = dict[str, tuple[nn.Module, bool]]  # with each comes whether it acts without chance
 Returns = npt.NDArray[np.float64]
 OBSERVATIONS = 512
-OUTPUTS = ("parent.zip", "ensemble.safetensors", "lineage.json", "episodes.csv")
+OUTPUTS = ("parent.zip", "further.zip", "ensemble.safetensors", "lineage.json", "episodes.csv")
 
 
 def main(args: AgentArgs) -> None:
@@ -51,6 +51,11 @@ def main(args: AgentArgs) -> None:
     actor = None if args.agent is None else Actor.from_zip(args.agent, **args.of_agent)
     if actor is not None and search.sigma is not None:
         check_strength(actor, search.mutations())
+    if actor is not None and args.agent is not None and args.further_training:
+        check_further(
+            args.agent, algorithm=args.algorithm, normalized=bool(actor.normalization),
+            frames=args.frame_stack or 1,
+        )  # fmt: skip
     seen = None if actor is None else seen_by(actor)
 
     with Run(args.folder, overwrite=args.overwrite, outputs=OUTPUTS, needed=args.agent) as run:
@@ -90,9 +95,10 @@ def main(args: AgentArgs) -> None:
             print(f"trust region: sigma {search.sigma:.5f}, KL {region.divergence:.5f}")
 
         # Generations of children, each judged on episodes of its own
+        fitness = returns_on("validation", args.validation_episodes, greedy=args.deterministic)
         evolution = evolve(
             actor,
-            returns_on("validation", args.validation_episodes, greedy=args.deterministic),
+            fitness,
             search=search,
             generations=args.evolution.generations,
             moving=args.evolution.moving(None if args.sigma else args.target),
@@ -108,11 +114,28 @@ def main(args: AgentArgs) -> None:
         chosen = max(held_out, key=lambda name: held_out[name].mean())
         print(f"chosen on held-out episodes, before the test: {chosen}")
 
+        # What chance, or further training, comes to with the same noise or the same play
+        controls: Models = {
+            name: (model, args.deterministic) for name, model in evolution.controls().items()
+        }
+        if args.further_training:
+            path, generations = args.folder / "further.zip", max(1, len(evolution.history))
+            steps = fitness.steps(actor) * args.population_size * generations
+            print(f"further training of the parent: {steps:,} steps, as many as the search played")
+            seed = derive_seed(args.seed, "further") % 2**31
+            before = args.agent or args.folder / "parent.zip"
+            run.once(
+                "further training",
+                lambda: train_further(before, args.env, steps=steps, seed=seed, path=path),
+            )
+            further = Actor.from_zip(path, algorithm=args.algorithm, normalization=False)
+            controls["parent, trained further"] = (further, args.deterministic)
+
         # The test: the same episodes for everyone
         parents: Models = {"parent": (actor, args.deterministic)}
         if not args.deterministic and not isinstance(actor.outputs, Deterministic):
             parents["parent, without chance"] = (actor, True)
-        played = play_all({**parents, **candidates}, "test", args.test_episodes)
+        played = play_all({**parents, **candidates, **controls}, "test", args.test_episodes)
         rows = compare(played)
         row = next(row for row in rows if row.policy == chosen)
         print(

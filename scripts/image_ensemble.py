@@ -95,6 +95,8 @@ def main(args: BuilderArgs | ParentArgs) -> None:
                 last = f"{other} (chosen)"
             else:
                 contest.judge(other, model, **cost(len(model.members)))
+        for other, model in result.controls.items():
+            contest.judge(other, model, **cost(len(model.members)))
         contest.judge(
             last, result.ensemble, epochs=epochs + result.epochs,
             dense_epochs=epochs + result.training, inference=result.inference,

@@ -15,14 +15,14 @@ from torch import nn
 
 from agents.evaluation import as_table, compare, verdict
 from agents.kept import as_code, find_region, show_children
-from agents.parents import impala_actor, load_parent, train_parent
+from agents.parents import impala_actor, load_parent, train_further, train_parent
 from agents.play.course import Course
 from agents.play.kept import evolve_together, play_all
 from agents.play.observations import collect_observations
 from agents.play.records import record_clip, write_episodes
 from configs import command_line
 from configs.procgen import ProcgenArgs
-from envs.games import TEST_LEVELS, TRAIN_LEVELS, normalized_return
+from envs.games import TEST_LEVELS, normalized_return
 from evo_subnets import files
 from evo_subnets.engines import keep_freed_memory
 from evo_subnets.evolution import check_strength
@@ -33,7 +33,14 @@ from evo_subnets.subnetworks import parameters
 
 TEMPERATURES = (0.25, 0.5, 0.71, 1.0, 1.41)
 OBSERVATIONS = 512
-OUTPUTS = ("parent", "ensemble.safetensors", "lineage.json", "episodes.csv", "chosen.gif")
+OUTPUTS = (
+    "parent",
+    "further",
+    "ensemble.safetensors",
+    "lineage.json",
+    "episodes.csv",
+    "chosen.gif",
+)
 
 
 def main(args: ProcgenArgs) -> None:
@@ -66,7 +73,7 @@ def main(args: ProcgenArgs) -> None:
         def course(name: str) -> Course:
             # one seed for all children and all temperatures, others for observations and the test
             return Course(
-                args.env, TEST_LEVELS if name == "test" else TRAIN_LEVELS, mode=args.mode,
+                args.env, TEST_LEVELS if name == "test" else args.levels, mode=args.mode,
                 seed=derive_seed(args.seed, name), frame_stack=actor.observation_shape[0] // 3,
             )  # fmt: skip
 
@@ -104,12 +111,28 @@ def main(args: ProcgenArgs) -> None:
         returns = {each: float(episodes.returns.mean()) for each, episodes in tuned.items()}
         temperature = float(max(returns, key=lambda each: returns[each]))
 
+        # What chance, or further training, comes to with the same noise or the same play
+        controls = {
+            name: (policy(model), args.deterministic)
+            for name, model in evolution.controls().items()
+        }
+        if args.further_training and file is not None:
+            a_child = int(tuned["1.0"].lengths.sum())
+            steps = a_child * args.population_size * max(1, len(evolution.history))
+            print(f"further training of the parent: {steps:,} steps, as many as the search played")
+            further = train_further(
+                file, steps=steps, run=run.part("further"), game=args.env, mode=args.mode,
+                seed=derive_seed(args.seed, "further") % 2**31, device=device,
+            ).to(device)  # fmt: skip
+            controls["parent, trained further"] = (policy(further), args.deterministic)
+
         # The test: the same unseen levels for everyone
         contestants = {
             "parent": (policy(actor), args.deterministic),
             "parent, greedy": (policy(actor), True),
             f"parent, temperature {temperature:g}": (policy(actor, temperature), False),
             **candidates,
+            **controls,
         }
         played = play_all(contestants, course("test"), episodes=args.test_episodes, run=run)
         rows = compare(

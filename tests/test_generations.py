@@ -294,3 +294,36 @@ def _tensor_bytes():
             storage = each.untyped_storage()
             seen[storage.data_ptr()] = storage.nbytes()
     return sum(seen.values())
+
+
+def test_controls_are_the_same_noise_by_chance():
+    search = Search(16, 4, density=1.0)
+    result = evolve(mlp(), Likelihood(), search=search, generations=3, inputs=INPUTS)
+    controls = result.controls()
+    assert list(controls) == ["4 random children", "random walk"]
+    found = set(controls["4 random children"].recipe.mutations)
+    assert found <= {child.mutation for child in result.children}
+    assert found != {child.mutation for child in result.elites}
+    assert all(mutation.mirrored() not in found for mutation in found)
+    # a walk as long as the evolved parent's, and not its way
+    root, walked = parameters(result.root), parameters(controls["random walk"])
+    evolved = parameters(result.evolved)
+
+    def way(weights):
+        return torch.cat([(weights[name] - root[name]).flatten() for name in root])
+
+    ratio = way(walked).norm() / way(evolved).norm()
+    assert 0.7 < ratio < 1.3
+    assert torch.cosine_similarity(way(walked), way(evolved), dim=0) < 0.7
+    again = result.controls()["random walk"]
+    assert all_same_bits(parameters(again), walked)
+    # selection is worth something, a walk at random is not
+    before, after = mean_likelihood(result.root), mean_likelihood(result.evolved)
+    assert after - before > 2 * abs(mean_likelihood(controls["random walk"]) - before)
+
+
+def test_one_generation_has_random_children_alone_and_all_children_no_control():
+    search = Search(8, 1, density=1.0, sigma=0.1)
+    assert list(evolve(mlp(), Likelihood(), search=search).controls()) == ["random child"]
+    everyone = Search(4, 4, density=1.0, sigma=0.1)
+    assert evolve(mlp(), Likelihood(), search=everyone).controls() == {}

@@ -1,6 +1,7 @@
 """What generations of a parent come to, and which of it is best on samples that none has seen."""
 
 import math
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -56,18 +57,10 @@ def descended(
         run=run,
         workers=workers,
     )
-    candidates = {
-        name: model if isinstance(model, Ensemble) else Ensemble([model], outputs=task.outputs)
-        for name, model in found.models().items()
-    }
-    for candidate in candidates.values():
-        candidate.combine = combine
-    reference: nn.Module | None = None
-    if norm_data is not None:
-        candidates = {name: with_norms(each, norm_data) for name, each in candidates.items()}
-        reference = with_norms(parent, norm_data)
+    candidates = as_ensembles(found.models(), task=task, combine=combine, norm_data=norm_data)
+    reference = None if norm_data is None else with_norms(parent, norm_data)
     judge, scores = Validation(held_out, task.metric, None, task.outputs), dict[str, float]()
-    judged: dict[str, nn.Module] = {"parent": reference or parent, **candidates}
+    judged = {"parent": reference or parent, **candidates}
     with run.bar("held out", len(judged)) as advance:
         for name, model in judged.items():
             scores[name] = run.once(f"held out: {name}", partial(judge, model))
@@ -84,11 +77,24 @@ def descended(
         children=tuple(found.children),
         elites=tuple(found.elites),
         candidates=candidates,
+        controls=as_ensembles(found.controls(), task=task, combine=combine, norm_data=norm_data),
         held_out=scores,
         lineage=found.lineage,
         history=tuple(found.history),
         reference=reference,
     )
+
+
+def as_ensembles(
+    models: Mapping[str, nn.Module], *, task: Task, combine: Combine, norm_data: Any
+) -> dict[str, Ensemble]:
+    """Models by name, each as an ensemble that combines outputs so, with norms anew if asked."""
+    found = {}
+    for name, model in models.items():
+        each = model if isinstance(model, Ensemble) else Ensemble([model], outputs=task.outputs)
+        each.combine = combine
+        found[name] = each if norm_data is None else with_norms(each, norm_data)
+    return found
 
 
 def with_norms(model: Any, norm_data: Any) -> Any:

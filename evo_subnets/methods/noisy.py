@@ -13,7 +13,7 @@ from evo_subnets.ensemble import Ensemble
 from evo_subnets.evolution import Child
 from evo_subnets.generations import Moving, evolve
 from evo_subnets.methods.apart import apart
-from evo_subnets.methods.descent import descended, with_norms
+from evo_subnets.methods.descent import as_ensembles, descended, with_norms
 from evo_subnets.methods.races import raced
 from evo_subnets.methods.result import HERE, NOTHING_KEPT, Result, begin, untrained
 from evo_subnets.mutation import check_density
@@ -183,7 +183,10 @@ class Noisy:
         )
         children, elites = tuple(found.children), tuple(found.elites)
         ensemble = self._ensemble(parent, elites, task)
-        result = untrained(parent, ensemble, search=search, children=children, elites=elites)
+        controls = as_ensembles(found.controls(), task=task, combine=self.combine, norm_data=norms)
+        result = untrained(
+            parent, ensemble, search=search, children=children, elites=elites, controls=controls
+        )
         if norms is None:
             return result
         again = with_norms(parent, norms)

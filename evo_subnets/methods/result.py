@@ -66,6 +66,8 @@ class Result:
     """What the members are to be compared with, where it is not the parent as it was given."""
     candidates: Mapping[str, Ensemble] = field(default_factory=dict)
     """Of generations: what came of them, by name. `ensemble` is the chosen one."""
+    controls: Mapping[str, Ensemble] = field(default_factory=dict)
+    """What chance comes to with the same noise, by name."""
     held_out: Mapping[str, float] = field(default_factory=dict)
     """Of these, and of the parent: the metric on validation samples that no generation has seen."""
     chosen: str | None = None

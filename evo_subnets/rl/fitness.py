@@ -52,6 +52,10 @@ class MeanReturn:
         found = episode_returns(self.env, model, seed=self.seed, **self.options)
         return [float(each) for each in found]
 
+    def steps(self, model: nn.Module) -> int:
+        """The environment steps of these episodes, all together."""
+        return int(_played(self.env, model, seed=self.seed, **self.options)[1].sum())
+
     def in_generation(self, number: int) -> "MeanReturn":
         """The same on the seeds of a generation; the first one's are its own."""
         seed = derive_seed(self.seed, "generation", number) if number else self.seed
@@ -106,18 +110,10 @@ def episode_returns(
     not say, the environment's action space is taken. Frames are stacked for an actor that was
     trained so, and an actor that masks its actions is given the environment's `action_masks`.
     """
-    seed = check_seed(seed)
-    check(env, episodes, num_envs=num_envs, deterministic=deterministic, temperature=temperature)
-    with _opened(env, num_envs, model) as envs:
-        policy = _policy(model, envs, temperature=temperature, device=device)
-        counts = [episodes // envs.num_envs + (i < episodes % envs.num_envs)
-                  for i in range(envs.num_envs)]  # fmt: skip
-        rounds = [
-            _round(envs, policy, derive_seed(seed, "episodes", index), deterministic)
-            for index in range(max(counts))
-        ]
-    return np.concatenate([returns[:count] for returns, count in zip(
-        np.transpose(rounds), counts, strict=True)])  # fmt: skip
+    return _played(
+        env, model, episodes=episodes, seed=seed, num_envs=num_envs, deterministic=deterministic,
+        temperature=temperature, device=device,
+    )[0]  # fmt: skip
 
 
 def observations(
@@ -170,6 +166,37 @@ def check(
         raise ValueError(f"num_envs must be at least 1, got {num_envs}")
     if deterministic and temperature != 1:
         raise ValueError(f"temperature {temperature:g} changes nothing where deterministic=True")
+
+
+def _played(
+    env: Environment,
+    model: nn.Module,
+    *,
+    episodes: int,
+    seed: int,
+    num_envs: int | None,
+    deterministic: bool,
+    temperature: float,
+    device: torch.device | str,
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
+    """(episodes,) returns and numbers of steps."""
+    seed = check_seed(seed)
+    check(env, episodes, num_envs=num_envs, deterministic=deterministic, temperature=temperature)
+    with _opened(env, num_envs, model) as envs:
+        policy = _policy(model, envs, temperature=temperature, device=device)
+        counts = [episodes // envs.num_envs + (i < episodes % envs.num_envs)
+                  for i in range(envs.num_envs)]  # fmt: skip
+        rounds = [
+            _round(envs, policy, derive_seed(seed, "episodes", index), deterministic)
+            for index in range(max(counts))
+        ]
+
+    def counted(rows: Any) -> Any:
+        found = zip(np.transpose(rows), counts, strict=True)
+        return np.concatenate([each[:count] for each, count in found])
+
+    returns, lengths = map(counted, zip(*rounds, strict=True))
+    return returns, lengths
 
 
 @contextmanager
@@ -253,21 +280,23 @@ def _reset(envs: VecEnv, seed: int) -> Any:
 
 def _round(
     envs: VecEnv, policy: EnsemblePolicy, seed: int, deterministic: bool
-) -> npt.NDArray[np.float64]:
-    """(environments,) returns of the first episode of each after a reset to `seed`."""
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
+    """(environments,) returns and steps of the first episode of each after a reset to `seed`."""
     monitored = is_vecenv_wrapped(envs, VecMonitor) or all(envs.env_is_wrapped(Monitor))
     draw = np.random.default_rng(seed)
     returns, playing = np.zeros(envs.num_envs), np.ones(envs.num_envs, dtype=np.bool_)
+    lengths = np.zeros(envs.num_envs, dtype=np.int64)
     observation: Any = _reset(envs, seed)
     while playing.any():
         uniforms = None if deterministic else policy.draw(draw, envs.num_envs)
         seen, masks = _seen(policy, envs, observation)
         observation, rewards, done, infos = envs.step(policy.act(seen, uniforms, **masks))
         returns[playing] += rewards[playing]
+        lengths += playing
         for index in np.flatnonzero(done & playing):
             if monitored and "episode" not in infos[index]:
                 continue  # a life was lost, which a wrapper calls an end
             if monitored:
                 returns[index] = infos[index]["episode"]["r"]
             playing[index] = False
-    return returns
+    return returns, lengths

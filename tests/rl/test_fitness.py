@@ -4,6 +4,7 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
+from networks import built
 from torch import nn
 
 from evo_subnets import Ensemble, Run, Search, evaluate, evolve, quads, search_trust_region
@@ -281,3 +282,10 @@ def test_environments_that_are_made_for_a_fitness_are_closed():
 def test_play_leaves_the_global_generators_alone(actor):
     """The fixture of conftest.py fails this test if it does not."""
     episode_returns("CartPole-v1", actor, episodes=2)
+
+
+def test_steps_are_those_of_the_episodes():
+    """CartPole pays one for every step."""
+    judged = mean_return("CartPole-v1", episodes=5, seed=3, num_envs=2)
+    model = built(lambda: nn.Linear(4, 2))
+    assert judged.steps(model) == sum(judged.cases(model)) > 5

@@ -11,6 +11,7 @@ from small_agents import unseeded
 
 from evo_subnets import Ensemble, Lineage, files, parameters
 from evo_subnets.rl import Actor, EnsemblePolicy, episode_returns
+from evo_subnets.rl.zips import read_agent
 from evo_subnets.streams import derive_seed
 
 from stable_baselines3 import DQN, SAC, TD3  # isort: skip
@@ -18,14 +19,14 @@ from stable_baselines3.common.env_util import make_vec_env  # isort: skip
 from stable_baselines3.common.vec_env import VecFrameStack, VecNormalize  # isort: skip
 
 SMALL = {"buffer_size": 10, "seed": 0, "device": "cpu"}
+TRAINED = ["--tiny", "--total-timesteps", "1024", "--further-training"]
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A run that trains its parent, in a process of its own, as users call it."""
     out = tmp_path_factory.mktemp("trained")
-    command = [sys.executable, "scripts/agent_ensemble.py", "--tiny", "--out", str(out),
-               "--total-timesteps", "1024"]  # fmt: skip
+    command = [sys.executable, "scripts/agent_ensemble.py", "--out", str(out), *TRAINED]
     return out, subprocess.run(command, capture_output=True, text=True)
 
 
@@ -36,7 +37,11 @@ def test_a_small_parent_is_trained_where_there_is_none(trained):
     results = files.read_json(out / "results.json")
     names = [row["policy"] for row in results["test"]]
     assert names[:3] == ["parent", "parent, without chance", "best child"]
-    assert results["chosen"] in names[2:]
+    assert names[-2:] == ["2 random children", "parent, trained further"]
+    assert results["chosen"] in names[2:-2]
+    steps = int(process.stdout.split("further training of the parent: ")[1].split()[0])
+    parent = read_agent(out / "parent.zip")
+    assert read_agent(out / "further.zip").num_timesteps >= parent.num_timesteps + steps > 1024
     assert all(len(child["cases"]) == 4 for child in results["children"])
     with open(out / "episodes.csv") as lines:
         rows = list(csv.DictReader(lines))
@@ -55,7 +60,7 @@ def test_a_small_parent_is_trained_where_there_is_none(trained):
 def test_the_same_again_plays_nothing_anew(server, trained):
     out, process = trained
     before = (out / "results.json").read_bytes()
-    again = server.run("agent_ensemble", "--tiny", "--out", out, "--total-timesteps", 1024)
+    again = server.run("agent_ensemble", "--out", out, *TRAINED)
     assert again.status == 0, again.stderr
     assert again.stdout.splitlines()[:-1] == process.stdout.splitlines()[:-1]
     assert files.read_json(out / "results.json")["test"]
@@ -115,6 +120,7 @@ def test_an_agent_that_stacked_frames_says_how_many(server, tmp_path):
     [
         ("missing.zip", "", ["there is no such file"]),
         ("text.zip", "", ["not a zip of stable-baselines3"]),
+        ("agent.zip", "--further-training", ["DQN learns from what its zip does not hold"]),
         ("agent.zip", "--env Pendulum-v1", ["observations are", "the agent's"]),
         ("agent.zip", "--algorithm SAC", ["no agent of stable-baselines3's SAC can be read"]),
         ("agent.zip", "--normalization nowhere.pkl", ["no statistics of a VecNormalize"]),

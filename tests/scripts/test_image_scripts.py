@@ -85,7 +85,8 @@ def test_children_with_norms_of_their_own_are_compared_with_such_a_parent(server
     assert list(report["test"])[:2] == ["parent", "parent, norms anew"]
     assert report["against"] == "parent, norms anew"
     assert report["test"]["parent"]["nll"] != report["test"]["parent, norms anew"]["nll"]
-    assert set(report["differences"]) == {"parent", "best child", "noisy ensemble of 2"}
+    others = {"parent", "best child", "2 random children", "noisy ensemble of 2"}
+    assert set(report["differences"]) == others
     child = report["test"]["best child"]["nll"] - report["test"]["parent, norms anew"]["nll"]
     assert report["differences"]["best child"]["nll"][0] == pytest.approx(child, abs=1e-5)
 
@@ -109,7 +110,8 @@ def test_generations_choose_before_the_test_and_go_on_where_they_were_killed(ser
     assert len(report["generations"]) == 2
     assert report["generations"][1]["divergence"] == pytest.approx(0.01, rel=0.1)
     others = [name for name in names if name != chosen]
-    assert list(report["test"]) == ["parent", *others, f"{chosen} (chosen)"]
+    controls = ["2 random children", "random walk"]
+    assert list(report["test"]) == ["parent", *others, *controls, f"{chosen} (chosen)"]
     assert report["test"]["parent"]["inference"] == 1
     assert [report["test"][name]["inference"] for name in others] == [
         2 if name.startswith(("ensemble", "2")) else 1 for name in others
@@ -152,7 +154,8 @@ def test_densities_are_chosen_by_the_fitness_of_their_children(server, tmp_path)
     best = max(report["trials"], key=lambda trial: trial["fitness"])
     assert report["search"]["density"] == best["density"]
     assert f"chosen on samples of the trust region: density {best['density']:g}" in result.stdout
-    assert list(report["test"]) == ["parent", "best child", "noisy ensemble of 3"]
+    rows = ["parent", "best child", "2 random children", "noisy ensemble of 3"]
+    assert list(report["test"]) == rows
     child = report["test"]["best child"]["nll"]
     assert child != report["test"]["parent"]["nll"], "the first member is the parent"
 

@@ -49,6 +49,12 @@ IDLE = [
     ("agent_ensemble", "--frame-stack 4", "", "frame_stack has no effect with a parent"),
     ("agent_ensemble", "--total-timesteps 9", "--agent a.zip",
      "total_timesteps has no effect with --agent a.zip"),
+    ("procgen_ensemble", "--further-training --parent train", "",
+     "needs a --parent that is trained"),
+    ("procgen_ensemble", "--further-training --parent nowhere/policy.safetensors", "",
+     "needs its card.json beside it"),
+    ("procgen_ensemble", "--validation-levels 900 101", "", "900 101 hold levels of the test"),
+    ("procgen_ensemble", "--validation-levels 0 0", "", "count"),
     ("agent_ensemble", "--target-kl 0.1", "--sigma 0.1", "target_kl has no effect with --sigma"),
     ("agent_ensemble", "--step-kl 0.1", "", "step_kl has no effect with one generation"),
     ("agent_ensemble", "--gpus-per-worker 0.5", "", "need --workers"),
@@ -93,6 +99,7 @@ OTHER = {
     "ensemble_size": 4, "density": 0.4, "sigma": 0.1, "target_kl": 0.1, "validation_episodes": 7,
     "test_episodes": 7, "held_out_episodes": 7, "evolution": MovingArgs(generations=2),
     "deterministic": True, "mode": "hard", "seed": 5, "device": "cpu",
+    "validation_levels": (200, 300), "further_training": True,
     "sigmas": (0.5,), "densities": (0.7,), "population_sizes": (12,),
 }  # fmt: skip
 """Another value of each option that results depend on."""

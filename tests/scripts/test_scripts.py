@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import os
+import shutil
 import signal
 import time
 from dataclasses import asdict
@@ -16,6 +17,7 @@ from PIL import Image
 from script_client import check_late_failure, check_refusal, half_written
 
 from agents import parents
+from agents.checkpoints import save_milestone
 from agents.evaluation import compare, verdict
 from agents.parents import impala_actor, load_actor, load_parent, save_actor
 from configs.procgen import ProcgenArgs
@@ -76,7 +78,7 @@ def test_the_main_job_leaves_whole_results(request, name):
     policies = [row["policy"] for row in results["test"]]
     assert policies[:2] == ["parent", "parent, greedy"]
     assert policies[2].startswith("parent, temperature ")
-    assert policies[3:] == ["best child", "ensemble of 2", "soup of 2"]
+    assert policies[3:] == ["best child", "ensemble of 2", "soup of 2", "2 random children"]
     assert results["chosen"] in policies[3:]
     for row in results["test"]:
         assert row["n"] == 3
@@ -197,6 +199,39 @@ def test_the_second_run_took_its_parent_its_sigma_and_made_a_clip(second_run, pa
         assert clip.n_frames >= 2
 
 
+def test_the_same_play_as_further_training_is_a_control(server, first_run, parent, tmp_path):
+    """Beside it: generations, and children that are judged on levels the parent has not seen."""
+    home = tmp_path / "home"
+    home.mkdir()
+    shutil.copy(parent, home)
+    settings = {"num_envs": 4, "rollout_steps": 8, "minibatches": 2, "epochs": 1, "frame_stack": 1,
+                "widths": [16, 16, 16]}  # fmt: skip
+    files.write_json(home / "card.json", {"ppo": settings})
+    save_milestone(first_run[0] / "parent" / "checkpoint-64.safetensors",
+                   home / "milestone.safetensors")  # fmt: skip
+    command = [
+        "procgen_ensemble", "--env", GAME, "--parent", home / "policy.safetensors",
+        "--validation-levels", "300", "50", "--generations", "2", "--further-training",
+        "--out", tmp_path / "out", *TINY,
+    ]  # fmt: skip
+    result = server.run(*command)
+    assert result.status == 0, result.stderr
+    names = [row["policy"] for row in read_results(tmp_path / "out")["test"]]
+    assert names[-3:] == ["2 random children", "random walk", "parent, trained further"]
+    said = result.stdout.split("further training of the parent: ")[1].split()[0]
+    steps = int(said.replace(",", ""))
+    assert steps % (2 * 4) == 0, "of two generations of four children"
+    (checkpoint,) = (tmp_path / "out" / "further").glob("checkpoint-*")
+    assert 0 <= int(checkpoint.stem.split("-")[1]) - 64 - steps < 32
+    paths = parent, tmp_path / "out" / "further" / "policy.safetensors"
+    before, after = (load_actor(path)[0].head.weight for path in paths)
+    assert not torch.equal(before, after)
+
+
+def read_results(out):
+    return json.loads((out / "results.json").read_text())
+
+
 def without_provenance(path):
     return {
         key: value
@@ -212,7 +247,9 @@ def test_generations_move_the_parent_and_leave_their_lineage(server, parent, tmp
     results = json.loads((tmp_path / "results.json").read_text())
     assert [generation["spread"]["cases"] for generation in results["generations"]] == [2, 2]
     policies = [row["policy"] for row in results["test"]]
-    assert policies[-2:] == ["evolved parent", "2 around the evolved parent"]
+    assert policies[-4:] == [
+        "evolved parent", "2 around the evolved parent", "2 random children", "random walk"
+    ]  # fmt: skip
     root = parameters(load_parent(parent, game=GAME))
     lineage, _ = Lineage.load(tmp_path / "lineage.json", root)
     assert len(lineage.steps) == 2
@@ -226,7 +263,7 @@ def test_the_main_job_goes_on_where_it_was_killed(server, parent, tmp_path):
     results = without_provenance(tmp_path / "results.json")
     episodes = (tmp_path / "episodes.csv").read_bytes()
     journal = files.read_json(tmp_path / "journal.json")
-    assert len(journal["found"]) == 1 + 3 + 5 + 6
+    assert len(journal["found"]) == 1 + 3 + 5 + 7
     assert len(journal["records"]["children"]) == 4
     # killed between two children: what came before is not done again, all else is
     journal["found"] = {"trust region": journal["found"]["trust region"]}
