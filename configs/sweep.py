@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from agents.parents import parent_file
+from configs.moving import MovingArgs, MovingOptions
 from configs.options import SAMPLERS
 from configs.workers import EVERY_RUN, WorkerArgs, WorkerOptions
 from envs.games import check_game
@@ -46,6 +47,7 @@ class SweepArgs:
     """Folder of the group: `tensorboard --logdir OUT`. A sweep that was stopped goes on there."""
     overwrite: bool = False
     """Start afresh in a folder that holds another sweep."""
+    evolution: MovingOptions = MovingArgs()
     workers: WorkerOptions = WorkerArgs()
 
     def __post_init__(self) -> None:

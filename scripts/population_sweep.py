@@ -20,9 +20,10 @@ from agents.play.population import play
 from configs import command_line
 from configs.sweep import SweepArgs
 from envs.games import TRAIN_LEVELS
-from evo_subnets import Evolution, files, search_trust_region
+from evo_subnets import Lineage, files, search_trust_region
 from evo_subnets.engines import keep_freed_memory
 from evo_subnets.evolution import check_strength
+from evo_subnets.generations import Evolved
 from evo_subnets.rl import EnsemblePolicy
 from evo_subnets.runs import Run
 from evo_subnets.runs.report import table
@@ -43,33 +44,42 @@ def main(args: SweepArgs) -> None:
         run.ask("population_sweep", asked)
         print(f"parent: {args.parent_file}")
         actor.to(device)
-        course = Course(
-            args.env, TRAIN_LEVELS, seed=derive_seed(args.seed, "validation"), mode=args.mode,
-            frame_stack=actor.observation_shape[0] // 3,
-        )  # fmt: skip
+
+        def course(generation: int = 0) -> Course:
+            name = f"validation {generation}" if generation else "validation"
+            return Course(
+                args.env, TRAIN_LEVELS, seed=derive_seed(args.seed, name), mode=args.mode,
+                frame_stack=actor.observation_shape[0] // 3,
+            )  # fmt: skip
 
         def validate(model: nn.Module) -> float:
             policy = EnsemblePolicy(model, device=device)
-            return float(play(policy, course, episodes=args.validation_episodes).returns.mean())
+            return float(play(policy, course(), episodes=args.validation_episodes).returns.mean())
 
         parent_return: float = run.once("parent", partial(validate, actor))
         print(f"parent: return {parent_return:.2f} over {args.validation_episodes} episodes")
         policy = EnsemblePolicy(actor, device=device)
-        observations = collect_observations(policy, course, count=256)
+        observations = collect_observations(policy, course(), count=256)
         for (sigma, density), search in zip(args.grid, searches, strict=True):
             name = f"sigma={sigma:g},density={density:g}"
             region = search_trust_region(
                 actor, observations, search=search, sigmas=(sigma,), target=math.inf
             )
-            whole = evolve_together(
-                actor, search, course=lambda generation: course,
-                episodes=args.validation_episodes, device=device, run=run, name=name,
-                workers=args.workers.chosen,
+            evolved = partial(
+                evolve_together, actor, course=course, episodes=args.validation_episodes,
+                generations=args.evolution.generations, moving=args.evolution.moving(None),
+                inputs=observations, device=device, workers=args.workers.chosen,
             )  # fmt: skip
+            moves = args.evolution.generations > 1
+            whole = None if moves else evolved(search, run=run, name=name)
             for size in args.population_sizes:
-                evolution = Evolution(actor, args.search(sigma, density, population_size=size))
-                evolution.tell(whole.children[:size])
+                one = args.search(sigma, density, population_size=size)
                 part = run.part(f"{name},population_size={size}")
+                if whole is None:  # a parent that moves has other children in each size
+                    evolution = evolved(one, run=part)
+                else:  # smaller populations are the first children of the largest
+                    evolution = Evolved(actor, one, root=actor, lineage=Lineage())
+                    evolution.tell(whole.children[:size])
                 populated = {"sigma": sigma, "density": density, "population_size": size}
                 found = {
                     "kl": region.divergence,
@@ -77,6 +87,9 @@ def main(args: SweepArgs) -> None:
                     "best": evolution.elites[0].fitness,
                     "ensemble": part.once("ensemble", partial(validate, evolution.ensemble)),
                 }
+                if moves:
+                    moved = part.once("evolved", partial(validate, evolution.evolved))
+                    found |= {"evolved": moved, "drift": evolution.history[-1].drift}
                 show_children(part, evolution)
                 part.hyper_parameters(populated, found)
                 part.close()
@@ -89,6 +102,10 @@ def main(args: SweepArgs) -> None:
              f"{row['ensemble']:.2f}", f"{parent_return:.2f}"]
             for row in rows
         ]  # fmt: skip
+        if args.evolution.generations > 1:
+            headings += ["evolved", "drift"]
+            for line, row in zip(lines, rows, strict=True):
+                line += [f"{row['evolved']:.2f}", f"{row['drift']:.4f}"]
         print(table(headings, lines))
         run.finish({"arguments": args.asked, "parent_return": parent_return, "rows": rows})
 

@@ -584,6 +584,19 @@ def test_a_sweep_of_singles(server, parent, tmp_path):
     assert results["arguments"]["sampler"] == "singles"
 
 
+def test_a_sweep_of_generations(server, parent, tmp_path):
+    command = ["population_sweep", "--env", GAME, "--parent", parent, "--sigmas", 0.01,
+               "--densities", 0.5, "--population-sizes", 4, 8, "--generations", 2,
+               "--step-kl", 0.01, "--validation-episodes", 1, "--out", tmp_path]  # fmt: skip
+    result = server.run(*command)
+    assert result.status == 0, result.stderr
+    rows = read_results(tmp_path)["rows"]
+    assert [row["population_size"] for row in rows] == [4, 8]
+    assert all(0.005 < row["drift"] < 0.03 for row in rows)
+    (heading,) = [line for line in result.stdout.splitlines() if line.startswith("sigma ")]
+    assert heading.split()[-2:] == ["evolved", "drift"]
+
+
 def test_a_sweep_takes_every_pair_of_sigma_and_density():
     args = SweepArgs(sigmas=(0.1, 0.2), densities=(0.5, 1.0))
     assert args.grid == [(0.1, 0.5), (0.1, 1.0), (0.2, 0.5), (0.2, 1.0)]
