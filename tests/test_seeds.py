@@ -26,13 +26,14 @@ import evo_subnets
 from agents import parents, ppo
 from agents.evaluation import bootstrap_interval
 from agents.play.course import Course
-from agents.small import train_small
+from agents.small import train_further, train_small
 from envs.games import Levels
 from evo_subnets import annealing, evolution, racing, streams, task, tuning
 from evo_subnets.data import load
 from evo_subnets.data.corruptions import corrupt
 from evo_subnets.data.splits import stratified_order
 from evo_subnets.ensemble import Ensemble
+from evo_subnets.lineage import Lineage, Step
 from evo_subnets.methods.apart import apart
 from evo_subnets.methods.independent import Bagging, Independent
 from evo_subnets.methods.result import with_seed
@@ -47,6 +48,8 @@ from evo_subnets.runs import Run
 from evo_subnets.search import Search
 from evo_subnets.subnetworks import Subnetwork, halves, parts
 from evo_subnets.task import seeded
+
+from stable_baselines3 import A2C  # isort: skip
 
 REFUSED = [1.5, 3.0, -1, True, 2**63, "3", None, np.float64(3), np.int64(-1), np.True_,
            np.timedelta64(3)]  # fmt: skip
@@ -181,6 +184,19 @@ def small_parent(seed):
         return [value.tolist() for value in Actor.from_zip(path).parameters()]
 
 
+def further(seed):
+    with tempfile.TemporaryDirectory() as folder:
+        source, path = Path(folder) / "before.zip", Path(folder) / "after.zip"
+        unseeded(lambda: A2C("MlpPolicy", "CartPole-v1", seed=0, device="cpu")).save(source)
+        train_further(source, "CartPole-v1", steps=9, seed=seed, path=path)
+        return [value.tolist() for value in Actor.from_zip(path).parameters()]
+
+
+def wandering(seed):
+    mutations = singles(32, 0.1, density=0.5, seed=0)
+    return Lineage((Step(tuple(mutations)),)).at_random(seed=seed).steps
+
+
 def trained_parent(seed):
     with tempfile.TemporaryDirectory() as folder:
         _, about = unseeded(
@@ -206,6 +222,7 @@ TABLE: dict[str, Callable[[Any], Any]] = {
     "evo_subnets.data.splits.stratified_order":
         lambda seed: stratified_order(torch.arange(20) % 3, seed, purpose="train"),
     "evo_subnets.evolution.select": selected,
+    "evo_subnets.lineage.Lineage.at_random": wandering,
     "evo_subnets.methods.independent.Bagging": lambda seed: Bagging(seed=seed),
     "evo_subnets.methods.independent.Independent": lambda seed: Independent(seed=seed),
     "evo_subnets.methods.result.with_seed": lambda seed: with_seed(Independent(), seed),
@@ -253,6 +270,7 @@ TABLE: dict[str, Callable[[Any], Any]] = {
     "agents.ppo.make_ppo": agent,
     "agents.ppo.make_training_env": training_env,
     "agents.ppo.train": trained,
+    "agents.small.train_further": further,
     "agents.small.train_small": small_parent,
 }  # fmt: skip
 NONE_OF_ITS_OWN = {
