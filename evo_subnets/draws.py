@@ -11,10 +11,13 @@ from evo_subnets.streams import Interval, chunk_size, normal, uniform_levels
 
 @dataclass(frozen=True)
 class Change:
-    """What a sibling does with the common noise: sigma times it, inside an interval of u."""
+    """What a sibling does with the common noise: sigma times it, inside an interval of u.
+
+    Of a `mean`, in units of sigma, `draw_plainly` alone knows."""
 
     interval: Interval
     sigma: float
+    mean: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,7 @@ def draw_plainly(draws: Iterable[Draw]) -> None:
             levels = uniform_levels(draw.seed, draw.name, count=count, start=start, device=device)
             noise = normal(draw.seed, draw.name, count=count, start=start, device=device)
             for out, change in zip(outs, draw.changes, strict=True):
-                changed = parent + noise * change.sigma
+                shifted = noise + change.mean if change.mean else noise
+                changed = parent + shifted * change.sigma
                 inside = change.interval.contains(levels)
                 out[first : first + chunk] = torch.where(inside, changed, parent)

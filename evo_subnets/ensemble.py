@@ -192,7 +192,7 @@ class Ensemble(nn.Module):
         description = {
             "fingerprint": files.fingerprint(recipe.parent),
             "include": recipe.include,
-            "mutations": [dataclasses.astuple(mutation) for mutation in recipe.mutations],
+            "mutations": [mutation.numbers for mutation in recipe.mutations],
             "include_parent": recipe.include_parent,
             "combine": self.combine,
             **({} if self.outputs == CLASSES else {"outputs": as_json(self.outputs)}),

@@ -4,7 +4,7 @@ import contextlib
 import math
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 
@@ -192,7 +192,7 @@ def select(children: Sequence[Child], k: int, *, seed: int = 0) -> list[Child]:
 
     def rank(child: Child) -> tuple[bool, float, int]:
         value = 0.0 if child.failed else -child.fitness
-        return child.failed, value, derive_seed(seed, "tie", *map(repr, astuple(child.mutation)))
+        return child.failed, value, derive_seed(seed, "tie", *map(repr, child.mutation.numbers))
 
     first: list[Child] = []
     mirrors: list[Child] = []
@@ -260,7 +260,7 @@ class Evolution:
 
 def keep_child(run: Run, child: Child, *, name: str = "children") -> None:
     """Writes a child into the run's journal, at once."""
-    recipe = " ".join(map(repr, astuple(child.mutation)))
+    recipe = " ".join(map(repr, child.mutation.numbers))
     cases = {"cases": child.cases} if child.cases else {}
     run.record(name, recipe, {"fitness": child.fitness, "reason": child.reason, **cases})
 

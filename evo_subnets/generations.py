@@ -388,7 +388,7 @@ class _Walk:
             "sigma": max(abs(child.mutation.sigma) for child in children),
             "fitness": fitness,
             "spread": spread,
-            "step": [length, *map(astuple, step.mutations)],
+            "step": [length, *(each.numbers for each in step.mutations)],
             "divergence": divergence,
             "drift": drift,
         }

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from evo_subnets import engines, files
-from evo_subnets.draws import CarryOut, Change, Draw
-from evo_subnets.mutation import Mutation, fastest
+from evo_subnets.draws import CarryOut, Draw, draw_plainly
+from evo_subnets.mutation import Mutation, change_of, fastest
 from evo_subnets.streams import check_seed
 from evo_subnets.subnetworks import Include, Params, included, staying
 
@@ -169,7 +169,9 @@ class Lineage:
             "fingerprint": files.fingerprint(dict(root)),
             "include": included(root, include),
             "rule": [name, *astuple(self.rule)],  # type: ignore[call-overload]
-            "steps": [[step.length, *map(astuple, step.mutations)] for step in self.steps],
+            "steps": [
+                [step.length, *(each.numbers for each in step.mutations)] for step in self.steps
+            ],
         }
         files.write_json(path, content, indent=None)
 
@@ -238,8 +240,9 @@ def _sum(
     """The mutations' noise of the elements from `start` on, added in order."""
     total, other = zeros, torch.empty_like(zeros)
     for mutation in mutations:
-        change = Change(mutation.subnetwork.interval, mutation.sigma)
-        way([Draw(name, total, [other], mutation.seed, [change], start)])
+        change = change_of(mutation)
+        one = draw_plainly if mutation.mean else way
+        one([Draw(name, total, [other], mutation.seed, [change], start)])
         total, other = other, total
     return total
 
@@ -289,12 +292,14 @@ def best_child(fitness: Sequence[float]) -> list[float]:
 def weighted(mutations: Sequence[Mutation], weights: Sequence[float]) -> tuple[Mutation, ...]:
     """The weighted sum of mutations as mutations: those of the same noise become one, those that
     cancel none."""
-    sums: dict[tuple[int, float, float], float] = {}
+    sums: dict[tuple[int, float, float, float], float] = {}
     for mutation, weight in zip(mutations, weights, strict=True):
-        key = (mutation.seed, mutation.low, mutation.high)
+        key = (mutation.seed, mutation.low, mutation.high, mutation.mean)
         sums[key] = sums.get(key, 0.0) + weight * mutation.sigma
     return tuple(
-        Mutation(seed, sigma, low, high) for (seed, low, high), sigma in sums.items() if sigma
+        Mutation(seed, sigma, low, high, mean)
+        for (seed, low, high, mean), sigma in sums.items()
+        if sigma
     )
 
 

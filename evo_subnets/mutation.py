@@ -24,21 +24,32 @@ from evo_subnets.subnetworks import (
 
 @dataclass(frozen=True)
 class Mutation:
-    """A child: θ + sigma N(seed) where low <= u < high, θ elsewhere (Whitaker 2023, eq. 4.3).
+    """A child: θ + sigma (mean + N(seed)) where low <= u < high, θ elsewhere (Whitaker 2023,
+    equations 4.2 and 4.3).
 
-    `sigma` is in the weights' unit; a negative one mirrors the noise.
+    `sigma` is in the weights' unit; a negative one mirrors the noise. `mean` is in units of sigma:
+    the paper's μ is their product, so that a weaker child has a smaller one.
     """
 
     seed: int
     sigma: float
     low: float
     high: float
+    mean: float = 0.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "seed", check_seed(self.seed))
         if not abs(self.sigma) < float("inf"):
             raise ValueError(f"sigma must be finite, got {self.sigma}")
+        if not abs(self.mean) < float("inf"):
+            raise ValueError(f"mean must be finite, got {self.mean}")
         _ = self.subnetwork  # checks the bounds
+
+    @property
+    def numbers(self) -> tuple[float, ...]:
+        """As files hold it: seed, sigma, low and high, and the mean where there is one."""
+        four = self.seed, self.sigma, self.low, self.high
+        return (*four, self.mean) if self.mean else four
 
     @property
     def subnetwork(self) -> Subnetwork:
@@ -147,13 +158,14 @@ def materialize_siblings(
     for name in names:
         elements[parent[name].device] += parent[name].numel()
     ways = {device: fastest(device, count) for device, count in elements.items()}
-    draws: dict[CarryOut, list[Draw]] = {way: [] for way in ways.values()}
+    means = draw_plainly if any(mutation.mean for mutation in mutations) else None
+    draws: dict[CarryOut, list[Draw]] = {way: [] for way in [means or way for way in ways.values()]}
     for name, weight in parent.items():
         if name in ties:
             continue
         if name in names:
             buffers = [_buffer(out, name, weight) for out in outs]
-            way = ways[weight.device]
+            way = means or ways[weight.device]
             draws[way] += _draws(name, weight, mutations, buffers, way)
             continue
         for out in outs:
@@ -196,6 +208,11 @@ def fastest(device: torch.device, elements: int) -> CarryOut:
     return engines.perturb(device, elements) or draw_plainly
 
 
+def change_of(mutation: Mutation) -> Change:
+    """What it does with the noise of its seed."""
+    return Change(mutation.subnetwork.interval, mutation.sigma, mutation.mean)
+
+
 def _same_memory(a: Tensor, b: Tensor) -> bool:
     return a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
 
@@ -222,7 +239,7 @@ def _draws(
     """The children of one parameter, to be drawn with those of others; none where the weights need
     a float32 copy, a part of them at a time: then they are drawn at once."""
     seed = mutations[0].seed
-    changes = [Change(each.subnetwork.interval, each.sigma) for each in mutations]
+    changes = [change_of(each) for each in mutations]
     if all(_is_plain(tensor) for tensor in (weight, *outs)):
         return [Draw(name, weight, outs, seed, changes)]
     way = way if weight.dtype in COMPILED_DTYPES else draw_plainly

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import Any, Protocol
 
@@ -43,12 +43,17 @@ class Search:
     """What draws the population."""
     include: Include = None
     """Which parameters are mutated; None: those that are weights."""
+    mean: float = 0.0
+    """Of the noise, in units of sigma: the paper's μ is their product (eq. 4.2). Mirrors have the
+    opposite one."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "seed", check_seed(self.seed))
         check_density(self.density)
         if self.sigma is not None and not 0 < self.sigma < math.inf:
             raise ValueError(f"sigma must be positive and finite, got {self.sigma}")
+        if not math.isfinite(self.mean):
+            raise ValueError(f"mean must be finite, got {self.mean}")
         if self.population_size < 1:
             raise ValueError(f"population_size must be at least 1, got {self.population_size}")
         if not 1 <= self.ensemble_size <= self.population_size:
@@ -56,7 +61,9 @@ class Search:
                 f"ensemble_size must be in 1..{self.population_size} (population_size), got "
                 f"{self.ensemble_size}"
             )
-        drawn = self._drawn(1.0, self.seed)  # the sampler refuses what it cannot make
+        drawn = self._drawn(
+            1.0, self.seed, density=self.density
+        )  # the sampler refuses what it cannot make
         if len(drawn) != self.population_size:
             raise ValueError(
                 f"the sampler must give population_size mutations, {self.population_size}, got "
@@ -71,7 +78,7 @@ class Search:
                 "search=search).search, or give one"
             )
         seed = derive_seed(self.seed, "g", generation) if generation else self.seed
-        return self._drawn(self.sigma, seed)
+        return self._drawn(self.sigma, seed, density=self.density)
 
     def measured(self, sigma: float, density: float) -> Iterator[Mutation]:
         """Children of another strength as this search draws them, without end, none of its own.
@@ -81,7 +88,7 @@ class Search:
         for number in count():
             seed = derive_seed(self.seed, "measured", number)
             drawn = set[Mutation]()
-            for mutation in self.sampler(self.population_size, sigma, density=density, seed=seed):
+            for mutation in self._drawn(sigma, seed, density=density):
                 if mutation.mirrored() not in drawn:
                     drawn.add(mutation)
                     yield mutation
@@ -91,5 +98,6 @@ class Search:
         found: dict[str, Any] = described(self)
         return found
 
-    def _drawn(self, sigma: float, seed: int) -> list[Mutation]:
-        return self.sampler(self.population_size, sigma, density=self.density, seed=seed)
+    def _drawn(self, sigma: float, seed: int, *, density: float) -> list[Mutation]:
+        drawn = self.sampler(self.population_size, sigma, density=density, seed=seed)
+        return [replace(each, mean=self.mean) for each in drawn] if self.mean else drawn

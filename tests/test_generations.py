@@ -8,6 +8,7 @@ from networks import all_same_bits, built, mlp, noise
 from torch import nn
 
 from evo_subnets import (
+    Ensemble,
     Moving,
     PopulationError,
     Run,
@@ -327,3 +328,25 @@ def test_one_generation_has_random_children_alone_and_all_children_no_control():
     assert list(evolve(mlp(), Likelihood(), search=search).controls()) == ["random child"]
     everyone = Search(4, 4, density=1.0, sigma=0.1)
     assert evolve(mlp(), Likelihood(), search=everyone).controls() == {}
+
+
+def test_a_mean_goes_all_the_way(tmp_path):
+    """Through the trust region, generations, a run that goes on, and the ensemble's file."""
+    search = Search(8, 3, density=0.5, mean=1.5)
+    module = mlp()
+    region = search_trust_region(module, INPUTS, search=search, target=0.1)
+    without = search_trust_region(module, INPUTS, search=Search(8, 3, density=0.5), target=0.1)
+    assert region.sigma < 0.9 * without.sigma, "the mean diverges as well"
+    found = []
+    for run in (Run(tmp_path / "run"), Run(tmp_path / "run")):
+        with run:
+            found.append(
+                evolve(module, Likelihood(), search=search, generations=2, inputs=INPUTS, run=run)
+            )
+    assert {child.mutation.mean for child in found[0].children} == {1.5}
+    assert found[0].children == found[1].children
+    found[0].ensemble.save(tmp_path / "ensemble.safetensors")
+    loaded = Ensemble.load(tmp_path / "ensemble.safetensors", found[0].module, restore=True)
+    assert loaded.recipe.mutations == tuple(child.mutation for child in found[0].elites)
+    with pytest.raises(ValueError, match="mean must be finite"):
+        Search(mean=math.inf)

@@ -229,3 +229,24 @@ def test_json_keeps_every_bit(tmp_path):
     lineage.save(tmp_path / "l.json", root, include=None)
     assert json.loads((tmp_path / "l.json").read_text())["steps"][0][0] == 2 / 3
     assert Lineage.load(tmp_path / "l.json", root)[0] == lineage
+
+
+def test_steps_of_noise_with_a_mean_replay_from_their_file(tmp_path):
+    root = parameters(mlp())
+    mutations = [
+        Mutation(1, 0.1, 0.0, 0.5, 2.0),
+        Mutation(2, -0.2, 0.5, 1.0),
+        Mutation(1, 0.1, 0.0, 0.5),
+    ]
+    lineage = Lineage((Step(weighted(mutations, [0.5, 1.0, 0.25]), 2.0),))
+    assert [each.mean for each in lineage.steps[0].mutations] == [2.0, 0.0, 0.0]
+    expected = {name: weight.clone() for name, weight in root.items()}
+    for mutation, weight in zip(mutations, (0.5, 1.0, 0.25), strict=True):
+        child = materialize(root, mutation)
+        for name in root:
+            expected[name] += 2 * weight * (child[name] - root[name])
+    lineage.save(tmp_path / "lineage.json", root, include=None)
+    loaded, _ = Lineage.load(tmp_path / "lineage.json", root)
+    assert loaded == lineage
+    for name, weight in loaded.replay(root).items():
+        torch.testing.assert_close(weight, expected[name])

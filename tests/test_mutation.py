@@ -1,12 +1,14 @@
 """Children: a slow reference, algebra, dtypes and layouts, and whose memory is whose."""
 
+import dataclasses
 import math
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from networks import all_same_bits, copied, lenet, mlp, noise, same_bits
+from networks import all_same_bits, built, copied, lenet, mlp, noise, same_bits
+from torch import nn
 
 from evo_subnets import (
     Mutation,
@@ -377,3 +379,34 @@ def test_populations_of_different_seeds_share_no_child(density):
         children = {mutation.seed for mutation in population}
         assert not children & seen
         seen |= children
+
+
+# --- a mean
+
+
+def test_a_mean_is_added_to_the_noise_and_mirrored_with_it():
+    parent = parameters(built(lambda: nn.Linear(40, 30)))
+    plain = Mutation(3, 0.1, 0.2, 0.7)
+    shifted = dataclasses.replace(plain, mean=0.5)
+    inside = materialize(parent, plain)["weight"] != parent["weight"]
+    draw = streams.normal(3, "weight", count=1200).view(30, 40)
+    expected = torch.where(inside, parent["weight"] + 0.1 * (draw + 0.5), parent["weight"])
+    children = materialize_siblings(parent, [shifted, shifted.mirrored(), shifted.partner()])
+    torch.testing.assert_close(children[0]["weight"], expected)
+    mirror = 2 * parent["weight"] - children[0]["weight"]
+    torch.testing.assert_close(children[1]["weight"], mirror)
+    moved = children[2]["weight"] != parent["weight"]
+    assert torch.equal(moved, ~inside)
+    assert torch.equal(materialize(parent, shifted)["weight"], children[0]["weight"])
+    # beside siblings without one
+    both = materialize_siblings(parent, [plain, shifted])
+    assert torch.equal(both[0]["weight"], materialize(parent, plain)["weight"])
+    assert torch.equal(both[1]["weight"], children[0]["weight"])
+
+
+def test_numbers_of_old_recipes_stay_four():
+    assert Mutation(3, 0.1, 0.2, 0.7).numbers == (3, 0.1, 0.2, 0.7)
+    shifted = Mutation(3, 0.1, 0.2, 0.7, -0.5)
+    assert Mutation(*shifted.numbers) == shifted
+    with pytest.raises(ValueError, match="mean must be finite"):
+        Mutation(3, 0.1, 0.2, 0.7, math.nan)

@@ -38,6 +38,8 @@ def to_rows(mutations: Sequence[Mutation]) -> Tensor:
     for mutation in mutations:
         if mutation.seed > LARGEST_SEED:
             raise ValueError(f"a row holds seeds below 2**53 exactly, got {mutation.seed}")
+        if mutation.mean:
+            raise ValueError(f"a row of four numbers holds no mean, got one of {mutation.mean}")
     rows = [(one.seed, one.sigma, one.low, one.high) for one in mutations]
     return torch.tensor(rows, dtype=torch.float64).reshape(-1, 4)
 
