@@ -8,7 +8,7 @@ from evo_subnets.mutation import Mutation, materialize, materialize_siblings, qu
 from evo_subnets.outputs import Binary, Classes, Distribution, Values
 from evo_subnets.runs import Run
 from evo_subnets.search import Search
-from evo_subnets.subnetworks import Params, Subnetwork, halves, parameters, parts
+from evo_subnets.subnetworks import Params, Subnetwork, halves, parameters, parts, spreads
 from evo_subnets.task import Task
 from evo_subnets.trust_region import TrustRegion, divergence, search_trust_region
 from evo_subnets.workers import Here, Ray
@@ -47,4 +47,5 @@ __all__ = [
     "search_trust_region",
     "select",
     "singles",
+    "spreads",
 ]

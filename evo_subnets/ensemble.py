@@ -17,7 +17,7 @@ from evo_subnets.kinds import as_json, from_json, kind_of
 from evo_subnets.mutation import Mutation, materialize
 from evo_subnets.outputs import CLASSES, Combine, Distribution, Outputs, Values, check_combine
 from evo_subnets.recipes import Kept, Recipe, WorkCopy, mutated
-from evo_subnets.subnetworks import Include, Params, Whole, parameters, staying
+from evo_subnets.subnetworks import Include, Params, Units, Whole, parameters, staying
 
 KIND = "evo_subnets.ensemble"
 
@@ -121,7 +121,7 @@ class Ensemble(nn.Module):
         )
         ensemble.parent = own
         state = copy.deepcopy(files.state_of(module)) if own is None else {}
-        chosen = names if isinstance(names, Whole) else tuple(names)
+        chosen = names if isinstance(names, Whole | Units) else tuple(names)
         ensemble.recipe = Recipe(state, chosen, tuple(mutations), include_parent, held)
         return ensemble
 
@@ -350,12 +350,19 @@ class Ensemble(nn.Module):
             include_parent=description["include_parent"],
             combine=description["combine"],
             weights=description["weights"],
-            include=names if description.get("held") else Whole(names),
+            include=included_by(names, held=bool(description.get("held"))),
             resident=resident,
         )
         for member in ensemble.members if resident else []:
             set_dtypes(files.unwrapped(member), wanted)
         return ensemble
+
+
+def included_by(names: Any, *, held: bool) -> Include:
+    """What a file's members mutate; held: zeros and padding rows of the parent stay."""
+    if isinstance(names, dict):
+        return Units(names)
+    return names if held else Whole(names)
 
 
 def _exact(members: Tensor) -> Tensor:

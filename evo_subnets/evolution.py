@@ -20,7 +20,7 @@ from evo_subnets.recipes import WorkCopy, mutated
 from evo_subnets.runs import Run
 from evo_subnets.search import Search
 from evo_subnets.streams import derive_seed
-from evo_subnets.subnetworks import Include, parameters
+from evo_subnets.subnetworks import Include, parameters, unit_of
 from evo_subnets.workers import Here, Workers
 
 Fitness = Callable[[nn.Module], float | Sequence[float]]
@@ -169,7 +169,10 @@ def check_strength(
     """A ValueError where the noise is so strong that nothing of the parent would be left."""
     names, weights = mutated(module, include), parameters(module)
     # on the CPU, because not every device has float64
-    sizes = [weights[name].float().square().mean().cpu().double().sqrt() for name in names]
+    sizes = [
+        weights[name].float().square().mean().cpu().double().sqrt() / unit_of(names, name)
+        for name in names
+    ]
     largest = max((size.item() for size in sizes), default=0.0)
     sigma = max((abs(mutation.sigma) for mutation in mutations), default=0.0)
     if 0 < STRONGEST * largest < sigma:

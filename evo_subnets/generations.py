@@ -33,7 +33,7 @@ from evo_subnets.runs import Run
 from evo_subnets.search import Search
 from evo_subnets.spread import Spread, spread_of
 from evo_subnets.streams import derive_seed
-from evo_subnets.subnetworks import Include, included, parameters, staying
+from evo_subnets.subnetworks import Include, included, parameters, staying, unit_of
 from evo_subnets.trust_region import divergence, outputs_of, search_trust_region
 from evo_subnets.workers import Here, Workers
 
@@ -447,8 +447,9 @@ class _Walk:
             if not keep:
                 total, memories = total.clone(), [memory.clone() for memory in memories]
             add_step(
-                name, total, memories=memories, step=step, rule=self.moving.rule, number=number
-            )
+                name, total, memories=memories, step=step, rule=self.moving.rule, number=number,
+                unit=unit_of(self.names, name),
+            )  # fmt: skip
             new[name].copy_(total.view(new[name].shape))
         for name, stays in self.fixed.items():
             torch.where(stays, old[name], new[name], out=new[name])

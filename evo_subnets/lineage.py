@@ -19,7 +19,15 @@ from evo_subnets import engines, files
 from evo_subnets.draws import CarryOut, Draw, draw_plainly
 from evo_subnets.mutation import Mutation, change_of, fastest
 from evo_subnets.streams import check_seed
-from evo_subnets.subnetworks import Include, Params, included, staying
+from evo_subnets.subnetworks import (
+    Include,
+    Params,
+    Units,
+    Whole,
+    included,
+    staying,
+    unit_of,
+)
 
 KIND = "evo_subnets.lineage"
 PIECE = 2**16
@@ -152,7 +160,10 @@ class Lineage:
             total = wide(weight)
             memories = [torch.zeros_like(total) for _ in range(self.rule.memories)]
             for number, step in enumerate(self.steps, start=1):
-                add_step(name, total, memories=memories, step=step, rule=self.rule, number=number)
+                add_step(
+                    name, total, memories=memories, step=step, rule=self.rule, number=number,
+                    unit=unit_of(chosen, name),
+                )  # fmt: skip
             held = out.setdefault(name, torch.empty_like(weight))
             held.copy_(total.view(weight.shape))
             if name in fixed:
@@ -164,10 +175,12 @@ class Lineage:
         name = type(self.rule).__name__
         if RULES.get(name) is not type(self.rule):
             raise ValueError(f"a file can name the rules {sorted(RULES)}, not {name}")
+        names = included(root, include)
         content = {
             "kind": KIND,
             "fingerprint": files.fingerprint(dict(root)),
-            "include": included(root, include),
+            "include": names,
+            **({"whole": True} if isinstance(names, Whole) else {}),
             "rule": [name, *astuple(self.rule)],  # type: ignore[call-overload]
             "steps": [
                 [step.length, *(each.numbers for each in step.mutations)] for step in self.steps
@@ -176,8 +189,10 @@ class Lineage:
         files.write_json(path, content, indent=None)
 
     @classmethod
-    def load(cls, path: str | Path, root: Mapping[str, Tensor]) -> tuple["Lineage", list[str]]:
-        """The lineage of a file that `save` wrote, and the names of what it mutates.
+    def load(
+        cls, path: str | Path, root: Mapping[str, Tensor]
+    ) -> tuple["Lineage", list[str] | Whole | Units]:
+        """The lineage of a file that `save` wrote, and what it mutates, as `replay` takes it.
 
         A StorageError where the file is no lineage, or one of another root.
         """
@@ -191,7 +206,11 @@ class Lineage:
                 Step(tuple(Mutation(*numbers) for numbers in mutations), length)
                 for length, *mutations in content["steps"]
             ]
-            lineage, names = cls(tuple(steps), RULES[rule](*options)), list(content["include"])
+            lineage, names = cls(tuple(steps), RULES[rule](*options)), content["include"]
+            if isinstance(names, dict):
+                names = Units(names)
+            else:
+                names = Whole(names) if content.get("whole") else list(names)
             other = content["fingerprint"]
         except (KeyError, TypeError, ValueError) as error:
             raise files.StorageError(f"{path}: not a whole lineage: {error}") from None
@@ -210,9 +229,17 @@ def wide(weight: Tensor) -> Tensor:
 
 
 def add_step(
-    name: str, total: Tensor, *, memories: Sequence[Tensor], step: Step, rule: Rule, number: int
+    name: str,
+    total: Tensor,
+    *,
+    memories: Sequence[Tensor],
+    step: Step,
+    rule: Rule,
+    number: int,
+    unit: float = 1.0,
 ) -> None:
-    """Adds a step, the `number`-th from 1 on, to the flat weights of one parameter, in place.
+    """Adds a step, the `number`-th from 1 on, to the flat weights of one parameter, in place; its
+    sigma is in a `unit`.
 
     A piece at a time goes through all mutations: the weights are read and written once, however
     many there are.
@@ -221,7 +248,7 @@ def add_step(
 
     def add(start: int) -> None:
         piece = slice(start, start + PIECE)
-        noise = _sum(name, torch.zeros_like(total[piece]), start, step.mutations, way)
+        noise = _sum(name, torch.zeros_like(total[piece]), start, step.mutations, way, unit)
         update = rule.update(noise, [memory[piece] for memory in memories], number=number)
         total[piece].add_(update, alpha=step.length)
 
@@ -235,12 +262,17 @@ class _Start(int):
 
 
 def _sum(
-    name: str, zeros: Tensor, start: int, mutations: Sequence[Mutation], way: CarryOut
+    name: str,
+    zeros: Tensor,
+    start: int,
+    mutations: Sequence[Mutation],
+    way: CarryOut,
+    unit: float,
 ) -> Tensor:
     """The mutations' noise of the elements from `start` on, added in order."""
     total, other = zeros, torch.empty_like(zeros)
     for mutation in mutations:
-        change = change_of(mutation)
+        change = change_of(mutation, unit)
         one = draw_plainly if mutation.mean else way
         one([Draw(name, total, [other], mutation.seed, [change], start)])
         total, other = other, total

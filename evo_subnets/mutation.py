@@ -19,6 +19,7 @@ from evo_subnets.subnetworks import (
     complement,
     included,
     staying,
+    unit_of,
 )
 
 
@@ -166,7 +167,7 @@ def materialize_siblings(
         if name in names:
             buffers = [_buffer(out, name, weight) for out in outs]
             way = means or ways[weight.device]
-            draws[way] += _draws(name, weight, mutations, buffers, way)
+            draws[way] += _draws(name, weight, mutations, buffers, way, unit_of(chosen, name))
             continue
         for out in outs:
             held = out.get(name)
@@ -208,9 +209,9 @@ def fastest(device: torch.device, elements: int) -> CarryOut:
     return engines.perturb(device, elements) or draw_plainly
 
 
-def change_of(mutation: Mutation) -> Change:
-    """What it does with the noise of its seed."""
-    return Change(mutation.subnetwork.interval, mutation.sigma, mutation.mean)
+def change_of(mutation: Mutation, unit: float = 1.0) -> Change:
+    """What it does with the noise of its seed, in a parameter with this unit of sigma."""
+    return Change(mutation.subnetwork.interval, mutation.sigma * unit, mutation.mean)
 
 
 def _same_memory(a: Tensor, b: Tensor) -> bool:
@@ -235,11 +236,12 @@ def _draws(
     mutations: Sequence[Mutation],
     outs: Sequence[Tensor],
     way: CarryOut,
+    unit: float,
 ) -> list[Draw]:
     """The children of one parameter, to be drawn with those of others; none where the weights need
     a float32 copy, a part of them at a time: then they are drawn at once."""
     seed = mutations[0].seed
-    changes = [change_of(each) for each in mutations]
+    changes = [change_of(each, unit) for each in mutations]
     if all(_is_plain(tensor) for tensor in (weight, *outs)):
         return [Draw(name, weight, outs, seed, changes)]
     way = way if weight.dtype in COMPILED_DTYPES else draw_plainly

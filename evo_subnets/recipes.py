@@ -12,13 +12,20 @@ from evo_subnets.copies import Likeness, check, copied
 from evo_subnets.files import state_of
 from evo_subnets.files.names import plain_names
 from evo_subnets.mutation import Mutation, materialize
-from evo_subnets.subnetworks import Include, Parameters, Whole, included, parameters
+from evo_subnets.subnetworks import (
+    Include,
+    Parameters,
+    Units,
+    Whole,
+    included,
+    parameters,
+)
 
 FLOAT8 = 1
 """Bytes of an element: there is no noise of that precision."""
 
 
-def mutated(module: nn.Module, include: Include = None) -> list[str] | Whole:
+def mutated(module: nn.Module, include: Include = None) -> list[str] | Whole | Units:
     """The names of the parameters that mutations change; a ValueError, with the layer's or weight's
     name, where children of the module cannot be built.
     """
@@ -161,7 +168,7 @@ class Recipe:
 
     parent: dict[str, Any]
     """Its state dict; empty where the ensemble has the `parent` itself."""
-    include: tuple[str, ...]
+    include: tuple[str, ...] | Units
     mutations: tuple[Mutation, ...]
     include_parent: bool
     held: bool = False

@@ -1,6 +1,7 @@
 """φ: which weights of the parent are in a subnetwork (Whitaker 2023, section 3.2.1)."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+import math
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from evo_subnets.files import parameters_of
-from evo_subnets.streams import Interval, check_seed, chunk_size, uniform_levels
+from evo_subnets.streams import Interval, check_seed, chunk_size, in_double, uniform_levels
 from evo_subnets.weights import padding_rows, places, weight_names
 
 Params = dict[str, Tensor]
@@ -22,9 +23,20 @@ class Whole(tuple[str, ...]):
     """
 
 
+class Units(dict[str, float]):
+    """Names of parameters that are mutated, and the unit of sigma in each: noise of sigma 0.1 has a
+    standard deviation of a tenth of it. See `spreads`."""
+
+    def __init__(self, units: Mapping[str, float]) -> None:
+        super().__init__(units)
+        wrong = [name for name, unit in self.items() if not 0 < unit < math.inf]
+        if wrong:
+            raise ValueError(f"a unit of sigma must be positive and finite; {wrong[0]} has none")
+
+
 Include = Collection[str] | Callable[[str, Tensor], bool] | None
-"""Which parameters are mutated: names (`Whole`: with every element), a predicate of (name,
-parameter), or None for what `weights.py` calls weights."""
+"""Which parameters are mutated: names (`Whole`: with every element; `Units`: by how much each), a
+predicate of (name, parameter), or None for what `weights.py` calls weights."""
 
 
 class Parameters(Params):
@@ -111,7 +123,7 @@ def weights(name: str, parameter: Tensor) -> bool:
     return parameter.ndim >= 2 and parameter.is_floating_point()
 
 
-def included(params: Mapping[str, Tensor], include: Include = None) -> list[str] | Whole:
+def included(params: Mapping[str, Tensor], include: Include = None) -> list[str] | Whole | Units:
     """The names of the parameters that `include` means, in the order of `params`."""
     if include is None:
         include = params.weights if isinstance(params, Parameters) else weights
@@ -125,6 +137,9 @@ def included(params: Mapping[str, Tensor], include: Include = None) -> list[str]
         names = [name for name in params if name in chosen]
     if isinstance(params, Parameters) and params.ties:
         names = list(dict.fromkeys(params.ties.get(name, name) for name in names))
+        if isinstance(include, Units):  # of a tied one that was named
+            named = {params.ties.get(name, name): unit for name, unit in include.items()}
+            include = Units({**named, **include})
     for name in names:
         if not params[name].is_floating_point():
             raise ValueError(
@@ -135,10 +150,43 @@ def included(params: Mapping[str, Tensor], include: Include = None) -> list[str]
             "no parameter is to be mutated: by default those that are weights of layers, and not "
             f"frozen beside others that are trained; name some of {list(params)} with include"
         )
+    return _like(include, names)
+
+
+def _like(include: Include, names: list[str]) -> list[str] | Whole | Units:
+    """Names as what `include` is: `Whole`, `Units`, or a list."""
+    if isinstance(include, Units):
+        return Units({name: include[name] for name in names})
     return Whole(names) if isinstance(include, Whole) else names
 
 
-def staying(params: Mapping[str, Tensor], names: Sequence[str]) -> dict[str, Tensor]:
+def unit_of(include: Include, name: str) -> float:
+    """Of sigma in a parameter; one where `include` says nothing of it."""
+    return include[name] if isinstance(include, Units) else 1.0
+
+
+def spreads(module: nn.Module, include: Include = None) -> Units:
+    """Units in which sigma is a fraction of the standard deviation of each parameter's own weights,
+    zeros of a sparse one left out: `Search(include=spreads(module))`.
+
+    They are those of this module, and stay so while a parent moves. A ValueError names a parameter
+    whose weights are all the same, and refuses `Whole`, which has no units.
+    """
+    if isinstance(include, Whole):
+        raise ValueError("Whole parameters have no units: give spreads the names alone")
+    params = parameters(module)
+    found = {}
+    for name in included(params, include):
+        values, stays = in_double(params[name]), params.stays(name)
+        values = values if stays is None else values[~stays.to(values.device).expand_as(values)]
+        found[name] = float(values.std(correction=0))
+    same = [name for name, spread in found.items() if not 0 < spread < math.inf]
+    if same:
+        raise ValueError(f"the weights of {same[0]} have no spread: leave it out of include")
+    return Units(found)
+
+
+def staying(params: Mapping[str, Tensor], names: Collection[str]) -> dict[str, Tensor]:
     """By the name of an included parameter, where mutations leave it (see `Parameters.stays`).
 
     Empty for `Whole` names, and for a plain mapping, of which nothing is known.

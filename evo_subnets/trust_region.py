@@ -19,7 +19,7 @@ from evo_subnets.recipes import WorkCopy
 from evo_subnets.roots import SQUARE, TOLERANCE, NoRoot, find_root, power
 from evo_subnets.search import Search
 from evo_subnets.streams import derive_seed, in_double
-from evo_subnets.subnetworks import parameters
+from evo_subnets.subnetworks import Units, parameters
 
 CLOSE, ERROR = 0.03, 0.03
 """How near to the target the mean of the measured children ends, and its standard error, both as
@@ -186,7 +186,9 @@ class _Trials:
     def start(self) -> float:
         """A sigma to begin with."""
         weights = parameters(self.work.module)
-        return self.search.sigma or _weight_scale({n: weights[n] for n in self.work.names}) * 0.1
+        some = {name: weights[name] for name in self.work.names}
+        scale = _weight_scale(some)  # also where it is not needed: it refuses what is not finite
+        return self.search.sigma or 0.1 * (1.0 if isinstance(self.work.names, Units) else scale)
 
     def measure(self, sigma: float, density: float, children: int) -> Trial:
         """The trial of so many children; those that the last trial had already are not asked."""

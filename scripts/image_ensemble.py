@@ -124,7 +124,8 @@ def main(args: BuilderArgs | ParentArgs) -> None:
         print(f"\n{contest_text(results)}")
         result.ensemble.save(args.folder / "ensemble.safetensors")
         if result.lineage is not None:
-            path, include = args.folder / "lineage.json", method.search.include
+            assert result.search is not None
+            path, include = args.folder / "lineage.json", result.search.include
             result.lineage.save(path, parameters(alone), include=include)
         story.finish(results)
     minutes = (time.monotonic() - started) / 60

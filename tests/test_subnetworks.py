@@ -2,14 +2,34 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from networks import copied, mlp, noise, tied
+from networks import all_same_bits, copied, mlp, noise, tied
 
-from evo_subnets import Subnetwork, halves, parameters, parts, streams, subnetworks
+from evo_subnets import (
+    Ensemble,
+    Mutation,
+    Run,
+    Search,
+    Subnetwork,
+    evolve,
+    halves,
+    materialize,
+    materialize_siblings,
+    parameters,
+    parts,
+    search_trust_region,
+    spreads,
+    streams,
+    subnetworks,
+)
+from evo_subnets.evolution import check_strength
+from evo_subnets.lineage import Lineage, Step
+from evo_subnets.subnetworks import Units, Whole, included
 
 quick = settings(max_examples=60, deadline=None, derandomize=True, database=None)
 seeds = st.integers(0, 2**63 - 1)
@@ -202,3 +222,101 @@ def test_parameters_are_detached_and_not_copied():
         assert params[name].data_ptr() == parameter.data_ptr()
         assert not params[name].requires_grad
         assert torch.equal(params[name], before[name])
+
+
+# --- sigma in units of each layer
+
+
+def spread_out(sizes=(1.0, 0.01)):
+    module = mlp()
+    with torch.no_grad():
+        for layer, size in zip((module[0], module[2]), sizes, strict=True):
+            layer.weight.mul_(size / layer.weight.std(correction=0))
+    return module
+
+
+def test_spreads_are_those_of_each_layer_s_weights_without_a_sparse_one_s_zeros():
+    module = spread_out((1.0, 0.01))
+    units = spreads(module)
+    assert units == {"0.weight": pytest.approx(1.0), "2.weight": pytest.approx(0.01)}
+    with torch.no_grad():
+        module[0].weight.flatten()[::2] = 0.0
+    some = module[0].weight[module[0].weight != 0]
+    assert spreads(module)["0.weight"] == pytest.approx(some.std(correction=0).item())
+    assert list(spreads(module, ["2.weight"])) == ["2.weight"]
+
+
+def test_units_scale_the_noise_of_each_layer_and_nothing_else():
+    params, units = parameters(spread_out()), Units({"0.weight": 0.5, "2.weight": 4.0})
+    mutation = Mutation(3, 0.25, 0.0, 0.6)
+    for siblings in ([mutation], [mutation, mutation.mirrored(), mutation.partner()]):
+        children = materialize_siblings(params, siblings, include=units)
+        for child, sibling in zip(children, siblings, strict=True):
+            for name, unit in units.items():
+                stronger = replace(sibling, sigma=sibling.sigma * unit)
+                assert torch.equal(child[name], materialize(params, stronger)[name])
+            assert torch.equal(child["0.bias"], params["0.bias"])
+
+
+def test_units_go_all_the_way(tmp_path):
+    """Search, trust region, generations, the ensemble's file and the lineage's."""
+    module, inputs = spread_out((0.4, 0.8)), noise(64, 5, seed=1)
+    units = spreads(module)
+    search = Search(8, 3, include=units)
+    region = search_trust_region(module, inputs, search=search, target=0.05)
+    assert 0.01 < region.sigma < 2, "a fraction of the weights' spread"
+    moved = []
+    for run in (Run(tmp_path / "run"), Run(tmp_path / "run")):
+        with run:
+            moved.append(
+                evolve(module, lambda model: model(inputs)[:, 0].mean().item(), search=search,
+                       generations=2, inputs=inputs, run=run)
+            )  # fmt: skip
+    evolved = moved[0]
+    assert all_same_bits(parameters(evolved.evolved), parameters(moved[1].evolved))
+    evolved.lineage.save(tmp_path / "lineage.json", parameters(module), include=units)
+    lineage, include = Lineage.load(tmp_path / "lineage.json", parameters(module))
+    assert include == units
+    again = lineage.replay(parameters(module), include=include)
+    assert all_same_bits(again, parameters(evolved.evolved))
+    assert not all_same_bits(lineage.replay(parameters(module)), again)
+    for resident in (True, False):
+        ensemble = Ensemble.from_mutations(
+            module, search.mutations() if search.sigma else region.search.mutations(),
+            include=units, resident=resident,
+        )  # fmt: skip
+        ensemble.save(tmp_path / "ensemble.safetensors")
+        loaded = Ensemble.load(tmp_path / "ensemble.safetensors", module)
+        assert torch.equal(loaded(inputs), ensemble(inputs))
+        assert loaded.recipe.include == units
+
+
+def test_units_that_are_none_are_refused():
+    module = mlp()
+    with pytest.raises(ValueError, match=r"must be positive and finite; 0\.weight has none"):
+        Units({"0.weight": 0.0})
+    with pytest.raises(ValueError, match="there are no parameters"):
+        included(parameters(module), Units({"nowhere": 1.0}))
+    with pytest.raises(ValueError, match="Whole parameters have no units"):
+        spreads(module, Whole(["0.weight"]))
+    with torch.no_grad():
+        module[0].weight.fill_(0.5)
+    with pytest.raises(ValueError, match=r"0\.weight have no spread"):
+        spreads(module)
+    with pytest.raises(ValueError, match="nothing of the parent would be left"):
+        check_strength(module, [Mutation(0, 1e6, 0.0, 1.0)], include=Units({"2.weight": 0.01}))
+    check_strength(module, [Mutation(0, 100.0, 0.0, 1.0)], include=Units({"2.weight": 1e-4}))
+
+
+def test_a_lineage_s_file_keeps_whole_parameters(tmp_path):
+    module = mlp()
+    with torch.no_grad():
+        module[0].weight[:, 0] = 0.0
+    root = parameters(module)
+    whole, lineage = Whole(root.weights), Lineage((Step((Mutation(1, 0.1, 0.0, 1.0),)),))
+    lineage.save(tmp_path / "lineage.json", root, include=whole)
+    loaded, include = Lineage.load(tmp_path / "lineage.json", root)
+    assert isinstance(include, Whole)
+    again = loaded.replay(root, include=include)
+    assert (again["0.weight"][:, 0] != 0).all()
+    assert all_same_bits(again, lineage.replay(root, include=whole))

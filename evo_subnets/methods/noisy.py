@@ -24,6 +24,7 @@ from evo_subnets.racing import DEFAULT, Rules
 from evo_subnets.runs import Run
 from evo_subnets.search import Search
 from evo_subnets.streams import derive_seed
+from evo_subnets.subnetworks import spreads
 from evo_subnets.task import Data, Task
 from evo_subnets.trust_region import Trial, search_trust_region
 from evo_subnets.workers import Here, Workers
@@ -56,6 +57,9 @@ class Noisy:
     densities: tuple[float, ...] = ()
     """Densities to choose from, instead of the search's: of those the one whose children, each at
     the target's sigma, are the fittest on average on the trust region's samples (section 4.3.3)."""
+    per_layer: bool = False
+    """Sigma is in the unit of each layer's spread of weights (`subnetworks.spreads`), instead of in
+    that of all weights."""
     combine: Combine = "mean"
     """What becomes of the members' outputs: of classes the mean of their probabilities ('mean'), of
     their logits ('logits', as in algorithm 1), or a count of their likeliest classes ('vote')."""
@@ -131,13 +135,17 @@ class Noisy:
         check_combine(self.combine, task.outputs)
         begin(run, self, start=parent)
         search, inputs, found = self.search, None, dict[str, Any]()
+        if self.per_layer:
+            search = replace(search, include=spreads(parent, search.include))
         if search.sigma is None or self.generations > 1:
             some, others = apart(
                 task.selection, most=INPUTS, seed=derive_seed(search.seed, "trust region")
             )
             task, inputs = replace(task, validation=others), _inputs(parent, some)
         if search.sigma is None:
-            found = run.once("trust region", partial(self._region, parent, inputs, some, task))
+            found = run.once(
+                "trust region", partial(self._region, parent, search, inputs, some, task)
+            )
             search = replace(search, sigma=found["sigma"], density=found["density"])
         if self.racing:
             result = self._raced(parent, task, search, run)
@@ -160,12 +168,14 @@ class Noisy:
             return None
         return TARGET_KL if self.target_kl is None else self.target_kl
 
-    def _region(self, parent: nn.Module, inputs: Any, some: Data, task: Task) -> dict[str, Any]:
+    def _region(
+        self, parent: nn.Module, search: Search, inputs: Any, some: Data, task: Task
+    ) -> dict[str, Any]:
         target = self._noise
         assert target is not None
         norms = task.train if self.reestimate_norms else None
         region = search_trust_region(
-            parent, inputs, search=self.search, target=target, outputs=task.outputs,
+            parent, inputs, search=search, target=target, outputs=task.outputs,
             densities=self.densities or None,
             fitness=Validation(some, task.metric, norms, task.outputs) if self.densities else None,
         )  # fmt: skip
@@ -182,7 +192,7 @@ class Noisy:
             parent, fitness, search=search, outputs=task.outputs, run=run, workers=workers
         )
         children, elites = tuple(found.children), tuple(found.elites)
-        ensemble = self._ensemble(parent, elites, task)
+        ensemble = self._ensemble(parent, elites, task, search)
         controls = as_ensembles(found.controls(), task=task, combine=self.combine, norm_data=norms)
         result = untrained(
             parent, ensemble, search=search, children=children, elites=elites, controls=controls
@@ -195,14 +205,16 @@ class Noisy:
     def _raced(self, parent: nn.Module, task: Task, search: Search, run: Run) -> Result:
         found = raced(parent, task, search=search, rules=self.rules, run=run)
         return untrained(
-            parent, self._ensemble(parent, found.chosen, task), search=search,
+            parent, self._ensemble(parent, found.chosen, task, search), search=search,
             children=found.children, elites=found.chosen, seen=found.seen,
         )  # fmt: skip
 
-    def _ensemble(self, parent: nn.Module, elites: Sequence[Child], task: Task) -> Ensemble:
+    def _ensemble(
+        self, parent: nn.Module, elites: Sequence[Child], task: Task, search: Search
+    ) -> Ensemble:
         return Ensemble.from_mutations(
             parent, [child.mutation for child in elites], include_parent=self.include_parent,
-            combine=self.combine, outputs=task.outputs, include=self.search.include,
+            combine=self.combine, outputs=task.outputs, include=search.include,
         )  # fmt: skip
 
 

@@ -51,6 +51,7 @@ VARIANTS = {
     "noisy, own norms": Noisy(QUAD, reestimate_norms=True),
     "noisy, raced": Noisy(QUAD, racing=True),
     "noisy, singles": Noisy(Search(5, 2, sampler=singles)),
+    "noisy, in units of layers": Noisy(QUAD, per_layer=True),
     "noisy, algorithm 1": Noisy(QUAD, combine="logits", include_parent=True),
     "noisy, of densities": Noisy(Search(4, 2), densities=(0.2, 0.7)),
     "noisy, generations": Noisy(Search(4, 2), generations=3),
