@@ -48,6 +48,7 @@ SLOW = {
     "crash": "kills runs 60 times",
     "damage": "opens 70,000 damaged files",
     "density": "searches trust regions by density, and asks fresh children",
+    "units": "judges children of one sigma and of units of layers",
     "architectures": "searches the trust regions of 48 networks of torchvision",
 }
 """Scripts that show something and time nothing, to be called by name."""

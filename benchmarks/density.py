@@ -70,7 +70,7 @@ def main(args: Args) -> None:
     rows: list[list[str]] = []
     worst = 0.0
     for name in args.networks:
-        module, inputs = subject(name, args)
+        module, inputs = subject(name, inputs=args.inputs, tiny=args.tiny)
         for sampler in SAMPLERS:
             for number, density in enumerate(args.densities):
                 seeds = range(args.other_seeds if number else args.seeds)
@@ -92,18 +92,20 @@ def main(args: Args) -> None:
     publish(__file__, text, args.save)
 
 
-def subject(name: str, args: Args) -> tuple[nn.Module, Tensor]:
+def subject(
+    name: str, *, inputs: int, seed: int = 0, tiny: bool = False
+) -> tuple[nn.Module, Tensor]:
     """A trained network, and inputs."""
     if (PARENTS / name).is_dir():
         actor = load_parent(PARENTS / name / "policy.safetensors", game=name, mode="easy")
         course = Course(name, TRAIN_LEVELS, seed=1, frame_stack=actor.observation_shape[0] // 3)
         policy = EnsemblePolicy(actor, device="cpu")
-        return actor, collect_observations(policy, course, count=args.inputs)
+        return actor, collect_observations(policy, course, count=inputs)
     data = load("digits")
-    module = models.build(name, image_shape=(1, 32, 32), classes=10, seed=0)
-    budget = Tuning(2 if args.tiny else 8, Constant(0.001), "adam")
-    tune(module, Task(data.train), tuning=budget, seed=0)
-    return module.eval(), torch.cat(list(inputs_for(module, data.validation)))[: args.inputs]
+    module = models.build(name, image_shape=(1, 32, 32), classes=10, seed=seed)
+    budget = Tuning(2 if tiny else 8, Constant(0.001), "adam")
+    tune(module, Task(data.train), tuning=budget, seed=seed)
+    return module.eval(), torch.cat(list(inputs_for(module, data.validation)))[:inputs]
 
 
 def searched(

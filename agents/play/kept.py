@@ -57,6 +57,7 @@ def evolve_together(
                 episodes=episodes,
                 deterministic=deterministic,
                 device=device,
+                include=search.include,
                 on_child=on_child,
                 done=kept_children(run, name=name),
                 workers=workers,

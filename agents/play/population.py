@@ -21,7 +21,7 @@ from evo_subnets.copies import copied
 from evo_subnets.evolution import Child, check_strength, evaluate, gather
 from evo_subnets.mutation import Mutation, materialize
 from evo_subnets.rl import Actor, EnsemblePolicy
-from evo_subnets.subnetworks import parameters
+from evo_subnets.subnetworks import Include, parameters
 from evo_subnets.workers import Here, Workers
 
 OnEpisode = Callable[[float], None] | None
@@ -115,6 +115,7 @@ def evaluate_population(
     episodes: int,
     deterministic: bool = False,
     device: torch.device | str = "cpu",
+    include: Include = None,
     on_child: Callable[[Child], None] | None = None,
     done: Sequence[Child] = (),
     workers: Workers = HERE,
@@ -126,7 +127,7 @@ def evaluate_population(
     of the parent, before any play.
     """
     space = parent.observation_space
-    check_strength(parent, mutations)
+    check_strength(parent, mutations, include=include)
     if not isinstance(workers, Here):
 
         def fitness(model: nn.Module) -> list[float]:
@@ -136,13 +137,14 @@ def evaluate_population(
             return returns
 
         return evaluate(
-            parent, mutations, fitness=fitness, on_child=on_child, done=done, workers=workers
-        )
+            parent, mutations, fitness=fitness, include=include, on_child=on_child, done=done,
+            workers=workers,
+        )  # fmt: skip
     weights = parameters(parent)
 
     def policy(mutation: Mutation) -> EnsemblePolicy:
         model = copied(parent)
-        materialize(weights, mutation, out=parameters(model))
+        materialize(weights, mutation, out=parameters(model), include=include)
         return EnsemblePolicy(model, space, device=device)
 
     def evaluated(missing: Sequence[Mutation]) -> Iterator[tuple[int, Child]]:

@@ -72,6 +72,13 @@ def test_sigma_by_density_says_how_far_fresh_children_go(server):
     assert re.search(r"Farthest from the target: \d+\.\d %", text)
 
 
+def test_units_of_layers_are_compared_at_one_divergence(server):
+    text = server.printed("benchmarks/units", "--tiny")
+    number = r"-?\d+\.\d{3}"
+    row = rf"^mlp +0\.05 +8 +{number} +{number} +[+-]\d+\.\d{{3}} \["
+    assert re.search(row, text, re.MULTILINE)
+
+
 def test_killed_runs_end_with_the_same_results():
     process = subprocess.run(
         [sys.executable, "benchmarks/crash.py", "--kills", "1", "--only", "image_ensemble, noisy"],
