@@ -1,0 +1,118 @@
+"""Children of a parent that has moved, as a recipe on the root: what workers are sent instead of
+weights."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from evo_subnets.copies import copied
+from evo_subnets.evolution import Child, Evaluator, Fitness
+from evo_subnets.lineage import PLAIN, Lineage, Rule, Step, add_step, wide
+from evo_subnets.mutation import Mutation
+from evo_subnets.subnetworks import Include, included, parameters, staying, unit_of
+
+
+class Moved:
+    """A module that moves along a lineage from its root, step by step: one copy of its weights, and
+    what the rule remembers. `module` is another object after every step, the root left alone."""
+
+    def __init__(self, root: nn.Module, *, rule: Rule = PLAIN, include: Include = None) -> None:
+        self.module, self.lineage = root, Lineage(rule=rule)
+        weights = parameters(root)
+        self.names = included(weights, include)
+        self.fixed = staying(weights, self.names)
+        self.memories = {
+            name: [torch.zeros_like(wide(weights[name])) for _ in range(rule.memories)]
+            for name in self.names
+        }
+        self.sums = {  # where the weights themselves cannot hold what is added up
+            name: wide(weights[name])
+            for name in self.names
+            if torch.promote_types(weights[name].dtype, torch.float32) != weights[name].dtype
+        }
+
+    def take(self, step: Step) -> None:
+        """Moves the module."""
+        moved = copied(self.module)
+        self.write(step, moved, keep=True)
+        self.module, self.lineage = moved, self.lineage.then(step)
+
+    @torch.no_grad()
+    def write(self, step: Step, moved: nn.Module, *, keep: bool = False) -> None:
+        """Gives `moved` the weights behind a step; memories and sums move along only if asked."""
+        old, new, number = parameters(self.module), parameters(moved), len(self.lineage.steps) + 1
+        for name in self.names:
+            total = self.sums[name] if name in self.sums else wide(old[name])
+            memories = self.memories[name]
+            if not keep:
+                total, memories = total.clone(), [memory.clone() for memory in memories]
+            add_step(
+                name, total, memories=memories, step=step, rule=self.lineage.rule, number=number,
+                unit=unit_of(self.names, name),
+            )  # fmt: skip
+            new[name].copy_(total.view(new[name].shape))
+        for name, stays in self.fixed.items():
+            torch.where(stays, old[name], new[name], out=new[name])
+
+
+@dataclass(frozen=True)
+class Descendant:
+    """A child of an evolved parent, as a recipe on the root, and when it lives."""
+
+    lineage: Lineage
+    mutation: Mutation
+    generation: int | None = None
+    """Whose cases judge it, where a fitness has fresh ones in each; None: the fitness as it is."""
+
+
+def lost_descendant(descendant: Descendant) -> Child:
+    """One that failed because every worker that evaluated it died."""
+    return Child(descendant.mutation, math.nan, "its worker died")
+
+
+class Descendants:
+    """A descendant of the root to its child, evaluated (see `Evaluator`); it can be pickled where
+    the fitness can, and its pickle holds the root alone.
+
+    Who has it follows a lineage step by step; a lineage that does not go on from the last begins at
+    the root again. A fitness with a method `in_generation(g)` is asked for that of the generation.
+    """
+
+    def __init__(self, root: nn.Module, fitness: Fitness, *, include: Include = None) -> None:
+        self.root, self.fitness, self.include = root, fitness, include
+        self._moved: Moved | None = None
+        self._evaluator: tuple[Lineage, Evaluator] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_moved": None, "_evaluator": None}
+
+    def know(self, lineage: Lineage, parent: nn.Module) -> None:
+        """Spares this process the way to a parent that it has already."""
+        if self._evaluator is None or self._evaluator[0] != lineage:
+            self._evaluator = None  # one work copy at a time
+            self._evaluator = lineage, Evaluator(parent, self.fitness, include=self.include)
+
+    def __call__(self, descendant: Descendant) -> Child:
+        lineage, number = descendant.lineage, descendant.generation
+        if self._evaluator is None or self._evaluator[0] != lineage:
+            self.know(lineage, self._parent(lineage))
+        assert self._evaluator is not None
+        evaluator, fresh = self._evaluator[1], getattr(self.fitness, "in_generation", None)
+        evaluator.fitness = self.fitness if number is None or fresh is None else fresh(number)
+        return evaluator(descendant.mutation)
+
+    def _parent(self, lineage: Lineage) -> nn.Module:
+        moved, steps = self._moved, lineage.steps
+        if moved is None or moved.lineage != Lineage(_first(steps, moved.lineage), lineage.rule):
+            moved = self._moved = Moved(self.root, rule=lineage.rule, include=self.include)
+        for step in steps[len(moved.lineage.steps) :]:
+            moved.take(step)
+        return moved.module
+
+
+def _first(steps: Sequence[Step], lineage: Lineage) -> tuple[Step, ...]:
+    return tuple(steps[: len(lineage.steps)])
