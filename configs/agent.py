@@ -63,6 +63,10 @@ class AgentArgs:
     """Episodes for each row of the report, the same for all and none of those before."""
     num_envs: int = 8
     """Environments that play next to each other."""
+    reevaluate: int | None = None
+    """So many of the last generation's best children are judged again, on new episodes, before the
+    ensemble is chosen among them by the mean of both. None: twice the ensemble's size with
+    generations, else 0."""
     further_training: bool = False
     """A control: the parent, a PPO or A2C, trained on for as many environment steps as the search
     has played (by the length of the parent's episodes)."""
@@ -91,7 +95,7 @@ class AgentArgs:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         object.__setattr__(self, "seed", check_seed(self.seed, bits=31))
         _ = self.search  # refuses what it cannot draw
-        _ = self.evolution.moving(self.target)
+        _ = self.evolution.moving(self.target), self.again
         if self.target_kl is not None and not 0 < self.target_kl < float("inf"):
             raise ValueError(f"target_kl must be positive, got {self.target_kl}")
         if self.sigma is not None:
@@ -113,6 +117,11 @@ class AgentArgs:
             self.seed,
             SAMPLERS[self.sampler],
         )
+
+    @property
+    def again(self) -> int:
+        """How many children are judged again."""
+        return self.evolution.again(self.reevaluate, self.search)
 
     @property
     def target(self) -> float:

@@ -5,9 +5,10 @@ from typing import Annotated, Literal
 
 import tyro
 
-from evo_subnets.generations import Moving
 from evo_subnets.lineage import Adam, Momentum, Plain, best_child, centred_ranks, log_weights
 from evo_subnets.options import refuse_idle
+from evo_subnets.search import Search
+from evo_subnets.walk import Moving
 
 RECOMBINE = {"ranks": centred_ranks, "log": log_weights, "best": best_child}
 RULES = {"plain": Plain, "momentum": Momentum, "adam": Adam}
@@ -56,6 +57,18 @@ class MovingArgs(StepArgs):
             idle = ("recombine", "rule", "step_kl", "drift_kl", "stop")
             refuse_idle(self, idle, because="one generation")
         self.step(None)  # refuses what cannot be
+
+    def again(self, asked: int | None, search: Search) -> int:
+        """Of how many children `--reevaluate` asks for new episodes, as the library takes it."""
+        least, most = search.ensemble_size, search.population_size
+        if asked is None:
+            return 0 if self.generations == 1 else min(2 * least, most)
+        if asked and not least <= asked <= most:
+            raise ValueError(
+                "--reevaluate must be 0, or from --ensemble-size to --population-size, "
+                f"{least} to {most}, got {asked}"
+            )
+        return asked
 
     def moving(self, noise: float | None) -> Moving | None:
         """As the library takes it; None where the parent stays where it is."""

@@ -6,10 +6,10 @@ import tyro
 
 from configs.moving import StepArgs
 from evo_subnets import quads, singles
-from evo_subnets.generations import Moving
 from evo_subnets.schedules import Constant, Cosine, OneCycle, Schedule, StepLinear
 from evo_subnets.search import Sampler
 from evo_subnets.subnetworks import Include
+from evo_subnets.walk import Moving
 
 SAMPLERS: dict[str, Sampler] = {"quads": quads, "singles": singles}
 SCHEDULES: dict[str, type[Schedule]] = {

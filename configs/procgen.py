@@ -60,6 +60,10 @@ class ProcgenArgs:
     validation_levels: tuple[int, int] = (TRAIN_LEVELS.start, TRAIN_LEVELS.count)
     """The first level, and how many there are, of those that children are judged on and that choose
     among what came of it: others than the parent's own (0 200) where it has seen all of them."""
+    reevaluate: int | None = None
+    """So many of the last generation's best children are judged again, on new episodes, before the
+    ensemble is chosen among them by the mean of both. None: twice the ensemble's size with
+    generations, else 0."""
     further_training: bool = False
     """A control: the parent, trained on with its own PPO for as many environment steps as the
     search has played (by the length of the parent's episodes). Hours on a CPU."""
@@ -94,7 +98,7 @@ class ProcgenArgs:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         object.__setattr__(self, "seed", check_seed(self.seed, bits=31))
         _ = self.search  # refuses what it cannot draw
-        _ = self.evolution.moving(self.target)
+        _ = self.evolution.moving(self.target), self.again
         if self.target_kl is not None and not 0 < self.target_kl < float("inf"):
             raise ValueError(f"target_kl must be positive, got {self.target_kl}")
         if self.sigma is not None:
@@ -136,6 +140,11 @@ class ProcgenArgs:
             self.seed,
             SAMPLERS[self.sampler],
         )
+
+    @property
+    def again(self) -> int:
+        """How many children are judged again."""
+        return self.evolution.again(self.reevaluate, self.search)
 
     @property
     def target(self) -> float:

@@ -12,8 +12,8 @@ CONTENTS = LIBRARY / "__init__.py"
 READING_ORDER = (
     "streams", "draws", "copies", "weights", "subnetworks", "mutation", "recipes", "lineage",
     "options", "search", "inputs", "outputs", "actions", "kinds", "ensemble", "roots",
-    "trust_region", "spread", "evolution", "generations", "racing", "pruning", "annealing", "task",
-    "schedules", "tuning", "prediction",
+    "trust_region", "spread", "evolution", "descendants", "walk", "generations",
+    "racing", "pruning", "annealing", "task", "schedules", "tuning", "prediction",
 )  # fmt: skip
 """The flat files of the library: each imports only those before it. A new one is placed here."""
 

@@ -2,7 +2,7 @@
 
 from evo_subnets.ensemble import Ensemble
 from evo_subnets.evolution import Child, Evolution, PopulationError, evaluate, select
-from evo_subnets.generations import Moving, evolve
+from evo_subnets.generations import evolve
 from evo_subnets.lineage import Lineage
 from evo_subnets.mutation import Mutation, materialize, materialize_siblings, quads, singles
 from evo_subnets.outputs import Binary, Classes, Distribution, Values
@@ -11,6 +11,7 @@ from evo_subnets.search import Search
 from evo_subnets.subnetworks import Params, Subnetwork, halves, parameters, parts, spreads
 from evo_subnets.task import Task
 from evo_subnets.trust_region import TrustRegion, divergence, search_trust_region
+from evo_subnets.walk import Moving
 from evo_subnets.workers import Here, Ray
 
 __version__ = "0.1.0"

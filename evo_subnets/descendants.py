@@ -2,7 +2,8 @@
 weights."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -90,20 +91,26 @@ class Descendants:
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_moved": None, "_evaluator": None}
 
-    def know(self, lineage: Lineage, parent: nn.Module) -> None:
-        """Spares this process the way to a parent that it has already."""
-        if self._evaluator is None or self._evaluator[0] != lineage:
-            self._evaluator = None  # one work copy at a time
-            self._evaluator = lineage, Evaluator(parent, self.fitness, include=self.include)
+    @contextmanager
+    def knowing(self, lineage: Lineage, parent: nn.Module) -> Iterator[None]:
+        """Spares this process the way to a parent that it has already, and holds on to nothing."""
+        self._evaluator = lineage, self._evaluator_of(parent)
+        try:
+            yield
+        finally:
+            self._evaluator = None
 
     def __call__(self, descendant: Descendant) -> Child:
         lineage, number = descendant.lineage, descendant.generation
         if self._evaluator is None or self._evaluator[0] != lineage:
-            self.know(lineage, self._parent(lineage))
-        assert self._evaluator is not None
+            self._evaluator = None  # one work copy at a time
+            self._evaluator = lineage, self._evaluator_of(self._parent(lineage))
         evaluator, fresh = self._evaluator[1], getattr(self.fitness, "in_generation", None)
         evaluator.fitness = self.fitness if number is None or fresh is None else fresh(number)
         return evaluator(descendant.mutation)
+
+    def _evaluator_of(self, parent: nn.Module) -> Evaluator:
+        return Evaluator(parent, self.fitness, include=self.include)
 
     def _parent(self, lineage: Lineage) -> nn.Module:
         moved, steps = self._moved, lineage.steps

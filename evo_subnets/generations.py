@@ -1,50 +1,58 @@
 """Generations: ask, evaluate, recombine, step, repeat."""
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import astuple, dataclass, field, replace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from evo_subnets import files
 from evo_subnets.copies import copied
+from evo_subnets.descendants import Descendant, Descendants, Moved, lost_descendant
 from evo_subnets.ensemble import Ensemble
 from evo_subnets.evolution import (
     Child,
     Evolution,
     Fitness,
-    evaluate,
+    check_strength,
+    gather,
     keep_child,
     kept_children,
     select,
     show_fitness,
 )
-from evo_subnets.inputs import batches_of
 from evo_subnets.kinds import kind_of
-from evo_subnets.lineage import PLAIN, Lineage, Rule, Step, add_step, centred_ranks, weighted, wide
+from evo_subnets.lineage import Lineage, Step, weighted
 from evo_subnets.mutation import Mutation
 from evo_subnets.options import described
 from evo_subnets.outputs import Outputs
-from evo_subnets.roots import SQUARE, find_root
 from evo_subnets.runs import Run
 from evo_subnets.search import Search
-from evo_subnets.spread import Spread, spread_of
 from evo_subnets.streams import derive_seed
-from evo_subnets.subnetworks import Include, included, parameters, staying, unit_of
-from evo_subnets.trust_region import divergence, outputs_of, search_trust_region
+from evo_subnets.subnetworks import Include, parameters
+from evo_subnets.walk import Generation, Moving, Walk, from_record
 from evo_subnets.workers import Here, Workers
 
 HERE = Here()
 NOTHING_KEPT = Run.none()
 
+
 class Judge(Protocol):
-    """Children of a parent to their fitness. `name`: under which the run keeps them."""
+    """Children of a parent, which a lineage has led to, to their fitness in a generation. `name`:
+    under which the run keeps them."""
 
     def __call__(
-        self, parent: nn.Module, mutations: Sequence[Mutation], *, generation: int, name: str
+        self,
+        parent: nn.Module,
+        mutations: Sequence[Mutation],
+        *,
+        lineage: Lineage,
+        generation: int,
+        name: str,
     ) -> list[Child]: ...
 
 
@@ -67,6 +75,18 @@ class Evolved(Evolution):
         """From the root to the evolved parent."""
         self.history: list[Generation] = []
         self.evolved: nn.Module = parent
+        self.confirmed: list[Child] = []
+        """The fittest children, judged again on cases that had no part in their selection; their
+        fitness is the mean of all cases. Where there are any, the elites are chosen from them."""
+
+    @property
+    def elites(self) -> list[Child]:
+        """The fittest children, at most `ensemble_size`, none that failed."""
+        alive = [child for child in self.confirmed if not child.failed]
+        if not alive:
+            return super().elites
+        k = min(self.search.ensemble_size, len(alive))
+        return select(alive, k, seed=self.search.seed)
 
     def models(self) -> dict[str, nn.Module]:
         """What came of it, by name; which is best is validation's to say, not the test's."""
@@ -121,6 +141,7 @@ def evolve(
     moving: Moving | None = None,
     inputs: Any = None,
     outputs: Outputs | None = None,
+    again: int = 0,
     on_child: Callable[[Child], None] | None = None,
     run: Run = NOTHING_KEPT,
     workers: Workers = HERE,
@@ -131,52 +152,84 @@ def evolve(
     One generation, and no `moving`, leaves the parent where it is. Else every generation moves it
     by what its children's fitness says (see `Moving`), and the divergences that bound this are
     measured on `inputs`. A fitness with a method `in_generation(g)` is asked for that of each
-    generation, so that random numbers are common within it and fresh in the next.
+    generation, so that random numbers are common within it and fresh in the next. `again`: so many
+    of the last generation's fittest children are judged once more, on fresh cases, before the
+    elites are chosen among them by the mean of both.
 
     Take the search from `search_trust_region`: a sigma that is small for one network destroys
     another. `run` keeps every child and step, so that the same call goes on where an earlier one
-    was stopped, to the same bits; `workers`: where children are evaluated, see `evaluate`. Memory:
-    two copies of the weights beside the module's own, however many generations there are.
+    was stopped, to the same bits; `workers`: where children are evaluated, see `evaluate`; they
+    stay through all generations, and are sent the weights once, then lineages. Memory: two copies
+    of the weights beside the module's own, however many generations there are.
     """
-
-    def judge(
-        parent: nn.Module, mutations: Sequence[Mutation], *, generation: int, name: str
-    ) -> list[Child]:
-        fresh = getattr(fitness, "in_generation", None)
-        with run.bar(name, len(mutations)) as advance:
-
-            def told(child: Child) -> None:
-                keep_child(run, child, name=name)
-                advance(1, f"fitness {child.fitness:.4g}")
-                if on_child is not None:
-                    on_child(child)
-
-            return evaluate(
-                parent,
-                mutations,
-                fitness=fitness if fresh is None else fresh(generation),
-                include=search.include,
-                on_child=told,
-                done=kept_children(run, name=name),
-                workers=workers,
-            )
-
-    moving = _checked(moving, search, generations=generations, inputs=inputs)
+    moving = check_moving(moving, search, generations=generations, inputs=inputs, again=again)
+    if again and not hasattr(fitness, "in_generation"):
+        raise ValueError(
+            "judged again, this fitness would say the same: give it a method in_generation(g) that "
+            "returns a fitness with fresh cases, or take again=0"
+        )
     about = {"generations": generations, "moving": described(moving)} if moving else {}
+    about |= {"again": again} if again else {}
     parent = files.fingerprint(files.state_of(module))
     run.ask("evolve", {**search.about(), "parent": parent, **about})
-    evolved = move(
-        module,
-        judge,
-        search=search,
-        generations=generations,
-        moving=moving,
-        inputs=inputs,
-        outputs=outputs,
-        run=run,
-    )
+    with judging(
+        module, fitness, search=search, on_child=on_child, run=run, workers=workers
+    ) as judge:
+        evolved = move(
+            module,
+            judge,
+            search=search,
+            generations=generations,
+            moving=moving,
+            inputs=inputs,
+            outputs=outputs,
+            again=again,
+            run=run,
+        )
     show_fitness(run, evolved.children, generation=evolved.generation - 1)
     return evolved
+
+
+@contextmanager
+def judging(
+    root: nn.Module,
+    fitness: Fitness,
+    *,
+    search: Search,
+    shown: str = "fitness {:.4g}",
+    on_child: Callable[[Child], None] | None = None,
+    run: Run = NOTHING_KEPT,
+    workers: Workers = HERE,
+) -> Iterator[Judge]:
+    """What judges children by their fitness, by the same workers until the block ends. The run
+    keeps them, and its bar says what is `shown` of the last."""
+    descendants = Descendants(root, fitness, include=search.include)
+    with workers.kept(descendants, most=search.population_size, lost=lost_descendant) as mapped:
+
+        def judge(
+            parent: nn.Module,
+            mutations: Sequence[Mutation],
+            *,
+            lineage: Lineage,
+            generation: int,
+            name: str,
+        ) -> list[Child]:
+            def evaluated(missing: Sequence[Mutation]) -> Iterator[tuple[int, Child]]:
+                return mapped([Descendant(lineage, each, generation) for each in missing])
+
+            check_strength(parent, mutations, include=search.include)
+            with descendants.knowing(lineage, parent), run.bar(name, len(mutations)) as advance:
+
+                def told(child: Child) -> None:
+                    keep_child(run, child, name=name)
+                    advance(1, shown.format(child.fitness))
+                    if on_child is not None:
+                        on_child(child)
+
+                done = kept_children(run, name=name)
+                return gather(mutations, evaluated, on_child=told, done=done)
+
+        yield judge
 
 
 def move(
@@ -188,6 +241,7 @@ def move(
     moving: Moving | None = None,
     inputs: Any = None,
     outputs: Outputs | None = None,
+    again: int = 0,
     run: Run = NOTHING_KEPT,
     name: str = "children",
     on_generation: Callable[[Generation], None] | None = None,
@@ -196,22 +250,26 @@ def move(
 
     `name`: of the population, where a run has several; `on_generation` sees each generation.
     """
-    moving = _checked(moving, search, generations=generations, inputs=inputs)
+    moving = check_moving(moving, search, generations=generations, inputs=inputs, again=again)
     outputs = kind_of(module, outputs)
     if moving is None:
         evolved = Evolved(module, search, root=module, lineage=Lineage(), outputs=outputs)
-        evolved.tell(judge(module, evolved.ask(), generation=0, name=name))
+        judged = partial(judge, module, lineage=Lineage())
+        evolved.tell(judged(evolved.ask(), generation=0, name=name))
+        _confirm(evolved, judged, again, generation=1, name=name)
         return evolved
-    walk = _Walk(module, moving, search=search, inputs=inputs, outputs=outputs)
+    walk = Walk(module, moving, search=search, inputs=inputs, outputs=outputs)
     for number in range(generations):
-        now = walk.search_of(number, run, name)
-        evolved = Evolved(walk.parent, now, root=module, lineage=walk.lineage, outputs=outputs)
+        now, lineage = walk.search_of(number, run=run, name=name), walk.lineage
+        evolved = Evolved(walk.parent, now, root=module, lineage=lineage, outputs=outputs)
         evolved.generation = number
-        mutations, kept = evolved.ask(), f"{name} of generation {number}"
-        judged = partial(judge, evolved.module, mutations, generation=number, name=kept)
+        judged = partial(judge, evolved.module, lineage=lineage)
+        last = partial(
+            judged, evolved.ask(), generation=number, name=f"{name} of generation {number}"
+        )
 
-        chosen = partial(_chosen, evolved, judged, walk)
-        generation = _from_record(run.once(f"{name}: step {number}", chosen))
+        chosen = partial(_chosen, evolved, last, walk)
+        generation = from_record(run.once(f"{name}: step {number}", chosen))
         walk.take(generation)
         run.forget(f"{name} of generation {number - 1}")  # what is needed of it is in its step
         show_generation(run, generation, number=number)
@@ -221,17 +279,23 @@ def move(
         if moving.stop and blind:
             break
     if not evolved.children:  # an earlier part of the run has judged them
-        evolved.tell(judged())
+        evolved.tell(last())
+    _confirm(evolved, judged, again, generation=generations, name=name)
     evolved.lineage, evolved.history, evolved.evolved = walk.lineage, walk.history, walk.parent
     return evolved
 
 
-def _checked(
-    moving: Moving | None, search: Search, *, generations: int, inputs: Any
+def check_moving(
+    moving: Moving | None, search: Search, *, generations: int, inputs: Any, again: int = 0
 ) -> Moving | None:
     """How the parent moves; a ValueError where generations cannot be had."""
     if generations < 1:
         raise ValueError(f"generations must be at least 1, got {generations}")
+    if again and not search.ensemble_size <= again <= search.population_size:
+        raise ValueError(
+            f"again must be 0, or between ensemble_size and population_size, "
+            f"{search.ensemble_size} and {search.population_size}, got {again}"
+        )
     moving = Moving() if moving is None and generations > 1 else moving
     if moving is None or moving.noise is None:
         search.mutations()  # a search whose sigma is not known is refused now
@@ -242,16 +306,39 @@ def _checked(
     return moving
 
 
-def _chosen(evolved: Evolved, judged: Callable[[], list[Child]], walk: "_Walk") -> dict[str, Any]:
+def _chosen(evolved: Evolved, judged: Callable[[], list[Child]], walk: Walk) -> dict[str, Any]:
     evolved.tell(judged())
     return walk.choose(evolved.children)
 
 
+def _confirm(
+    evolved: Evolved, judged: Callable[..., list[Child]], again: int, *, generation: int, name: str
+) -> None:
+    """Judges the fittest once more, on the cases of a generation that there was not."""
+    alive = [child for child in evolved.children if not child.failed]
+    if not (again and alive):
+        return
+    first = select(alive, min(again, len(alive)), seed=evolved.search.seed)
+    mutations = [child.mutation for child in first]
+    second = judged(mutations, generation=generation, name=f"{name} judged again")
+    evolved.confirmed = [_both(*each) for each in zip(first, second, strict=True)]
+
+
+def _both(first: Child, second: Child) -> Child:
+    """A child, with the mean of what two judgements say."""
+    if second.failed:
+        return second
+    cases = (*first.cases, *second.cases)
+    if first.cases and second.cases:
+        return Child.judged(first.mutation, cases)
+    return Child.judged(first.mutation, (first.fitness + second.fitness) / 2)
+
+
 def stepped(module: nn.Module, step: Step, *, include: Include = None) -> nn.Module:
     """A copy of a module that is one step further."""
-    moved = copied(module)
-    Lineage((step,)).replay(parameters(module), out=parameters(moved), include=include)
-    return moved
+    moved = Moved(module, include=include)
+    moved.take(step)
+    return moved.module
 
 
 def show_generation(run: Run, generation: Generation, *, number: int) -> None:
@@ -267,5 +354,3 @@ def show_generation(run: Run, generation: Generation, *, number: int) -> None:
     if generation.spread is not None:
         run.scalar("generations/true_spread", generation.spread.children, number)
         run.scalar("generations/spread_error", generation.spread.error, number)
-
-

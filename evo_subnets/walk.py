@@ -22,6 +22,7 @@ from evo_subnets.spread import Spread, spread_of
 from evo_subnets.streams import derive_seed
 from evo_subnets.trust_region import divergence, outputs_of, search_trust_region
 
+NOTHING_KEPT = Run.none()
 BATCH = 256
 """Inputs of a forward pass where divergences are measured."""
 MEASURED, GAIN = 8, 0.5
@@ -78,31 +79,34 @@ class Generation:
     """Of the next parent from the root."""
 
 
-class _Walk:
-    """The parent as it moves: one copy of the weights, and a second one while a step is sought."""
+class Walk:
+    """The parent as it moves: one copy of the weights, and a second one while a step is sought.
+
+    A generation: the children of `search_of(g)` around `parent` are judged, `choose` makes a record
+    of the step that they ask for, `take` moves the parent by it.
+    """
 
     def __init__(
         self, module: nn.Module, moving: Moving, *, search: Search, inputs: Any, outputs: Outputs
     ) -> None:
-        self.parent, self.moving, self.search, self.outputs = module, moving, search, outputs
+        self.moving, self.search, self.outputs = moving, search, outputs
         # a loader that shuffles gives others each time
         self.inputs = None if inputs is None else list(batches_of(inputs, BATCH))
-        weights = parameters(module)
-        self.names = included(weights, search.include)
-        self.fixed = staying(weights, self.names)
-        self.memories = {
-            name: [torch.zeros_like(wide(weights[name])) for _ in range(moving.rule.memories)]
-            for name in self.names
-        }
-        self.sums = {  # where the weights themselves cannot hold what is added up
-            name: wide(weights[name])
-            for name in self.names
-            if torch.promote_types(weights[name].dtype, torch.float32) != weights[name].dtype
-        }
+        self.moved = Moved(module, rule=moving.rule, include=search.include)
         self.root_outputs = None if inputs is None else self._answers(module)
-        self.lineage, self.history = Lineage(rule=moving.rule), list[Generation]()
+        self.history: list[Generation] = []
 
-    def search_of(self, number: int, run: Run, name: str) -> Search:
+    @property
+    def parent(self) -> nn.Module:
+        """Where it is now."""
+        return self.moved.module
+
+    @property
+    def lineage(self) -> Lineage:
+        """How it came there from the root."""
+        return self.moved.lineage
+
+    def search_of(self, number: int, *, run: Run = NOTHING_KEPT, name: str = "children") -> Search:
         """The search of a generation: with its sigma for the parent as it is."""
         if self.moving.noise is None:
             return self.search
@@ -153,7 +157,7 @@ class _Walk:
         here = None if self.inputs is None else self._answers(self.parent)
 
         def gone(length: float) -> float:
-            self._write(replace(step, length=length), moved)
+            self.moved.write(replace(step, length=length), moved)
             if here is None:
                 return 0.0
             return divergence(here, self._answers(moved), outputs=self.outputs)
@@ -186,30 +190,12 @@ class _Walk:
 
     def take(self, generation: Generation) -> None:
         """Moves the parent."""
-        moved = copied(self.parent)
-        self._write(generation.step, moved, keep=True)
-        self.parent, self.lineage = moved, self.lineage.then(generation.step)
+        self.moved.take(generation.step)
         self.history.append(generation)
 
-    @torch.no_grad()
-    def _write(self, step: Step, moved: nn.Module, *, keep: bool = False) -> None:
-        """Gives `moved` the weights behind a step; memories and sums move along only if asked."""
-        old, new, number = parameters(self.parent), parameters(moved), len(self.lineage.steps) + 1
-        for name in self.names:
-            total = self.sums[name] if name in self.sums else wide(old[name])
-            memories = self.memories[name]
-            if not keep:
-                total, memories = total.clone(), [memory.clone() for memory in memories]
-            add_step(
-                name, total, memories=memories, step=step, rule=self.moving.rule, number=number,
-                unit=unit_of(self.names, name),
-            )  # fmt: skip
-            new[name].copy_(total.view(new[name].shape))
-        for name, stays in self.fixed.items():
-            torch.where(stays, old[name], new[name], out=new[name])
 
-
-def _from_record(record: dict[str, Any]) -> Generation:
+def from_record(record: dict[str, Any]) -> Generation:
+    """A generation as `Walk.choose` wrote it."""
     length, *mutations = record["step"]
     spread = record["spread"]
     return Generation(

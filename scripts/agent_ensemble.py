@@ -103,6 +103,7 @@ def main(args: AgentArgs) -> None:
             generations=args.evolution.generations,
             moving=args.evolution.moving(None if args.sigma else args.target),
             inputs=seen,
+            again=args.again,
             run=run,
             workers=args.workers.chosen,
         )

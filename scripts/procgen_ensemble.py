@@ -91,7 +91,7 @@ def main(args: ProcgenArgs) -> None:
             actor, search, episodes=args.validation_episodes, inputs=seen,
             course=lambda number: course(f"validation {number}" if number else "validation"),
             generations=args.evolution.generations,
-            moving=args.evolution.moving(None if args.sigma else args.target),
+            moving=args.evolution.moving(None if args.sigma else args.target), again=args.again,
             deterministic=args.deterministic, device=device, run=run, workers=args.workers.chosen,
         )  # fmt: skip
         show_children(run, evolution)

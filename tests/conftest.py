@@ -9,6 +9,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import numpy as np
 import pytest
+import rich.style  # noqa: F401  its import draws a random number, whichever test comes to it
 import torch
 from script_client import Server
 

@@ -1,6 +1,7 @@
 import copy
 import gc
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,7 +15,6 @@ from evo_subnets import (
     Run,
     Search,
     evolve,
-    generations,
     parameters,
     quads,
     search_trust_region,
@@ -127,7 +127,7 @@ def test_a_generation_asks_few_children_for_sigma(monkeypatch):
         asked.append(sum(trial.children for trial in found.table))
         return found
 
-    monkeypatch.setattr(generations, "search_trust_region", counted)
+    monkeypatch.setattr("evo_subnets.walk.search_trust_region", counted)
     evolve(mlp(), Likelihood(), search=SEARCH, generations=4, inputs=INPUTS)
     assert asked[0] > 8
     assert asked[1:] == [8, 8, 8]
@@ -350,3 +350,44 @@ def test_a_mean_goes_all_the_way(tmp_path):
     assert loaded.recipe.mutations == tuple(child.mutation for child in found[0].elites)
     with pytest.raises(ValueError, match="mean must be finite"):
         Search(mean=math.inf)
+
+
+def test_the_fittest_are_judged_again_before_they_are_trusted(tmp_path):
+    """By hand: the mean of a child's cases in its generation and in one that there was not."""
+    search = Search(16, 4, density=1.0)
+    for generations, moving in ((1, None), (2, Moving())):
+        found = []
+        for run in (Run(tmp_path / str(generations)), Run(tmp_path / str(generations))):
+            with run:
+                found.append(
+                    evolve(
+                        mlp(),
+                        Likelihood(),
+                        search=replace(search, sigma=0.3),
+                        again=8,
+                        run=run,
+                        generations=generations,
+                        moving=moving,
+                        inputs=INPUTS if moving else None,
+                    )
+                )
+        result, resumed = found
+        once = select(result.children, 8, seed=0)
+        assert [child.mutation for child in result.confirmed] == [each.mutation for each in once]
+        new = Likelihood().in_generation(generations)
+        for first, both in zip(once, result.confirmed, strict=True):
+            assert both.cases == (*first.cases, *new(result.model(first)))
+            assert both.fitness == pytest.approx(sum(both.cases) / len(both.cases))
+        assert result.elites == select(result.confirmed, 4, seed=0)
+        assert result.elites != once[:4], "a case in which it says nothing new tests nothing"
+        assert result.ensemble.recipe.mutations == tuple(each.mutation for each in result.elites)
+        assert resumed.elites == result.elites
+
+
+def test_again_is_refused_where_it_says_nothing():
+    search = Search(8, 4, density=1.0, sigma=0.1)
+    for again in (3, 9, -1):
+        with pytest.raises(ValueError, match="between ensemble_size and population_size, 4 and 8"):
+            evolve(mlp(), Likelihood(), search=search, again=again)
+    with pytest.raises(ValueError, match=r"would say the same.*in_generation"):
+        evolve(mlp(), mean_likelihood, search=search, again=4)

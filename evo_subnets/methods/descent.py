@@ -9,7 +9,7 @@ from torch import nn
 
 from evo_subnets.copies import copied
 from evo_subnets.ensemble import Ensemble
-from evo_subnets.generations import Moving, evolve
+from evo_subnets.generations import evolve
 from evo_subnets.methods.apart import apart
 from evo_subnets.methods.result import Result, untrained
 from evo_subnets.outputs import Combine
@@ -18,6 +18,7 @@ from evo_subnets.runs import Run
 from evo_subnets.search import Search
 from evo_subnets.streams import derive_seed
 from evo_subnets.task import Task
+from evo_subnets.walk import Moving
 from evo_subnets.workers import Workers
 
 HELD_OUT = 3

@@ -11,7 +11,7 @@ from torch import nn
 from evo_subnets.data import Images
 from evo_subnets.ensemble import Ensemble
 from evo_subnets.evolution import Child
-from evo_subnets.generations import Moving, evolve
+from evo_subnets.generations import evolve
 from evo_subnets.methods.apart import apart
 from evo_subnets.methods.descent import as_ensembles, descended, with_norms
 from evo_subnets.methods.races import raced
@@ -27,6 +27,7 @@ from evo_subnets.streams import derive_seed
 from evo_subnets.subnetworks import spreads
 from evo_subnets.task import Data, Task
 from evo_subnets.trust_region import Trial, search_trust_region
+from evo_subnets.walk import Moving
 from evo_subnets.workers import Here, Workers
 
 INPUTS = 1000

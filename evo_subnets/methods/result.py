@@ -10,7 +10,6 @@ from torch import nn
 from evo_subnets import files
 from evo_subnets.ensemble import Ensemble
 from evo_subnets.evolution import HERE, NOTHING_KEPT, Child
-from evo_subnets.generations import Generation
 from evo_subnets.lineage import Lineage
 from evo_subnets.metrics import count_parameters
 from evo_subnets.options import described
@@ -20,6 +19,7 @@ from evo_subnets.search import Search
 from evo_subnets.task import Task
 from evo_subnets.trust_region import Trial
 from evo_subnets.tuning import Tuning
+from evo_subnets.walk import Generation
 from evo_subnets.workers import Workers
 
 __all__ = [

@@ -1,8 +1,9 @@
 """The same evaluation in other processes, through EvoTorch on Ray."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,18 +11,16 @@ from evotorch import SolutionBatch
 from evotorch.algorithms import SearchAlgorithm
 from torch import Tensor, nn
 
-from evo_subnets.evolution import (
-    Child,
-    Evaluator,
-    Evolution,
-    Fitness,
-    gather,
-    lost_child,
-)
+from evo_subnets.descendants import Descendant, Descendants, lost_descendant
+from evo_subnets.evolution import Child, Evolution, Fitness, gather
+from evo_subnets.generations import Evolved, check_moving
+from evo_subnets.kinds import kind_of
+from evo_subnets.lineage import Lineage
 from evo_subnets.mutation import Mutation
-from evo_subnets.outputs import CLASSES, Outputs
+from evo_subnets.outputs import Outputs
 from evo_subnets.search import Search
 from evo_subnets.subnetworks import Include
+from evo_subnets.walk import Moving, Walk, from_record
 from evo_subnets.workers.crew import Crew
 from evo_subnets.workers.here import Here
 from evo_subnets.workers.ray import Ray
@@ -60,9 +59,10 @@ class MutationProblem(Crew):
     """The search for fit children of `module`, to EvoTorch: solutions are rows, see `to_rows`.
 
     `fitness`, `include`: as in `evaluate`. `workers`: those of `Ray` stay for all batches, until
-    `close`. `children` are those of the last batch, with the reasons of those that failed, whose
-    evaluation is -inf. `on_child` sees each as it comes. A PopulationError stops a batch most of
-    which fails.
+    `close`. Solutions are children of the module, moved by `lineage`, and judged as those of
+    `generation` where that is a number (see `Descendant`): this is what workers are sent.
+    `children` are those of the last batch, with the reasons of those that failed, whose evaluation
+    is -inf. `on_child` sees each as it comes. A PopulationError stops a batch most of which fails.
     """
 
     def __init__(
@@ -74,11 +74,13 @@ class MutationProblem(Crew):
         on_child: Callable[[Child], None] | None = None,
         workers: Here | Ray = Here(),
     ) -> None:
-        evaluator = Evaluator(module, fitness, include=include)
+        work = Descendants(module, fitness, include=include)
         options: dict[str, Any] = asdict(workers)  # none where it is this process
-        super().__init__(evaluator, **options, lost=lost_child, solution_length=4)
+        super().__init__(work, **options, lost=lost_descendant, solution_length=4)
         self.module, self.include, self.on_child = module, include, on_child
         self.children: list[Child] = []
+        self.lineage = Lineage()
+        self.generation: int | None = None
 
     def batch(self, mutations: Sequence[Mutation]) -> SolutionBatch:
         """The mutations as EvoTorch's solutions, not evaluated yet."""
@@ -87,7 +89,12 @@ class MutationProblem(Crew):
         return batch
 
     def _evaluate_all(self, batch: SolutionBatch) -> None:
-        self.children = gather(from_rows(batch.values), self.results, on_child=self.on_child)
+        def evaluated(mutations: Sequence[Mutation]) -> Iterator[tuple[int, Child]]:
+            return self.results(
+                [Descendant(self.lineage, each, self.generation) for each in mutations]
+            )
+
+        self.children = gather(from_rows(batch.values), evaluated, on_child=self.on_child)
         fitness = [-math.inf if child.failed else child.fitness for child in self.children]
         batch.set_evals(torch.tensor(fitness, dtype=torch.float64))
 
@@ -99,38 +106,85 @@ class MutationProblem(Crew):
 
     @property
     def _nonserialized_attribs(self) -> list[str]:
-        return ["module", "include", "on_child", "children"]
+        return ["module", "include", "on_child", "children", "lineage"]
 
 
 class SubnetworkSearch(SearchAlgorithm):  # type: ignore[misc]
     """`Evolution` as an algorithm of EvoTorch's: a step is ask, evaluate, tell.
 
-    `evolution` has the `elites` and the `ensemble`, whose kind of outputs is `outputs`. Of the
-    status, `best_fitness` and `elites` are of all generations so far, `mean_fitness` (of those that
-    did not fail) and `failed` (how many did) of the last.
+    With `moving`, a step is a generation of `evolve` and moves the parent, to the same bits; the
+    divergences that bound it are measured on `inputs`, and the problem's children are those of the
+    moved parent. `evolution` has the `elites` and the `ensemble`, whose kind of outputs is
+    `outputs`; moving, it is an `Evolved` of the last generation. Of the status, `best_fitness` and
+    `elites` are of all children of the parent so far, `mean_fitness` (of those that did not fail)
+    and `failed` (how many did) of the last generation; `sigma`, `divergence` and `drift` are there
+    where the parent moves.
     """
 
     def __init__(
-        self, problem: MutationProblem, search: Search, *, outputs: Outputs = CLASSES
+        self,
+        problem: MutationProblem,
+        search: Search,
+        *,
+        moving: Moving | None = None,
+        inputs: Any = None,
+        outputs: Outputs | None = None,
     ) -> None:
         if search.include != problem.include:
             raise ValueError(
                 f"the problem mutates {problem.include}, the search {search.include}: give both "
                 "the same include"
             )
-        self.evolution = Evolution(problem.module, search, outputs=outputs)
+        if moving is None and inputs is not None:
+            raise ValueError("inputs are for divergences, which bound a parent that moves: moving=")
+        self.outputs = kind_of(problem.module, outputs)
+        check_moving(moving, search, generations=1, inputs=inputs)
+        self._walk: Walk | None = None
+        self.evolution: Evolution
+        found: dict[str, Callable[[], Any]] = {}
+        if moving is None:
+            self.evolution = Evolution(problem.module, search, outputs=self.outputs)
+        else:
+            self._walk = walk = Walk(
+                problem.module, moving, search=search, inputs=inputs, outputs=self.outputs
+            )
+            for name in ("sigma", "divergence", "drift"):
+                found[name] = partial(lambda name: getattr(walk.history[-1], name), name)
         super().__init__(
             problem,
             best_fitness=lambda: self.evolution.elites[0].fitness,
             mean_fitness=self._mean_fitness,
             failed=lambda: sum(child.failed for child in problem.children),
             elites=lambda: self.evolution.elites,
+            **found,
         )
 
     def _step(self) -> None:
+        walk = self._walk
+        if walk is not None:
+            self.evolution = self._generation(walk)
         batch = self.problem.batch(self.evolution.ask())
         self.problem.evaluate(batch)
         self.evolution.tell(self.problem.children)
+        if walk is not None:
+            walk.take(from_record(walk.choose(self.evolution.children)))
+            assert isinstance(self.evolution, Evolved)
+            self.evolution.lineage, self.evolution.history = walk.lineage, walk.history
+            self.evolution.evolved = walk.parent
+
+    def _generation(self, walk: Walk) -> Evolved:
+        """Of children around the parent as it is now."""
+        number = len(walk.history)
+        found = Evolved(
+            walk.parent,
+            walk.search_of(number),
+            root=self.problem.module,
+            lineage=walk.lineage,
+            outputs=self.outputs,
+        )
+        found.generation = number
+        self.problem.lineage, self.problem.generation = walk.lineage, number
+        return found
 
     def _mean_fitness(self) -> float:
         alive = [child.fitness for child in self.problem.children if not child.failed]

@@ -1,11 +1,12 @@
 """Work in other processes, through EvoTorch on Ray, which are imported when there is work."""
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
 
-from evo_subnets.workers.here import no_result
+from evo_subnets.workers.here import Mapper, no_result
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,27 @@ class Ray:
                 f"other processes need {' and '.join(missing)}: pip install 'evo-subnets[scale]'"
             )
 
+    @contextmanager
+    def kept(
+        self,
+        work: Callable[[Any], Any],
+        *,
+        most: int,
+        lost: Callable[[Any], Any] = no_result,
+    ) -> Iterator[Mapper]:
+        """See `Workers`. The processes start with the first item and end with the block."""
+        from evo_subnets.workers.crew import Crew  # this alone needs EvoTorch and Ray: seconds
+
+        with Crew(
+            work,
+            min(self.workers, max(most, 1)),
+            gpus_per_worker=self.gpus_per_worker,
+            address=self.address,
+            threads=self.threads,
+            lost=lost,
+        ) as crew:
+            yield crew.results
+
     def map(
         self,
         work: Callable[[Any], Any],
@@ -50,14 +72,5 @@ class Ray:
         lost: Callable[[Any], Any] = no_result,
     ) -> Iterator[tuple[int, Any]]:
         """See `Workers`. The processes end with the iterator, `close()` ends it early."""
-        from evo_subnets.workers.crew import Crew  # this alone needs EvoTorch and Ray: seconds
-
-        with Crew(
-            work,
-            min(self.workers, max(len(items), 1)),
-            gpus_per_worker=self.gpus_per_worker,
-            address=self.address,
-            threads=self.threads,
-            lost=lost,
-        ) as crew:
-            yield from crew.results(items)
+        with self.kept(work, most=len(items), lost=lost) as mapped:
+            yield from mapped(items)

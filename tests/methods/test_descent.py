@@ -10,7 +10,6 @@ from networks import built, noise, pictures
 from networks import small_classifier as network
 
 from evo_subnets import Ensemble, Search, singles
-from evo_subnets.generations import Moving
 from evo_subnets.lineage import best_child
 from evo_subnets.methods import Noisy
 from evo_subnets.methods.apart import apart
@@ -21,6 +20,7 @@ from evo_subnets.streams import derive_seed
 from evo_subnets.subnetworks import parameters
 from evo_subnets.task import Task
 from evo_subnets.tuning import Tuning, tune
+from evo_subnets.walk import Moving
 
 
 def parent():

@@ -25,6 +25,7 @@ from configs.images import ParentArgs
 from configs.workers import WorkerArgs
 from evo_subnets import (
     Evolution,
+    Moving,
     Mutation,
     PopulationError,
     Search,
@@ -34,7 +35,9 @@ from evo_subnets import (
     quads,
     select,
 )
+from evo_subnets.descendants import Descendant
 from evo_subnets.evolution import Evaluator, gather
+from evo_subnets.lineage import Lineage, Momentum
 from evo_subnets.methods import Sparse
 from evo_subnets.schedules import Constant
 from evo_subnets.streams import derive_seed
@@ -357,9 +360,8 @@ def test_the_pickled_problem_is_small_and_knows_that_it_is_no_more():
         list(pickle.loads(data).results([1]))
     mutations = quads(4, 0.1, density=0.3, seed=0)
     clone = MutationProblem(mlp(), weight_sum).clone()
-    assert [child for _, child in clone.results(mutations)] == evaluate(
-        mlp(), mutations, fitness=weight_sum
-    )
+    there = [child for _, child in clone.results([Descendant(Lineage(), one) for one in mutations])]
+    assert there == evaluate(mlp(), mutations, fitness=weight_sum)
 
 
 def test_a_worker_opens_only_what_it_was_told_of():
@@ -459,3 +461,66 @@ def test_too_few_machines_are_an_error_that_counts_them():
     ]:
         with pytest.raises(ValueError, match=message):
             list(Ray(1000, **arguments).map(abs, range(1000)))
+
+
+class Likelihoods:
+    """Fresh cases in every generation."""
+
+    def __init__(self, seed=0):
+        self.seed = seed
+
+    @torch.no_grad()
+    def __call__(self, model):
+        inputs = torch.randn(16, 5, generator=torch.Generator().manual_seed(self.seed))
+        return model(inputs).log_softmax(-1)[:, 0].tolist()
+
+    def in_generation(self, number):
+        return Likelihoods(1 + number)
+
+
+GENERATIONS = {
+    "search": Search(8, 3, density=1.0),
+    "moving": Moving(rule=Momentum()),
+    "inputs": torch.linspace(-2, 2, 160).reshape(32, 5),
+}
+
+
+def test_generations_under_evotorch_are_those_of_evolve():
+    module = mlp()
+    expected = evolve(module, Likelihoods(), generations=3, **GENERATIONS)
+    problem = MutationProblem(module, Likelihoods())
+    searcher = SubnetworkSearch(problem, **GENERATIONS)
+    logger = PandasLogger(searcher)
+    searcher.run(3)
+    found = searcher.evolution
+    assert found.lineage == expected.lineage
+    assert found.children == expected.children
+    assert all_same_bits(found.evolved.state_dict(), expected.evolved.state_dict())
+    assert list(found.models()) == list(expected.models())
+    frame = logger.to_dataframe()
+    assert frame["divergence"].tolist() == [each.divergence for each in expected.history]
+    assert frame["sigma"].tolist() == [each.sigma for each in expected.history]
+    with pytest.raises(ValueError, match="inputs are for divergences"):
+        SubnetworkSearch(problem, Search(8, 3, sigma=0.1), inputs=torch.ones(2, 5))
+
+
+def test_workers_are_sent_lineages_and_stay_through_all_generations(tmp_path):
+    module, seen = mlp(), tmp_path / "seen"
+    seen.mkdir()
+
+    class Watched(Likelihoods):
+        def __call__(self, model):
+            (seen / str(os.getpid())).touch()
+            return super().__call__(model)
+
+        def in_generation(self, number):
+            return Watched(1 + number)
+
+    here = evolve(module, Likelihoods(), generations=3, again=4, **GENERATIONS)
+    elsewhere = evolve(module, Watched(), generations=3, again=4, workers=Ray(2), **GENERATIONS)
+    assert elsewhere.lineage == here.lineage
+    assert elsewhere.children == here.children
+    assert elsewhere.confirmed == here.confirmed
+    processes = {path.name for path in seen.iterdir()}
+    assert len(processes) <= 2
+    assert str(os.getpid()) not in processes
