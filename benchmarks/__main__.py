@@ -49,6 +49,7 @@ SLOW = {
     "damage": "opens 70,000 damaged files",
     "density": "searches trust regions by density, and asks fresh children",
     "units": "judges children of one sigma and of units of layers",
+    "evolution": "evolves two tasks with three sides, tuned and not, three seeds each",
     "architectures": "searches the trust regions of 48 networks of torchvision",
 }
 """Scripts that show something and time nothing, to be called by name."""

@@ -59,6 +59,17 @@ class Moved:
         for name, stays in self.fixed.items():
             torch.where(stays, old[name], new[name], out=new[name])
 
+    @torch.no_grad()
+    def stretch(self, moved: nn.Module, factor: float) -> bool:
+        """Makes the step that `moved` is away a so much longer one, to the last digits, without a
+        draw; False, and nothing done, where the weights are too coarse for that."""
+        if self.sums or not math.isfinite(factor):
+            return False
+        old, new = parameters(self.module), parameters(moved)
+        for name in self.names:
+            torch.lerp(old[name], new[name], factor, out=new[name])
+        return True
+
 
 @dataclass(frozen=True)
 class Descendant:

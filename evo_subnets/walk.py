@@ -155,9 +155,13 @@ class Walk:
         """The step's length, and the divergence of where it leads from the parent and the root."""
         moving = self.moving
         here = None if self.inputs is None else self._answers(self.parent)
+        away = 0.0
 
         def gone(length: float) -> float:
-            self.moved.write(replace(step, length=length), moved)
+            nonlocal away
+            if not (away and self.moved.stretch(moved, length / away)):
+                self.moved.write(replace(step, length=length), moved)
+            away = length
             if here is None:
                 return 0.0
             return divergence(here, self._answers(moved), outputs=self.outputs)

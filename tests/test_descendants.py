@@ -1,6 +1,7 @@
 """Children of parents that have moved, from the root and a recipe alone."""
 
 import pickle
+from dataclasses import replace
 
 import pytest
 import torch
@@ -84,3 +85,17 @@ def test_what_travels_is_the_root_and_not_where_it_was_led():
     lost = lost_descendant(Descendant(Lineage(), quads(4, 0.1, density=0.5, seed=0)[0]))
     assert lost.failed
     assert lost.reason == "its worker died"
+
+
+def test_a_step_is_stretched_to_the_last_digits_and_coarse_weights_are_not():
+    (step,) = steps(1)
+    moved, other = Moved(mlp()), mlp()
+    moved.write(replace(step, length=0.3), other)
+    for length in (0.1, 2.0, 0.5):
+        away = {0.1: 0.3, 2.0: 0.1, 0.5: 2.0}[length]
+        assert moved.stretch(other, length / away)
+        expected = mlp()
+        moved.write(replace(step, length=length), expected)
+        torch.testing.assert_close(other.state_dict(), expected.state_dict(), rtol=1e-6, atol=1e-7)
+    coarse = mlp().bfloat16()
+    assert not Moved(coarse).stretch(coarse, 2.0)

@@ -1,16 +1,19 @@
 """Every benchmark, tiny: it runs to its end and says what it promises to measure."""
 
 import importlib
+import math
 import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 import tyro
 
+from benchmarks import evolution
 from benchmarks.__main__ import CPU, GPU, SLOW
 
 ROOT = Path(__file__).parents[2]
@@ -129,3 +132,19 @@ def test_a_benchmark_of_make_runs_and_says_what_was_left_out():
     assert "times smaller" in process.stdout
     assert "mutation: not asked for" in process.stdout
     assert "make bench-gpu" in process.stdout
+
+
+def test_every_side_evolves_both_tasks_and_has_its_cost():
+    args = evolution.Args(tiny=True)
+    few = replace(args, population_size=4, generations=2)
+    for task in evolution.TASKS.values():
+        start = task.judged(task.network(0), 0)
+        for side, grid in evolution.GRIDS.items():
+            (value,) = evolution.curve(side, grid[1], task, 0, few, [2])
+            assert math.isfinite(value)
+            assert value != start, side
+    few = replace(few, seeds=1, tuning_seeds=1)
+    text = evolution.fitness_of(evolution.TASKS["digits"], few)
+    assert re.search(r"^ours +tuned: noise", text, re.MULTILINE)
+    found = {side: evolution.cost(side, few) for side in evolution.GRIDS}
+    assert all(each["seconds"] > 0 and each["weights"] == 4522 for each in found.values())
