@@ -36,6 +36,10 @@ NOISY = f"image_ensemble.py noisy {IMAGES} --population-size 32 --ensemble-size 
 COMMANDS = {
     "procgen_ensemble, PPO and children": PROCGEN,
     "image_ensemble, noisy": NOISY,
+    "image_ensemble, generations": f"{NOISY} --generations 4",
+    "agent_ensemble, generations": "agent_ensemble.py --env CartPole-v1 --total-timesteps 2000 "
+    "--population-size 8 --ensemble-size 4 --generations 4 --validation-episodes 4 "
+    "--held-out-episodes 8 --test-episodes 8 --further-training",
     "image_ensemble, stochastic": f"image_ensemble.py stochastic {IMAGES} --ensemble-size 4 "
     "--epochs 3 --annealing-epochs 2",
     "image_ensemble over 2 workers": f"{NOISY} --workers 2",

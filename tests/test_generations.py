@@ -1,7 +1,11 @@
 import copy
 import gc
 import math
+import os
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +19,7 @@ from evo_subnets import (
     Run,
     Search,
     evolve,
+    files,
     parameters,
     quads,
     search_trust_region,
@@ -23,6 +28,7 @@ from evo_subnets import (
 from evo_subnets.lineage import Adam, Lineage, Momentum, best_child, log_weights
 from evo_subnets.trust_region import divergence, outputs_of
 
+TESTS = Path(__file__).parent
 INPUTS = noise(64, 5, seed=1)
 SEARCH = Search(16, 4, density=1.0, sampler=quads)
 
@@ -391,3 +397,41 @@ def test_again_is_refused_where_it_says_nothing():
             evolve(mlp(), Likelihood(), search=search, again=again)
     with pytest.raises(ValueError, match=r"would say the same.*in_generation"):
         evolve(mlp(), mean_likelihood, search=search, again=4)
+
+
+def wide():
+    """More than one piece of a step, so that threads share it out."""
+    return built(
+        lambda: nn.Sequential(
+            nn.Linear(5, 300), nn.Tanh(), nn.Linear(300, 300), nn.Tanh(), nn.Linear(300, 3)
+        )
+    )
+
+
+ELSEWHERE = """
+import sys, torch
+from evo_subnets import Lineage, files, parameters
+from test_generations import wide
+torch.set_num_threads(int(sys.argv[2]))
+module = wide()
+lineage, names = Lineage.load(sys.argv[1], parameters(module))
+lineage.replay(parameters(module), out=parameters(module), include=names)
+print(len(lineage.steps), files.fingerprint(files.state_of(module)))
+"""
+
+
+def test_fifty_generations_are_rebuilt_in_another_process_with_other_threads(tmp_path):
+    module = wide()
+    search = Search(4, 1, density=1.0, sigma=0.01)
+    moving = Moving(noise=None, step=None, rule=Adam())
+    result = evolve(module, Likelihood(), search=search, generations=50, moving=moving)
+    result.lineage.save(tmp_path / "lineage.json", parameters(module), include=None)
+    expected = f"50 {files.fingerprint(files.state_of(result.evolved))}"
+    assert expected != f"50 {files.fingerprint(files.state_of(module))}"
+    for threads in (1, 3):
+        found = subprocess.run(
+            [sys.executable, "-c", ELSEWHERE, tmp_path / "lineage.json", str(threads)],
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (TESTS.parent, TESTS)))},
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        assert found.stdout.strip() == expected
