@@ -281,6 +281,7 @@ def move(
     if not evolved.children:  # an earlier part of the run has judged them
         evolved.tell(last())
     _confirm(evolved, judged, again, generation=generations, name=name)
+    show_history(run, walk.history)
     evolved.lineage, evolved.history, evolved.evolved = walk.lineage, walk.history, walk.parent
     return evolved
 
@@ -341,12 +342,20 @@ def stepped(module: nn.Module, step: Step, *, include: Include = None) -> nn.Mod
     return moved.module
 
 
+QUANTILES = {"lowest": 0.0, "25": 0.25, "median": 0.5, "75": 0.75, "highest": 1.0}
+
+
+def quantiles(generation: Generation) -> dict[str, float]:
+    """Of the fitness of the children that did not fail."""
+    alive = [value for value in generation.fitness if not math.isnan(value)]
+    levels = torch.tensor(list(QUANTILES.values()), dtype=torch.float64)
+    found = torch.quantile(torch.tensor(alive, dtype=torch.float64), levels).tolist()
+    return dict(zip(QUANTILES, found, strict=True))
+
+
 def show_generation(run: Run, generation: Generation, *, number: int) -> None:
     """A generation's curves in TensorBoard."""
-    alive = [value for value in generation.fitness if not math.isnan(value)]
-    levels = torch.tensor([0.0, 0.25, 0.5, 0.75, 1.0], dtype=torch.float64)
-    quantiles = torch.quantile(torch.tensor(alive, dtype=torch.float64), levels).tolist()
-    for name, value in zip(("lowest", "25", "median", "75", "highest"), quantiles, strict=True):
+    for name, value in quantiles(generation).items():
         run.scalar(f"generations/fitness_{name}", value, number)
     for name in ("sigma", "divergence", "drift"):
         run.scalar(f"generations/{name}", getattr(generation, name), number)
@@ -354,3 +363,20 @@ def show_generation(run: Run, generation: Generation, *, number: int) -> None:
     if generation.spread is not None:
         run.scalar("generations/true_spread", generation.spread.children, number)
         run.scalar("generations/spread_error", generation.spread.error, number)
+
+
+def show_history(run: Run, history: Sequence[Generation]) -> None:
+    """All generations as one picture in TensorBoard: fitness, divergences, strengths."""
+    if run.folder is None or not history:
+        return
+    fitness = [quantiles(each) for each in history]
+    panels: dict[str, dict[str, list[float]]] = {
+        "fitness of the children": {name: [each[name] for each in fitness] for name in QUANTILES},
+        "divergence, nats": {
+            "from the last parent": [each.divergence for each in history],
+            "from the first": [each.drift for each in history],
+        },
+        "sigma": {"of the children": [each.sigma for each in history]},
+        "length of the step": {"of the weighted sum": [each.step.length for each in history]},
+    }
+    run.curves("generations", panels, over="generation", band=("25", "75"))

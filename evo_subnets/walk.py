@@ -28,6 +28,9 @@ BATCH = 256
 MEASURED, GAIN = 8, 0.5
 """Children of a generation's parent whose divergence corrects sigma, and how much of what they say:
 a parent is a short step from the last, so that generations average what a few of them miss."""
+MOST = 2.0
+"""By which sigma grows or shrinks in a generation: a parent that is sure of everything would ask
+for any noise."""
 HALVINGS = 12
 """Bisections that shorten a step which leads too far from the root."""
 
@@ -125,7 +128,8 @@ class Walk:
             if self.history and before is not None:
                 few = search(sigmas=[before], children=MEASURED, target=math.inf).divergence
                 if 0 < few < math.inf:
-                    return float(before * (target / few) ** (GAIN / SQUARE))
+                    factor = float((target / few) ** (GAIN / SQUARE))
+                    return before * min(max(factor, 1 / MOST), MOST)
             return search(target=target).sigma
 
         return replace(self.search, sigma=run.once(f"{name}: sigma {number}", sigma))

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from networks import all_same_bits, built, mlp, noise
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
 from evo_subnets import (
@@ -25,8 +26,10 @@ from evo_subnets import (
     search_trust_region,
     select,
 )
-from evo_subnets.lineage import Adam, Lineage, Momentum, best_child, log_weights
+from evo_subnets.lineage import Adam, Lineage, Momentum, Step, best_child, log_weights
+from evo_subnets.outputs import CLASSES
 from evo_subnets.trust_region import divergence, outputs_of
+from evo_subnets.walk import Generation, Walk
 
 TESTS = Path(__file__).parent
 INPUTS = noise(64, 5, seed=1)
@@ -137,6 +140,19 @@ def test_a_generation_asks_few_children_for_sigma(monkeypatch):
     evolve(mlp(), Likelihood(), search=SEARCH, generations=4, inputs=INPUTS)
     assert asked[0] > 8
     assert asked[1:] == [8, 8, 8]
+
+
+def test_sigma_at_most_doubles_where_a_parent_is_sure_of_everything():
+    """Its children's divergence vanishes, and with it the sense of a sigma that is made for one."""
+    module = mlp()
+    with torch.no_grad():
+        module[-1].bias += torch.tensor([30.0, 0.0, 0.0])
+    moving = Moving(noise=0.3, step=None)
+    search = Search(8, 2, density=1.0, sigma=0.01)
+    walk = Walk(module, moving, search=search, inputs=INPUTS, outputs=CLASSES)
+    first = Generation(0.01, (0.0,), None, Step(()), 0.0, 0.0)
+    walk.take(first)
+    assert walk.search_of(1).sigma == pytest.approx(0.02)
 
 
 def test_drift_is_bounded():
@@ -435,3 +451,13 @@ def test_fifty_generations_are_rebuilt_in_another_process_with_other_threads(tmp
             capture_output=True, text=True, check=True,
         )  # fmt: skip
         assert found.stdout.strip() == expected
+
+
+def test_a_run_ends_with_a_picture_of_its_generations(tmp_path):
+    with Run(tmp_path / "run") as run:
+        evolve(mlp(), Likelihood(), search=SEARCH, generations=2, inputs=INPUTS, run=run)
+    events = EventAccumulator(str(tmp_path / "run"))
+    events.Reload()
+    (picture,) = events.Images("generations")
+    assert picture.width > 1000
+    assert [event.step for event in events.Scalars("generations/fitness_median")] == [0, 1]

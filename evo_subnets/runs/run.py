@@ -8,6 +8,7 @@ from typing import Any
 from evo_subnets import files
 from evo_subnets.runs.journal import Journal
 from evo_subnets.runs.kept import RESULTS, TRAINING, Kept, inside
+from evo_subnets.runs.pictures import Panels, curves
 from evo_subnets.runs.tracking import Advance, Tracker, bar
 from evo_subnets.runs.values import decoded, encoded, plain
 
@@ -133,6 +134,13 @@ class Run:
         """A text, rendered as Markdown."""
         if tracker := self._tracker:
             tracker.text(tag, markdown, step)
+
+    def curves(
+        self, tag: str, panels: Panels, *, over: str, band: tuple[str, str] | None = None
+    ) -> None:
+        """A picture of curves, see `pictures.curves`; left out where matplotlib is missing."""
+        if (tracker := self._tracker) and (figure := curves(panels, over=over, band=band)):
+            tracker.picture(tag, figure)
 
     def hyper_parameters(self, values: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
         """A row of TensorBoard's HPARAMS page, which compares the runs of a group."""

@@ -7,7 +7,10 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Made = TypeVar("Made")
 
@@ -73,6 +76,14 @@ class Tracker:
         """A text, rendered as Markdown."""
         if writer := self._open():
             writer.add_text(tag, markdown, step)
+
+    def picture(self, tag: str, figure: "Figure") -> None:
+        """A figure of matplotlib's, as an image."""
+        if writer := self._open():
+            from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+            FigureCanvasAgg(figure)  # one that was made without a window has none
+            writer.add_figure(tag, figure)
 
     def hyper_parameters(self, values: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
         """A row of TensorBoard's HPARAMS page, which compares the runs of a group."""
