@@ -4,12 +4,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import gymnasium
+import numpy as np
 import torch
 import torch.nn.functional as F
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import Tensor, nn
 
 from agents.fast import impala_blocks
+from envs.procgen import ACTIONS
+from evo_subnets.rl import Actor
 
 PAPER_WIDTHS = (32, 64, 128)
 """Whitaker 2023, table 4.2."""
@@ -106,6 +109,16 @@ class ImpalaCNN(BaseFeaturesExtractor):
             if [type(layer) for layer in pairs] != [Convolution] * 4:
                 return False
         return True
+
+
+def impala_actor(
+    widths: tuple[int, ...], frame_stack: int, *, actions: int = ACTIONS, features_dim: int = 256
+) -> Actor:
+    """An untrained Procgen actor."""
+    space = gymnasium.spaces.Box(0, 255, (3 * frame_stack, 64, 64), np.uint8)
+    features = ImpalaCNN(space, features_dim, widths=widths)
+    head = nn.Linear(features_dim, actions)
+    return Actor(features, body=nn.Identity(), head=head, observation_space=space)
 
 
 LAYERS = [Convolution, nn.MaxPool2d, ResidualBlock, ResidualBlock]

@@ -4,13 +4,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import gymnasium
-import numpy as np
 import torch
-from torch import nn
 
 from agents.checkpoints import checkpoints, milestone_steps
-from agents.impala import ImpalaCNN, use_compiled_blocks
+from agents.impala import ImpalaCNN, impala_actor, use_compiled_blocks
+from agents.importers import load_foreign
 from agents.ppo import PPOSettings, train
 from envs.games import Mode
 from envs.procgen import ACTIONS
@@ -22,16 +20,6 @@ from evo_subnets.streams import check_seed
 SHIPPED = Path(__file__).parent.parent / "parents"
 KIND = "evo_subnets.actor"
 POLICY, CARD, MILESTONE = "policy.safetensors", "card.json", "milestone.safetensors"
-
-
-def impala_actor(
-    widths: tuple[int, ...], frame_stack: int, *, actions: int = ACTIONS, features_dim: int = 256
-) -> Actor:
-    """An untrained Procgen actor."""
-    space = gymnasium.spaces.Box(0, 255, (3 * frame_stack, 64, 64), np.uint8)
-    features = ImpalaCNN(space, features_dim, widths=widths)
-    head = nn.Linear(features_dim, actions)
-    return Actor(features, body=nn.Identity(), head=head, observation_space=space)
 
 
 def save_actor(path: str | Path, actor: Actor, *, about: dict[str, Any]) -> None:
@@ -90,13 +78,20 @@ def parent_file(parent: str, game: str, *, mode: Mode = "easy") -> Path | None:
 
 
 def load_parent(path: Path, *, game: str, mode: Mode = "easy") -> Actor:
-    """The parent of a `policy.safetensors`, or of a stable-baselines3 zip (which is unpickled:
-    only for files of one's own).
+    """The parent of a `policy.safetensors`, of a stable-baselines3 zip (which is unpickled: only
+    for files of one's own), or of another project's state dictionary, see `importers.LAYOUTS`.
 
     A ValueError where it is none for Procgen, or its file names another game or mode; a zip names
-    neither. It uses the compiled blocks of Impala (see `impala.ImpalaCNN`), and so do its children.
+    neither, nor does a state dictionary. It uses the compiled blocks of Impala (see
+    `impala.ImpalaCNN`), and so do its children.
     """
-    actor, about = (load_zip(path), {}) if path.suffix == ".zip" else load_actor(path)
+    about: dict[str, Any] = {}
+    if path.suffix == ".zip":
+        actor = load_zip(path)
+    elif path.suffix == ".safetensors":
+        actor, about = load_actor(path)
+    else:
+        actor = load_foreign(path)
     for option, found, asked in (
         ("env", about.get("game", game), game),
         ("mode", about.get("mode", mode), mode),

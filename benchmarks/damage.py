@@ -22,7 +22,8 @@ import torch
 import tyro
 from torch import nn
 
-from agents.parents import impala_actor, load_actor, save_actor
+from agents.impala import impala_actor
+from agents.parents import load_actor, save_actor
 from benchmarks.memory import peak_bytes
 from configs.command_line import run
 from evo_subnets import Child, Ensemble, files, quads

@@ -16,8 +16,7 @@ import torch
 import tyro
 from torch import Tensor, nn
 
-from agents.impala import COBBE_WIDTHS, use_compiled_blocks
-from agents.parents import impala_actor
+from agents.impala import COBBE_WIDTHS, impala_actor, use_compiled_blocks
 from benchmarks.timing import Device, alternate, publish, ratios, spread, wait_for_gpu
 from evo_subnets import Ensemble
 from evo_subnets.models import build

@@ -23,8 +23,7 @@ import tyro
 from evotorch import Problem, SolutionBatch
 from torch import Tensor, nn
 
-from agents.impala import COBBE_WIDTHS
-from agents.parents import impala_actor
+from agents.impala import COBBE_WIDTHS, impala_actor
 from benchmarks.timing import publish, spread
 from configs.command_line import run
 from evo_subnets import Child, Mutation, quads

@@ -47,15 +47,21 @@ class Moved:
         """Gives `moved` the weights behind a step; memories and sums move along only if asked."""
         old, new, number = parameters(self.module), parameters(moved), len(self.lineage.steps) + 1
         for name in self.names:
-            total = self.sums[name] if name in self.sums else wide(old[name])
             memories = self.memories[name]
             if not keep:
-                total, memories = total.clone(), [memory.clone() for memory in memories]
+                memories = [memory.clone() for memory in memories]
+            if name in self.sums:
+                total = self.sums[name] if keep else self.sums[name].clone()
+            elif new[name].is_contiguous():  # in place, without a copy of the layer
+                total = new[name].copy_(old[name]).view(-1)
+            else:
+                total = wide(old[name])
             add_step(
                 name, total, memories=memories, step=step, rule=self.lineage.rule, number=number,
                 unit=unit_of(self.names, name),
             )  # fmt: skip
-            new[name].copy_(total.view(new[name].shape))
+            if total.data_ptr() != new[name].data_ptr():
+                new[name].copy_(total.view(new[name].shape))
         for name, stays in self.fixed.items():
             torch.where(stays, old[name], new[name], out=new[name])
 

@@ -170,7 +170,9 @@ def check_strength(
     names, weights = mutated(module, include), parameters(module)
     # on the CPU, because not every device has float64
     sizes = [
-        weights[name].float().square().mean().cpu().double().sqrt() / unit_of(names, name)
+        torch.linalg.vector_norm(weights[name].detach(), dtype=torch.float32).cpu().double()
+        / math.sqrt(weights[name].numel())
+        / unit_of(names, name)
         for name in names
     ]
     largest = max((size.item() for size in sizes), default=0.0)

@@ -75,6 +75,8 @@ class Evolved(Evolution):
         """From the root to the evolved parent."""
         self.history: list[Generation] = []
         self.evolved: nn.Module = parent
+        self.mutations: list[Mutation] = []
+        """Of the last generation."""
         self.confirmed: list[Child] = []
         """The fittest children, judged again on cases that had no part in their selection; their
         fitness is the mean of all cases. Where there are any, the elites are chosen from them."""
@@ -259,18 +261,11 @@ def move(
         _confirm(evolved, judged, again, generation=1, name=name)
         return evolved
     walk = Walk(module, moving, search=search, inputs=inputs, outputs=outputs)
+    found: Evolved | None = None
     for number in range(generations):
-        now, lineage = walk.search_of(number, run=run, name=name), walk.lineage
-        evolved = Evolved(walk.parent, now, root=module, lineage=lineage, outputs=outputs)
-        evolved.generation = number
-        judged = partial(judge, evolved.module, lineage=lineage)
-        last = partial(
-            judged, evolved.ask(), generation=number, name=f"{name} of generation {number}"
-        )
-
-        chosen = partial(_chosen, evolved, last, walk)
-        generation = from_record(run.once(f"{name}: step {number}", chosen))
-        walk.take(generation)
+        found = None  # of the last generation, whose parent goes before another copy is made
+        found = _generation(walk, judge, number=number, run=run, name=name)
+        generation = walk.history[-1]
         run.forget(f"{name} of generation {number - 1}")  # what is needed of it is in its step
         show_generation(run, generation, number=number)
         if on_generation is not None:
@@ -278,12 +273,39 @@ def move(
         blind = generation.spread is not None and not generation.spread.told_apart
         if moving.stop and blind:
             break
+    assert found is not None
+    evolved = found
+    judged = partial(judge, evolved.module, lineage=evolved.lineage)
     if not evolved.children:  # an earlier part of the run has judged them
-        evolved.tell(last())
+        number = len(walk.history) - 1
+        evolved.tell(judged(evolved.mutations, generation=number, name=_kept(name, number)))
     _confirm(evolved, judged, again, generation=generations, name=name)
     show_history(run, walk.history)
     evolved.lineage, evolved.history, evolved.evolved = walk.lineage, walk.history, walk.parent
     return evolved
+
+
+def _generation(walk: Walk, judge: Judge, *, number: int, run: Run, name: str) -> Evolved:
+    """The children around the parent as it was, which the walk's last step has moved."""
+    now, lineage = walk.search_of(number, run=run, name=name), walk.lineage
+    evolved = Evolved(walk.parent, now, root=walk.root, lineage=lineage, outputs=walk.outputs)
+    evolved.generation = number
+    mutations = evolved.mutations = evolved.ask()
+
+    def chosen() -> dict[str, Any]:
+        kept = _kept(name, number)
+        evolved.tell(
+            judge(evolved.module, mutations, lineage=lineage, generation=number, name=kept)
+        )
+        return walk.choose(evolved.children)
+
+    walk.take(from_record(run.once(f"{name}: step {number}", chosen)))
+    return evolved
+
+
+def _kept(name: str, number: int) -> str:
+    """Under which a run keeps a generation's children."""
+    return f"{name} of generation {number}"
 
 
 def check_moving(
@@ -305,11 +327,6 @@ def check_moving(
             "generations are bounded by divergences, which are measured on inputs: give inputs="
         )
     return moving
-
-
-def _chosen(evolved: Evolved, judged: Callable[[], list[Child]], walk: Walk) -> dict[str, Any]:
-    evolved.tell(judged())
-    return walk.choose(evolved.children)
 
 
 def _confirm(

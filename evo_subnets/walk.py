@@ -92,7 +92,7 @@ class Walk:
     def __init__(
         self, module: nn.Module, moving: Moving, *, search: Search, inputs: Any, outputs: Outputs
     ) -> None:
-        self.moving, self.search, self.outputs = moving, search, outputs
+        self.root, self.moving, self.search, self.outputs = module, moving, search, outputs
         # a loader that shuffles gives others each time
         self.inputs = None if inputs is None else list(batches_of(inputs, BATCH))
         self.moved = Moved(module, rule=moving.rule, include=search.include)

@@ -14,8 +14,9 @@ import tyro
 from torch import nn
 
 from agents.evaluation import as_table, compare, verdict
+from agents.impala import impala_actor
 from agents.kept import as_code, find_region, show_children
-from agents.parents import impala_actor, load_parent, train_further, train_parent
+from agents.parents import load_parent, train_further, train_parent
 from agents.play.course import Course
 from agents.play.kept import evolve_together, play_all
 from agents.play.observations import collect_observations

@@ -7,7 +7,7 @@ import pytest
 import torch
 from networks import built, noise
 
-from agents.parents import impala_actor
+from agents.impala import impala_actor
 from agents.ppo import PPOSettings, make_ppo, make_training_env
 
 from stable_baselines3 import PPO  # isort: skip  # after agents, which silences gym

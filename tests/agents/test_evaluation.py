@@ -15,7 +15,7 @@ from PIL import Image
 from torch import nn
 
 from agents.evaluation import bootstrap_interval
-from agents.parents import impala_actor
+from agents.impala import impala_actor
 from agents.play import course as courses
 from agents.play.course import Course
 from agents.play.observations import collect_observations

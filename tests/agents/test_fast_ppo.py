@@ -18,8 +18,8 @@ from agents.fast import gradients as ppo_gradients
 from agents.fast import impala_blocks
 from agents.fast.ppo import FastPPO
 from agents.fast.rollouts import DeviceRolloutBuffer
-from agents.impala import ImpalaBlock, ImpalaCNN, compiled_blocks
-from agents.parents import SHIPPED, impala_actor, load_parent
+from agents.impala import ImpalaBlock, ImpalaCNN, compiled_blocks, impala_actor
+from agents.parents import SHIPPED, load_parent
 from agents.play.course import Course
 from agents.play.population import play
 from agents.ppo import PPOSettings, make_ppo, make_training_env

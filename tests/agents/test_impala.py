@@ -8,8 +8,7 @@ from networks import built, noise
 from small_agents import channels_first, parameters_of, pictures
 from torch import nn
 
-from agents.impala import COBBE_WIDTHS, PAPER_WIDTHS, ImpalaCNN
-from agents.parents import impala_actor
+from agents.impala import COBBE_WIDTHS, PAPER_WIDTHS, ImpalaCNN, impala_actor
 
 
 @pytest.mark.parametrize("stack", [1, 2, 4])

@@ -11,14 +11,8 @@ from networks import all_same_bits, built
 from small_agents import GAME, channels_first, pictures
 
 from agents import parents
-from agents.parents import (
-    impala_actor,
-    load_actor,
-    load_parent,
-    parent_file,
-    save_actor,
-    train_parent,
-)
+from agents.impala import impala_actor
+from agents.parents import load_actor, load_parent, parent_file, save_actor, train_parent
 from agents.ppo import PPOSettings, train
 from evo_subnets import Ensemble, files, materialize, quads
 from evo_subnets.files import StorageError

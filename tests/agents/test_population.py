@@ -13,7 +13,8 @@ import torch
 from networks import built
 from torch import nn
 
-from agents.parents import impala_actor, save_actor
+from agents.impala import impala_actor
+from agents.parents import save_actor
 from agents.play.course import Course
 from agents.play.population import evaluate_population, play, play_population
 from envs import TRAIN_LEVELS, ProcgenSimulator

@@ -8,7 +8,8 @@ import pytest
 from networks import built
 from script_client import check_refusal
 
-from agents.parents import SHIPPED, impala_actor, save_actor
+from agents.impala import impala_actor
+from agents.parents import SHIPPED, save_actor
 from agents.ppo import PPOSettings
 from configs.agent import AgentArgs
 from configs.moving import MovingArgs

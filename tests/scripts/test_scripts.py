@@ -19,7 +19,8 @@ from script_client import check_late_failure, check_refusal, half_written
 from agents import parents
 from agents.checkpoints import save_milestone
 from agents.evaluation import compare, verdict
-from agents.parents import impala_actor, load_actor, load_parent, save_actor
+from agents.impala import impala_actor
+from agents.parents import load_actor, load_parent, save_actor
 from configs.procgen import ProcgenArgs
 from configs.sweep import SweepArgs
 from envs import GAMES, TEST_LEVELS
