@@ -27,8 +27,9 @@ class ProcgenArgs:
     """Procgen game."""
     parent: str = "auto"
     """'auto': parents/ENV if there is one, else as 'train'. 'train': PPO, in OUT/parent, going on
-    where it stopped. Else the path of a policy.safetensors or of a stable-baselines3 zip (which
-    is unpickled: use only your own)."""
+    where it stopped. Else the path of a policy.safetensors, of a stable-baselines3 zip (which is
+    unpickled: use only your own), or of a state dictionary of train-procgen-pytorch,
+    train-procgen-pfrl or CleanRL's ppo_procgen (which is not)."""
     population_size: int = 16
     """Children."""
     sampler: Literal["quads", "singles"] = "quads"
