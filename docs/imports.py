@@ -11,7 +11,7 @@ CONTENTS = LIBRARY / "__init__.py"
 
 READING_ORDER = (
     "streams", "draws", "copies", "weights", "subnetworks", "mutation", "recipes", "lineage",
-    "options", "search", "inputs", "outputs", "actions", "kinds", "ensemble", "roots",
+    "options", "search", "inputs", "outputs", "actions", "kinds", "ensemble", "views", "roots",
     "trust_region", "spread", "evolution", "descendants", "walk", "generations",
     "racing", "pruning", "annealing", "task", "schedules", "tuning", "prediction",
 )  # fmt: skip

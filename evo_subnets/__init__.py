@@ -11,6 +11,7 @@ from evo_subnets.search import Search
 from evo_subnets.subnetworks import Params, Subnetwork, halves, parameters, parts, spreads
 from evo_subnets.task import Task
 from evo_subnets.trust_region import TrustRegion, divergence, search_trust_region
+from evo_subnets.views import shifted_views
 from evo_subnets.walk import Moving
 from evo_subnets.workers import Here, Ray
 
@@ -47,6 +48,7 @@ __all__ = [
     "quads",
     "search_trust_region",
     "select",
+    "shifted_views",
     "singles",
     "spreads",
 ]

@@ -24,7 +24,7 @@ from agents.play.records import record_clip, write_episodes
 from configs import command_line
 from configs.procgen import ProcgenArgs
 from envs.games import TEST_LEVELS, normalized_return
-from evo_subnets import files
+from evo_subnets import files, shifted_views
 from evo_subnets.engines import keep_freed_memory
 from evo_subnets.evolution import check_strength
 from evo_subnets.rl import EnsemblePolicy
@@ -132,6 +132,7 @@ def main(args: ProcgenArgs) -> None:
             "parent": (policy(actor), args.deterministic),
             "parent, greedy": (policy(actor), True),
             f"parent, temperature {temperature:g}": (policy(actor, temperature), False),
+            "parent, views shifted by a pixel": (policy(shifted_views(actor)), args.deterministic),
             **candidates,
             **controls,
         }

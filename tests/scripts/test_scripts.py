@@ -79,8 +79,9 @@ def test_the_main_job_leaves_whole_results(request, name):
     policies = [row["policy"] for row in results["test"]]
     assert policies[:2] == ["parent", "parent, greedy"]
     assert policies[2].startswith("parent, temperature ")
-    assert policies[3:] == ["best child", "ensemble of 2", "soup of 2", "2 random children"]
-    assert results["chosen"] in policies[3:]
+    assert policies[3] == "parent, views shifted by a pixel"
+    assert policies[4:] == ["best child", "ensemble of 2", "soup of 2", "2 random children"]
+    assert results["chosen"] in policies[4:]
     for row in results["test"]:
         assert row["n"] == 3
         assert row["low"] <= row["mean"] <= row["high"]
@@ -264,7 +265,7 @@ def test_the_main_job_goes_on_where_it_was_killed(server, parent, tmp_path):
     results = without_provenance(tmp_path / "results.json")
     episodes = (tmp_path / "episodes.csv").read_bytes()
     journal = files.read_json(tmp_path / "journal.json")
-    assert len(journal["found"]) == 1 + 3 + 5 + 7
+    assert len(journal["found"]) == 1 + 3 + 5 + 8
     assert len(journal["records"]["children"]) == 4
     # killed between two children: what came before is not done again, all else is
     journal["found"] = {"trust region": journal["found"]["trust region"]}
