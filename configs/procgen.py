@@ -14,6 +14,14 @@ from evo_subnets.options import refuse_idle
 from evo_subnets.search import Search
 from evo_subnets.streams import check_seed
 
+PAPER = {"population_size": 8, "ensemble_size": 8, "sampler": "singles", "density": 0.2}
+PAPER_SIGMA = {
+    "bigfish": 0.06, "bossfight": 0.05, "caveflyer": 0.07, "chaser": 0.01, "climber": 0.01,
+    "coinrun": 0.06, "dodgeball": 0.05, "fruitbot": 0.04, "heist": 0.10, "jumper": 0.02,
+    "leaper": 0.01, "maze": 0.04, "miner": 0.09, "ninja": 0.01, "plunder": 0.06,
+    "starpilot": 0.01,
+}  # fmt: skip
+"""Whitaker 2023, section 4.3.4 and table 4.2: eight children that nobody selects."""
 TARGET_KL, TOTAL_TIMESTEPS, CHECKPOINT_EVERY = 0.2, 10_000_000, 50_000
 
 
@@ -30,6 +38,9 @@ class ProcgenArgs:
     where it stopped. Else the path of a policy.safetensors, of a stable-baselines3 zip (which is
     unpickled: use only your own), or of a state dictionary of train-procgen-pytorch,
     train-procgen-pfrl or CleanRL's ppo_procgen (which is not)."""
+    paper: bool = False
+    """The settings of Whitaker 2023, table 4.2, in place of a search: eight children with noise of
+    their own, none selected, density 0.2 and the sigma that it prints for the game."""
     population_size: int = 16
     """Children."""
     sampler: Literal["quads", "singles"] = "quads"
@@ -92,6 +103,8 @@ class ProcgenArgs:
 
     def __post_init__(self) -> None:
         check_game(self.env)
+        if self.paper:
+            self._take_the_papers()
         for name in ("validation_episodes", "held_out_episodes", "test_episodes", "total_timesteps",
                      "checkpoint_every"):  # fmt: skip
             value = getattr(self, name)
@@ -119,6 +132,18 @@ class ProcgenArgs:
                 f"{', '.join(self._of_training)} has no effect with {self.parent_file}, which is "
                 "trained: leave it out, or use --parent train"
             )
+
+    def _take_the_papers(self) -> None:
+        """Its settings; a ValueError where others are given beside `paper`."""
+        refuse_idle(self, ("target_kl",), because="--paper")
+        usual = {each.name: each.default for each in fields(self)}
+        for name, value in {**PAPER, "sigma": PAPER_SIGMA[self.env]}.items():
+            given = getattr(self, name)
+            if given not in (usual[name], value):
+                raise ValueError(
+                    f"--paper has {name} {value}, {given} was given: leave out one of them"
+                )
+            object.__setattr__(self, name, value)
 
     @property
     def parent_file(self) -> Path | None:

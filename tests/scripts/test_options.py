@@ -14,9 +14,11 @@ from agents.ppo import PPOSettings
 from configs.agent import AgentArgs
 from configs.moving import MovingArgs
 from configs.ppo import PRESETS, ParentArgs
-from configs.procgen import ProcgenArgs
+from configs.procgen import PAPER_SIGMA, ProcgenArgs
 from configs.sweep import SweepArgs
 from configs.workers import WorkerArgs
+from envs.games import GAMES
+from evo_subnets import Search, singles
 
 BIGFISH = SHIPPED / "bigfish" / "policy.safetensors"
 IDLE = [
@@ -100,7 +102,7 @@ OTHER = {
     "ensemble_size": 4, "density": 0.4, "sigma": 0.1, "target_kl": 0.1, "validation_episodes": 7,
     "test_episodes": 7, "held_out_episodes": 7, "evolution": MovingArgs(generations=2),
     "deterministic": True, "mode": "hard", "seed": 5, "device": "cpu",
-    "validation_levels": (200, 300), "further_training": True, "reevaluate": 12,
+    "validation_levels": (200, 300), "paper": True, "further_training": True, "reevaluate": 12,
     "sigmas": (0.5,), "densities": (0.7,), "population_sizes": (12,),
 }  # fmt: skip
 """Another value of each option that results depend on."""
@@ -122,6 +124,21 @@ def test_a_journal_knows_every_option_that_results_depend_on(kind):
         else:
             other = replace(usual, **{option.name: OTHER[option.name]})
             assert other.asked != usual.asked, option.name
+
+
+def test_the_papers_settings_are_one_option():
+    """Whitaker 2023, section 4.3.4 and table 4.2, whose mean sigma is printed as 0.04."""
+    search = ProcgenArgs(env="maze", paper=True).search
+    assert search == Search(8, 8, 0.04, 0.2, 0, singles)
+    assert set(PAPER_SIGMA) == set(GAMES)
+    assert round(sum(PAPER_SIGMA.values()) / 16, 2) == 0.04
+    again = replace(ProcgenArgs(env="maze", paper=True), seed=3)
+    assert again.search.sigma == 0.04
+    for other in ({"sigma": 0.1}, {"density": 0.5}, {"population_size": 16, "ensemble_size": 4}):
+        with pytest.raises(ValueError, match="leave out one of them"):
+            ProcgenArgs(paper=True, **other)
+    with pytest.raises(ValueError, match="target_kl has no effect with --paper"):
+        ProcgenArgs(paper=True, target_kl=0.1)
 
 
 def test_every_option_of_a_search_reaches_it():
