@@ -79,6 +79,9 @@ class ProcgenArgs:
     further_training: bool = False
     """A control: the parent, trained on with its own PPO for as many environment steps as the
     search has played (by the length of the parent's episodes). Hours on a CPU."""
+    distill: bool = False
+    """Teach one network of the parent's size to act as the ensemble does, on training levels; it
+    goes to OUT/student.safetensors and has a row in the report. Minutes on a CPU."""
     mode: Literal["easy", "hard"] = "easy"
     """Procgen's distribution mode."""
     seed: int = 0

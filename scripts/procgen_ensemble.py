@@ -13,6 +13,7 @@ from functools import partial
 import tyro
 from torch import nn
 
+from agents.distillation import STUDENT, distil
 from agents.evaluation import as_table, compare, verdict
 from agents.impala import impala_actor
 from agents.kept import as_code, find_region, show_children
@@ -37,6 +38,7 @@ OBSERVATIONS = 512
 OUTPUTS = (
     "parent",
     "further",
+    STUDENT,
     "ensemble.safetensors",
     "lineage.json",
     "episodes.csv",
@@ -126,6 +128,13 @@ def main(args: ProcgenArgs) -> None:
                 seed=derive_seed(args.seed, "further") % 2**31, device=device,
             ).to(device)  # fmt: skip
             controls["parent, trained further"] = (policy(further), args.deterministic)
+
+        if args.distill:  # one network instead of the ensemble's members
+            student = distil(
+                evolution.ensemble, actor, course=lambda number: course(f"lessons {number}"),
+                seed=args.seed, device=device, run=run,
+            )  # fmt: skip
+            controls["student of the ensemble"] = (policy(student), args.deterministic)
 
         # The test: the same unseen levels for everyone
         contestants = {

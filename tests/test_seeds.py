@@ -24,7 +24,9 @@ from torch import nn
 import agents
 import evo_subnets
 from agents import parents, ppo
+from agents.distillation import Lessons, distil
 from agents.evaluation import bootstrap_interval
+from agents.impala import impala_actor
 from agents.play.course import Course
 from agents.small import train_further, train_small
 from envs.games import Levels
@@ -177,6 +179,19 @@ def trained(seed):
         return next(made.policy.parameters()).detach().clone()
 
 
+def distilled(seed):
+    teacher, parent = (built(lambda: impala_actor((2, 3, 4), frame_stack=1), i) for i in (1, 2))
+
+    def course(number):
+        return Course("coinrun", Levels(0, 1), seed=number, frame_stack=1, num_envs=4)
+
+    lessons = Lessons(rounds=1, observations=4, batch_size=2)
+    student = distil(
+        teacher, parent, course=course, lessons=lessons, seed=seed, run=Run.none()
+    ).head.bias
+    return student.tolist()
+
+
 def small_parent(seed):
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "agent.zip"
@@ -268,6 +283,7 @@ TABLE: dict[str, Callable[[Any], Any]] = {
     "agents.parents.train_parent": trained_parent,
     "agents.play.course.Course": lambda seed: Course(GAME, Levels(0, 5), seed=seed),
     "agents.ppo.make_ppo": agent,
+    "agents.distillation.distil": distilled,
     "agents.ppo.make_training_env": training_env,
     "agents.ppo.train": trained,
     "agents.small.train_further": further,

@@ -102,7 +102,8 @@ OTHER = {
     "ensemble_size": 4, "density": 0.4, "sigma": 0.1, "target_kl": 0.1, "validation_episodes": 7,
     "test_episodes": 7, "held_out_episodes": 7, "evolution": MovingArgs(generations=2),
     "deterministic": True, "mode": "hard", "seed": 5, "device": "cpu",
-    "validation_levels": (200, 300), "paper": True, "further_training": True, "reevaluate": 12,
+    "validation_levels": (200, 300), "paper": True, "distill": True, "further_training": True,
+    "reevaluate": 12,
     "sigmas": (0.5,), "densities": (0.7,), "population_sizes": (12,),
 }  # fmt: skip
 """Another value of each option that results depend on."""
