@@ -8,6 +8,7 @@ import shutil
 import signal
 import time
 from dataclasses import asdict
+from functools import partial
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from script_client import check_late_failure, check_refusal, half_written
 
 from agents import parents
 from agents.checkpoints import save_milestone
+from agents.distillation import STUDENT, Lessons, distil
 from agents.evaluation import compare, verdict
 from agents.impala import impala_actor
 from agents.parents import load_actor, load_parent, save_actor
@@ -25,6 +27,7 @@ from configs.procgen import ProcgenArgs
 from configs.sweep import SweepArgs
 from envs import GAMES, TEST_LEVELS
 from evo_subnets import Ensemble, Lineage, Mutation, files, parameters
+from scripts import procgen_ensemble
 
 SCRIPTS = ["procgen_ensemble", "population_sweep", "agent_ensemble", "train_parent"]
 GAME = "fruitbot"
@@ -667,3 +670,19 @@ def test_children_without_siblings_are_all_as_dense_as_asked():
     args = ProcgenArgs(population_size=6, ensemble_size=6, sampler="singles", sigma=0.1)
     assert {mutation.density for mutation in args.search.mutations()} == {0.2}
     assert args.asked["sampler"] == "singles"
+
+
+def test_a_student_of_the_ensemble_has_a_row(parent, tmp_path, monkeypatch):
+    """In this process, with fewer lessons than the command gives."""
+    few = partial(distil, lessons=Lessons(rounds=1, observations=8, batch_size=4))
+    monkeypatch.setattr(procgen_ensemble, "distil", few)
+    args = ProcgenArgs(
+        env=GAME, parent=str(parent), population_size=4, ensemble_size=2, validation_episodes=2,
+        held_out_episodes=2, test_episodes=2, out=tmp_path / "out", distill=True,
+    )  # fmt: skip
+    procgen_ensemble.main(args)
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert results["test"][-1]["policy"] == "student of the ensemble"
+    student, _ = load_actor(tmp_path / "out" / STUDENT)
+    before, _ = load_actor(parent)
+    assert not torch.equal(student.head.weight, before.head.weight)
