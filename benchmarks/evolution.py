@@ -4,7 +4,7 @@
 
 Fitness: every side starts from the same weights and gets the same number of evaluations; the cases
 (episodes, pictures) are the same for all children of a generation and others in the next. Each side
-has the settings that its makers give, and the best of a grid of five points, by seeds of their own.
+has the settings that its makers give, and the best of a grid of seven points, by seeds of their own.
 Judged is its centre or evolved parent, on cases that no child has seen.
 
 Cost: seconds and peak memory of a generation of an MLP of four million weights, in a process of its
@@ -32,7 +32,7 @@ from benchmarks.evolution_tasks import TASKS, Task, wide_mlp
 from benchmarks.memory import peak_bytes, resident_bytes
 from benchmarks.timing import publish, spread
 from evo_subnets import Moving, Search, evolve, parameters
-from evo_subnets.lineage import Adam, Momentum
+from evo_subnets.lineage import log_weights
 from evo_subnets.runs.report import table
 
 MIB = 2**20
@@ -40,16 +40,19 @@ Settings = dict[str, Any]
 
 OURS: tuple[Settings, ...] = (
     {"noise": 0.3, "step": 0.06},
+    {"noise": 0.1, "step": 0.02},
+    {"noise": 0.3, "step": 0.02},
+    {"noise": 0.1, "step": 0.06},
     {"noise": 0.3, "step": 0.3},
     {"noise": 1.0, "step": 0.3},
-    {"noise": 0.3, "step": 0.3, "rule": Momentum(0.5)},
-    {"noise": 1.0, "step": 0.3, "rule": Adam()},
+    {"noise": 0.1, "step": 0.02, "recombine": log_weights},
 )
 """The first of each grid are the defaults: of ours those of `Moving`; of EvoTorch's those of its
 notebooks for LunarLander (PGPE with ClipUp, whose rules make the others of the radius; Toklu et al.
 2020) and MNIST30K (SNES)."""
-PGPE: tuple[Settings, ...] = tuple({"radius": radius} for radius in (4.5, 0.3, 1.0, 2.0, 9.0))
-SNES: tuple[Settings, ...] = tuple({"radius": radius} for radius in (2.25, 0.3, 1.0, 4.5, 9.0))
+RADII = (0.3, 1.0, 9.0, 18.0, 36.0)
+PGPE: tuple[Settings, ...] = tuple({"radius": radius} for radius in (4.5, 2.0, *RADII))
+SNES: tuple[Settings, ...] = tuple({"radius": radius} for radius in (2.25, 4.5, *RADII))
 GRIDS = {"ours": OURS, "PGPE": PGPE, "SNES": SNES}
 
 
@@ -206,7 +209,9 @@ def _searcher(
 
 
 def _told(settings: Settings) -> str:
-    return " ".join(f"{name} {value}" for name, value in settings.items())
+    return " ".join(
+        f"{name} {getattr(value, '__name__', value)}" for name, value in settings.items()
+    )
 
 
 def costs(args: Args) -> str:
