@@ -4,7 +4,7 @@
 
 Fitness: every side starts from the same weights and gets the same number of evaluations; the cases
 (episodes, pictures) are the same for all children of a generation and others in the next. Each side
-has the settings that its makers give, and the best of a grid of seven points, by seeds of their own.
+has the settings that its makers give, and the best of a grid of seven, by seeds of their own.
 Judged is its centre or evolved parent, on cases that no child has seen.
 
 Cost: seconds and peak memory of a generation of an MLP of four million weights, in a process of its
