@@ -47,9 +47,9 @@ OURS: tuple[Settings, ...] = (
     {"noise": 1.0, "step": 0.3},
     {"noise": 0.1, "step": 0.02, "recombine": log_weights},
 )
-"""The first of each grid are the defaults: of ours those of `Moving`; of EvoTorch's those of its
-notebooks for LunarLander (PGPE with ClipUp, whose rules make the others of the radius; Toklu et al.
-2020) and MNIST30K (SNES)."""
+"""The first of each grid are the defaults: of ours those of `Moving`; of EvoTorch's, which has none
+for all, those of its example for LunarLander (PGPE with ClipUp, whose rules make the others of the
+radius; Toklu et al. 2020) and of its page on supervised learning (SNES)."""
 RADII = (0.3, 1.0, 9.0, 18.0, 36.0)
 PGPE: tuple[Settings, ...] = tuple({"radius": radius} for radius in (4.5, 2.0, *RADII))
 SNES: tuple[Settings, ...] = tuple({"radius": radius} for radius in (2.25, 4.5, *RADII))

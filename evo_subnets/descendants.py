@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from evo_subnets.copies import copied
-from evo_subnets.evolution import Child, Evaluator, Fitness
+from evo_subnets.evolution import Child, Evaluator, Fitness, lost_child
 from evo_subnets.lineage import PLAIN, Lineage, Rule, Step, add_step, wide
 from evo_subnets.mutation import Mutation
 from evo_subnets.subnetworks import Include, included, parameters, staying, unit_of
@@ -89,7 +89,7 @@ class Descendant:
 
 def lost_descendant(descendant: Descendant) -> Child:
     """One that failed because every worker that evaluated it died."""
-    return Child(descendant.mutation, math.nan, "its worker died")
+    return lost_child(descendant.mutation)
 
 
 class Descendants:

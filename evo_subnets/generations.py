@@ -75,8 +75,6 @@ class Evolved(Evolution):
         """From the root to the evolved parent."""
         self.history: list[Generation] = []
         self.evolved: nn.Module = parent
-        self.mutations: list[Mutation] = []
-        """Of the last generation."""
         self.confirmed: list[Child] = []
         """The fittest children, judged again on cases that had no part in their selection; their
         fitness is the mean of all cases. Where there are any, the elites are chosen from them."""
@@ -278,7 +276,8 @@ def move(
     judged = partial(judge, evolved.module, lineage=evolved.lineage)
     if not evolved.children:  # an earlier part of the run has judged them
         number = len(walk.history) - 1
-        evolved.tell(judged(evolved.mutations, generation=number, name=_kept(name, number)))
+        mutations = evolved.search.mutations(number)
+        evolved.tell(judged(mutations, generation=number, name=_kept(name, number)))
     _confirm(evolved, judged, again, generation=generations, name=name)
     show_history(run, walk.history)
     evolved.lineage, evolved.history, evolved.evolved = walk.lineage, walk.history, walk.parent
@@ -290,7 +289,7 @@ def _generation(walk: Walk, judge: Judge, *, number: int, run: Run, name: str) -
     now, lineage = walk.search_of(number, run=run, name=name), walk.lineage
     evolved = Evolved(walk.parent, now, root=walk.root, lineage=lineage, outputs=walk.outputs)
     evolved.generation = number
-    mutations = evolved.mutations = evolved.ask()
+    mutations = evolved.ask()
 
     def chosen() -> dict[str, Any]:
         kept = _kept(name, number)

@@ -39,7 +39,8 @@ def mutated(module: nn.Module, include: Include = None) -> list[str] | Whole | U
                 f"{name} is {weight.dtype}, which is too coarse for noise: keep it in bfloat16 or "
                 "float32, or leave it out of include"
             )
-        if not torch.isfinite(torch.stack(torch.aminmax(weight.detach()))).all():  # no copy
+        ends = torch.aminmax(weight.detach()) if weight.numel() else ()  # isfinite would copy it
+        if not all(map(torch.isfinite, ends)):
             raise ValueError(f"{name} of the parent is not finite everywhere: train it anew")
     return names
 

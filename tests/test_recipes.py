@@ -12,7 +12,7 @@ from torch import nn
 from evo_subnets import Ensemble, materialize, parameters, quads, singles
 from evo_subnets.copies import Likeness
 from evo_subnets.prediction import predict_members
-from evo_subnets.recipes import WorkCopy
+from evo_subnets.recipes import WorkCopy, mutated
 
 QUADS = quads(8, 0.1, density=0.5, seed=0)
 X = noise(30, 5, seed=50)
@@ -200,3 +200,15 @@ def test_what_cannot_be_looked_into_is_never_the_same():
     module = built(lambda: nn.Linear(3, 3))
     module.draws = torch.Generator()
     assert not Likeness(module).holds()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_a_weight_that_is_not_finite_is_named_and_an_empty_one_is_no_fault(value):
+    full, none = (built(lambda: nn.Linear(3, 2)) for _ in range(2))
+    none.weight = nn.Parameter(torch.empty(2, 0))
+    empty = nn.ModuleDict({"full": full, "none": none})
+    assert set(mutated(empty)) == {"full.weight", "none.weight"}
+    with torch.no_grad():
+        empty["full"].weight[1, 2] = value
+    with pytest.raises(ValueError, match=r"full\.weight of the parent is not finite everywhere"):
+        mutated(empty)

@@ -11,24 +11,21 @@ from itertools import product
 from queue import SimpleQueue
 
 import torch
-from torch import nn
 
 from agents.impala import compiled_blocks, use_compiled_blocks
 from agents.play.blocks import Block, step_together
 from agents.play.course import Course, Episodes
 from envs.procgen import ProcgenSimulator
 from evo_subnets.copies import copied
-from evo_subnets.evolution import Child, check_strength, evaluate, gather
+from evo_subnets.evolution import Child, check_strength, gather
 from evo_subnets.mutation import Mutation, materialize
 from evo_subnets.rl import Actor, EnsemblePolicy
 from evo_subnets.subnetworks import Include, parameters
-from evo_subnets.workers import Here, Workers
 
 OnEpisode = Callable[[float], None] | None
 MakePolicy = Callable[[], EnsemblePolicy]
 Seated = tuple[int, int, Block]
 """The indices of a policy and of a group, and what plays."""
-HERE = Here()
 BLOCKS, BLOCKS_ON_GPU = 2, 64
 """Of a simulator. A CPU gains nothing from more, and its threads would end at other times."""
 
@@ -118,28 +115,14 @@ def evaluate_population(
     include: Include = None,
     on_child: Callable[[Child], None] | None = None,
     done: Sequence[Child] = (),
-    workers: Workers = HERE,
 ) -> list[Child]:
     """What `evolution.evaluate` returns with the mean return of `play` as the fitness.
 
-    Children are told and kept as there, in the order in which they finish. In this process they
-    play together, in others (`workers`) one by one. A ValueError refuses noise that leaves nothing
-    of the parent, before any play.
+    Children play together, and are told and kept as there, in the order in which they finish. A
+    ValueError refuses noise that leaves nothing of the parent, before any play.
     """
     space = parent.observation_space
     check_strength(parent, mutations, include=include)
-    if not isinstance(workers, Here):
-
-        def fitness(model: nn.Module) -> list[float]:
-            agent = EnsemblePolicy(model, space, device=device)
-            played = play(agent, course, episodes=episodes, deterministic=deterministic)
-            returns: list[float] = played.returns.tolist()
-            return returns
-
-        return evaluate(
-            parent, mutations, fitness=fitness, include=include, on_child=on_child, done=done,
-            workers=workers,
-        )  # fmt: skip
     weights = parameters(parent)
 
     def policy(mutation: Mutation) -> EnsemblePolicy:
