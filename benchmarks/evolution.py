@@ -8,7 +8,11 @@ has the settings that its makers give, and the best of a grid of seven, by seeds
 Judged is its centre or evolved parent, on cases that no child has seen.
 
 Cost: seconds and peak memory of a generation of an MLP of four million weights, in a process of its
-own for each side and round, with a fitness of one forward pass.
+own for each side and round, with a fitness of one forward pass. The memory is what is held beside
+the network after generations of a small one. Of 50 generations of 36.5 million weights:
+
+    python benchmarks/evolution.py --tasks --sides ours --rounds 1 --width 2131 \
+        --depth 8 --population-size 4 --cost-generations 49
 """
 
 import json
@@ -18,7 +22,6 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +75,14 @@ class Args:
     """On which a grid's best is found; others."""
     rounds: int = 3
     """Processes of each side for the cost; 0: fitness alone."""
+    sides: tuple[str, ...] = tuple(GRIDS)
+    """Whose cost."""
+    width: int = 1400
+    """Of the network for the cost."""
+    depth: int = 2
+    """Its square layers."""
+    cost_generations: int = 3
+    """That are timed, after the first."""
     tiny: bool = False
     """Two generations of few children, one seed, a small network for the cost."""
     save: bool = False
@@ -83,7 +94,7 @@ class Args:
 def main(args: Args) -> None:
     if args.tiny:
         args = replace(args, population_size=4, generations=2, seeds=1, tuning_seeds=1)
-        args = replace(args, rounds=min(args.rounds, 1))
+        args = replace(args, rounds=min(args.rounds, 1), width=32)
     if args.cost_of is not None:
         print(json.dumps(cost(args.cost_of, args)))
         return
@@ -216,8 +227,10 @@ def _told(settings: Settings) -> str:
 
 def costs(args: Args) -> str:
     """Seconds and peak memory of a generation, as a table."""
-    found: dict[str, list[dict[str, float]]] = {side: [] for side in GRIDS}
-    command = [sys.executable, str(Path(__file__)), *(["--tiny"] if args.tiny else [])]
+    found: dict[str, list[dict[str, float]]] = {side: [] for side in args.sides}
+    command = [sys.executable, str(Path(__file__))]
+    for name in ("width", "depth", "population_size", "cost_generations"):
+        command += [f"--{name.replace('_', '-')}", str(getattr(args, name))]
     for _ in range(args.rounds):
         for side, values in found.items():
             done = subprocess.run(
@@ -234,15 +247,16 @@ def costs(args: Args) -> str:
     headings = ["side", "seconds", "copies of the weights", "MiB"]
     return (
         f"Cost of a generation of {args.population_size} children, an MLP of {weights:,.0f} "
-        f"weights, its peak memory beside the network; median [extremes] of {args.rounds} "
-        f"processes, 2 threads.\n\n{table(headings, rows)}"
+        f"weights, and peak memory of {1 + args.cost_generations}, beside the "
+        f"network; median [extremes] of {args.rounds} processes, 2 threads.\n\n"
+        f"{table(headings, rows)}"
     )
 
 
 def cost(side: str, args: Args) -> dict[str, float]:
     """Of generations after the first, whose compiling and allocating is not counted in seconds."""
     torch.set_num_threads(2)
-    module, inputs = wide_mlp(32 if args.tiny else 1400)
+    module, inputs = wide_mlp(args.width, args.depth)
     weights = sum(each.numel() for each in module.parameters())
 
     def fitness(model: nn.Module) -> list[float]:
@@ -250,29 +264,35 @@ def cost(side: str, args: Args) -> dict[str, float]:
             values: list[float] = model(inputs).log_softmax(-1)[:, 0].tolist()
         return values
 
-    if side == "ours":
-        search = Search(args.population_size, 1, density=1.0)
-        run = partial(evolve, module, fitness, search=search, moving=Moving(), inputs=inputs)
-        before = resident_bytes()
-        run(generations=1)  # compiles
-        seconds = []
-        for generations in (1, 4):
-            start = time.perf_counter()
-            run(generations=generations)
-            seconds.append(time.perf_counter() - start)
-        each = (seconds[1] - seconds[0]) / 3
-    else:
-        import evotorch.algorithms  # noqa: F401  its own memory is not a generation's
+    def ours(network: nn.Module, size: int, generations: int) -> None:
+        search = Search(size, 1, density=1.0)
+        evolve(
+            network, fitness, search=search, generations=generations, moving=Moving(), inputs=inputs
+        )
 
+    small, _ = wide_mlp(32)
+    fitness(module)
+    if side == "ours":
+        ours(small, 4, 2)  # compiles
+        before = resident_bytes()
+        seconds = []
+        for generations in (1, 1 + args.cost_generations):
+            start = time.perf_counter()
+            ours(module, args.population_size, generations)
+            seconds.append(time.perf_counter() - start)
+        each = (seconds[1] - seconds[0]) / args.cost_generations
+    else:
+        for _ in range(2):  # imports; its own memory is not a generation's
+            _searcher(side, GRIDS[side][0], small, fitness, size=4, seed=0)[0].step()
         before = resident_bytes()
         searcher, _ = _searcher(
             side, GRIDS[side][0], module, fitness, size=args.population_size, seed=0
         )
         searcher.step()
         start = time.perf_counter()
-        for _ in range(3):
+        for _ in range(args.cost_generations):
             searcher.step()
-        each = (time.perf_counter() - start) / 3
+        each = (time.perf_counter() - start) / args.cost_generations
     beside = peak_bytes() - before
     return {
         "seconds": each, "mib": beside / MIB, "copies": beside / (4 * weights), "weights": weights

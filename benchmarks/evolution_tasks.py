@@ -138,13 +138,14 @@ def likelihood_of_test(model: nn.Module, seed: int) -> float:
     return float(model(inputs).log_softmax(-1)[range(len(targets)), targets].mean())
 
 
-def wide_mlp(width: int) -> tuple[nn.Module, Tensor]:
-    """An MLP with two square layers, and inputs; of width 1,400 it has four million weights."""
+def wide_mlp(width: int, depth: int = 2) -> tuple[nn.Module, Tensor]:
+    """An MLP with `depth` square layers, and inputs; two of width 1,400 are four million weights."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        layers = [nn.Linear(64, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU()]
-        layers += [nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 10)]
-        return nn.Sequential(*layers).eval(), torch.randn(64, 64)
+        layers = [nn.Linear(64, width), nn.ReLU()]
+        for _ in range(depth):
+            layers += [nn.Linear(width, width), nn.ReLU()]
+        return nn.Sequential(*layers, nn.Linear(width, 10)).eval(), torch.randn(64, 64)
 
 
 TASKS = {

@@ -1,6 +1,7 @@
 """Generations: ask, evaluate, recombine, step, repeat."""
 
 import math
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -98,6 +99,9 @@ class Evolved(Evolution):
         if self.lineage.steps:
             found["evolved parent"] = self.evolved
             found[f"{self.search.ensemble_size} around the evolved parent"] = self.around()
+        if len(self.lineage.steps) > 1:
+            passed = self.passed()
+            found[f"last {len(passed.members)} parents"] = passed
         return found
 
     def controls(self) -> dict[str, nn.Module]:
@@ -123,6 +127,16 @@ class Evolved(Evolution):
         elites = self.elites
         mean = weighted([child.mutation for child in elites], [1 / len(elites)] * len(elites))
         return stepped(self.module, Step(mean), include=self.search.include)
+
+    def passed(self, members: int | None = None) -> Ensemble:
+        """An ensemble of the parents that the last steps led to, the evolved one among them, by
+        default `ensemble_size`: the checkpoints of the lineage."""
+        moved = Moved(self.root, rule=self.lineage.rule, include=self.search.include)
+        latest: deque[nn.Module] = deque(maxlen=members or self.search.ensemble_size)
+        for step in self.lineage.steps:
+            moved.take(step)
+            latest.append(moved.module)
+        return Ensemble(list(latest), outputs=self.outputs)
 
     def around(self, members: int | None = None) -> Ensemble:
         """An ensemble of unselected children of the evolved parent, by default `ensemble_size`."""

@@ -212,12 +212,14 @@ class _Field:
         means, squares, widths = (torch.zeros((), dtype=torch.float64) for _ in range(3))
         for h, (group, seen) in enumerate(zip(self.groups, self.seen, strict=True)):
             share = len(group) / self.total
-            means = means + share * self._table(h, running).mean(1)
+            # a sum first, and divided once: of whole numbers those of equals are equal
+            means = means + len(group) / seen * self._table(h, running).sum(1)
             variance = self._variances(h, running)
             width = self.rules.half_width(
                 variance, seen, total=len(group), comparisons=self.comparisons
             )
             squares, widths = squares + (share * width) ** 2, widths + share * width
+        means = means / self.total
         half = squares.sqrt() if self.rules.bound == "normal" else widths
         surely = means[:, None] - means[None, :] + half <= self.rules.margin
         return means, surely.fill_diagonal_(False)

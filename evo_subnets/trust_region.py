@@ -29,6 +29,8 @@ FIRST, MORE, LEAST, MOST = 4, 4, 16, 1024
 believed, and how many are enough."""
 SHARE = 16
 """Inputs that each of so many children is asked: they differ more than inputs do."""
+PIECE = 2**16
+"""Elements of a weight that are looked at in double precision at a time."""
 DEFAULT = Search()
 
 
@@ -341,9 +343,13 @@ def outputs_of(
 
 def _weight_scale(weights: Mapping[str, Tensor]) -> float:
     """Root mean square of the weights, of the layer where it is smallest."""
-    scales = {
-        name: in_double(weight).square().mean().sqrt().item() for name, weight in weights.items()
-    }
+
+    def scale(weight: Tensor) -> float:  # without a copy of the layer, which may be half a network
+        pieces = torch.split(weight.flatten(), PIECE)
+        squares = sum(float(in_double(piece).square().sum()) for piece in pieces)
+        return math.sqrt(squares / max(weight.numel(), 1))
+
+    scales = {name: scale(weight) for name, weight in weights.items()}
     broken = [name for name, scale in scales.items() if not math.isfinite(scale)]
     if broken:
         raise ValueError(f"the parent's {', '.join(broken[:3])} has values that are not finite")

@@ -226,6 +226,18 @@ def test_an_ensemble_around_the_evolved_parent():
     torch.testing.assert_close(mean, parameters(result.evolved)["0.weight"], rtol=0, atol=1e-6)
 
 
+def test_the_last_parents_are_an_ensemble_of_the_lineages_checkpoints():
+    result = evolve(
+        mlp(), Likelihood(), search=SEARCH, generations=3, inputs=INPUTS, moving=Moving(rule=Adam())
+    )
+    steps, rule, root = result.lineage.steps, result.lineage.rule, parameters(mlp())
+    for count in (2, 5):
+        members = [parameters(member) for member in result.passed(count).members]
+        expected = [Lineage(steps[: i + 1], rule).replay(root) for i in range(3)][-count:]
+        assert len(members) == min(count, 3)
+        assert all(all_same_bits(*each) for each in zip(members, expected, strict=True))
+
+
 def test_fitness_without_spread_moves_nothing_and_says_so():
     result = evolve(
         mlp(), lambda _: [1.0, 2.0], search=SEARCH, generations=3, inputs=INPUTS,

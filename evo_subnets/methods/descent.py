@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -9,11 +10,14 @@ from torch import nn
 
 from evo_subnets.copies import copied
 from evo_subnets.ensemble import Ensemble
-from evo_subnets.generations import evolve
+from evo_subnets.evolution import show_fitness
+from evo_subnets.generations import evolve, move
 from evo_subnets.methods.apart import apart
+from evo_subnets.methods.races import Races
 from evo_subnets.methods.result import Result, untrained
 from evo_subnets.outputs import Combine
 from evo_subnets.prediction import Validation, reestimate_norms
+from evo_subnets.racing import Rules
 from evo_subnets.runs import Run
 from evo_subnets.search import Search
 from evo_subnets.streams import derive_seed
@@ -35,6 +39,7 @@ def descended(
     inputs: Any,
     norm_data: Any,
     combine: Combine,
+    rules: Rules | None,
     run: Run,
     workers: Workers,
 ) -> Result:
@@ -42,22 +47,26 @@ def descended(
     samples, which is set apart from those that children are judged on.
 
     inputs: of the divergences; combine: of the members of those that are ensembles; norm_data:
-    None, or what BatchNorm's statistics are re-estimated on.
+    None, or what BatchNorm's statistics are re-estimated on; rules: of the races in which children
+    are judged, None: on all samples.
     """
     held_out, others = apart(
         task.selection, parts=HELD_OUT, seed=derive_seed(search.seed, "held out")
     )
-    found = evolve(
-        parent,
-        Validation(others, task.metric, norm_data, task.outputs),
-        search=search,
-        generations=generations,
-        moving=moving,
-        inputs=inputs,
-        outputs=task.outputs,
-        run=run,
-        workers=workers,
-    )
+    asked: dict[str, Any] = {
+        "search": search, "generations": generations, "moving": moving, "inputs": inputs,
+        "outputs": task.outputs, "run": run,
+    }  # fmt: skip
+    seen = None
+    if rules is None:
+        fitness = Validation(others, task.metric, norm_data, task.outputs)
+        found = evolve(parent, fitness, workers=workers, **asked)
+    else:
+        races = Races(replace(task, validation=others), search, rules, run)
+        found = move(parent, races, **asked)
+        assert races.last is not None
+        found.confirmed, seen = list(races.last.chosen), races.last.seen
+        show_fitness(run, found.children, generation=found.generation - 1)
     candidates = as_ensembles(found.models(), task=task, combine=combine, norm_data=norm_data)
     reference = None if norm_data is None else with_norms(parent, norm_data)
     judge, scores = Validation(held_out, task.metric, None, task.outputs), dict[str, float]()
@@ -82,6 +91,7 @@ def descended(
         held_out=scores,
         lineage=found.lineage,
         history=tuple(found.history),
+        seen=seen,
         reference=reference,
     )
 

@@ -10,11 +10,12 @@ from torch import nn
 
 from evo_subnets.data import Images
 from evo_subnets.ensemble import Ensemble
-from evo_subnets.evolution import Child
+from evo_subnets.evolution import Child, show_fitness
 from evo_subnets.generations import evolve
+from evo_subnets.lineage import Lineage
 from evo_subnets.methods.apart import apart
 from evo_subnets.methods.descent import as_ensembles, descended, with_norms
-from evo_subnets.methods.races import raced
+from evo_subnets.methods.races import Races
 from evo_subnets.methods.result import HERE, NOTHING_KEPT, Result, begin, untrained
 from evo_subnets.mutation import check_density
 from evo_subnets.options import check_distinct, refuse_idle
@@ -71,7 +72,8 @@ class Noisy:
     the parent's, as in the paper."""
     racing: bool = False
     """Judge children in blocks of validation samples and drop those that are hardly among the best:
-    several times fewer evaluations, in this process alone; one that was killed races anew."""
+    several times fewer evaluations, in this process alone; one that was killed races anew. With
+    `generations` each has a race of its own."""
     rules: Rules = DEFAULT
     """Of the race."""
     generations: int = 1
@@ -111,11 +113,6 @@ class Noisy:
         if self.generations > 1:
             because = "generations, whose evolved parent is a candidate of its own"
             refuse_idle(self, ("include_parent",), because=because)
-        if self.generations > 1 and self.racing:
-            raise ValueError(
-                "generations need the fitness of every child, which a race does not find out: "
-                "leave out racing or generations"
-            )
 
     @property
     def ensemble_size(self) -> int:
@@ -148,15 +145,15 @@ class Noisy:
                 "trust region", partial(self._region, parent, search, inputs, some, task)
             )
             search = replace(search, sigma=found["sigma"], density=found["density"])
-        if self.racing:
-            result = self._raced(parent, task, search, run)
-        elif self.generations > 1:
+        if self.generations > 1:
             result = descended(
                 parent, task, search=search, generations=self.generations,
                 moving=replace(self.moving, noise=self._noise), inputs=inputs,
                 norm_data=task.train if self.reestimate_norms else None, combine=self.combine,
-                run=run, workers=workers,
+                rules=self.rules if self.racing else None, run=run, workers=workers,
             )  # fmt: skip
+        elif self.racing:
+            result = self._raced(parent, task, search, run)
         else:
             result = self._evolved(parent, task, search, run, workers)
         trials = tuple(Trial(*numbers) for numbers in found.get("trials", ()))
@@ -204,7 +201,13 @@ class Noisy:
         return replace(result, ensemble=with_norms(result.ensemble, norms), reference=again)
 
     def _raced(self, parent: nn.Module, task: Task, search: Search, run: Run) -> Result:
-        found = raced(parent, task, search=search, rules=self.rules, run=run)
+        races = Races(task, search, self.rules, run)
+        children = races(
+            parent, search.mutations(), lineage=Lineage(), generation=0, name="children"
+        )
+        show_fitness(run, children)
+        found = races.last
+        assert found is not None
         return untrained(
             parent, self._ensemble(parent, found.chosen, task, search), search=search,
             children=found.children, elites=found.chosen, seen=found.seen,

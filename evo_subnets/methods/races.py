@@ -1,44 +1,74 @@
 """Children of a classifier that are judged in a race."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
-from evo_subnets.evolution import show_fitness
+from evo_subnets.evolution import Child, check_strength
+from evo_subnets.lineage import Lineage
+from evo_subnets.mutation import Mutation
 from evo_subnets.outputs import Classes
 from evo_subnets.prediction import predict
 from evo_subnets.racing import Race, Rules, Score, race
 from evo_subnets.runs import Run
 from evo_subnets.search import Search
+from evo_subnets.streams import derive_seed
 from evo_subnets.task import Task
 
 
-def raced(parent: nn.Module, task: Task, *, search: Search, rules: Rules, run: Run) -> Race:
-    """The race of a generation of `parent`'s mutations on the task's validation samples; a
-    ValueError where these cannot be raced on."""
-    data: Any = task.selection
-    if not hasattr(data, "labels"):
-        raise ValueError("a race chooses among samples in memory (data.Images): leave it out")
-    if task.metric is not None or task.outputs != Classes():
-        raise ValueError(
-            "a race scores samples of classes by being right: leave out racing or metric, and "
-            "outputs"
-        )
-    with run.bar("children", search.population_size) as advance:
-        found = race(
-            parent,
-            search.mutations(),
-            score=right(data),
-            samples=len(data),
-            k=search.ensemble_size,
-            rules=rules,
-            strata=halves_by_doubt(parent, data),
-            seed=search.seed,
-            include=search.include,
-            on_child=lambda child: advance(1, f"accuracy {100 * child.fitness:.2f}"),
-        )
-    show_fitness(run, found.children)
-    return found
+@dataclass
+class Races:
+    """Judges each generation's children in a race on the task's validation samples, as a
+    `generations.Judge`; a ValueError where these cannot be raced on.
+
+    The fitness of a child that was dropped early comes from the samples it saw, so of ranks those
+    of the best `ensemble_size` are the sure ones.
+    """
+
+    task: Task
+    search: Search
+    rules: Rules
+    run: Run
+    last: Race | None = None
+    """Of the last generation."""
+
+    def __post_init__(self) -> None:
+        if not hasattr(self.task.selection, "labels"):
+            raise ValueError("a race chooses among samples in memory (data.Images): leave it out")
+        if self.task.metric is not None or self.task.outputs != Classes():
+            raise ValueError(
+                "a race scores samples of classes by being right: leave out racing or metric, and "
+                "outputs"
+            )
+
+    def __call__(
+        self,
+        parent: nn.Module,
+        mutations: Sequence[Mutation],
+        *,
+        lineage: Lineage,
+        generation: int,
+        name: str,
+    ) -> list[Child]:
+        data: Any = self.task.selection
+        seed = self.search.seed
+        check_strength(parent, mutations, include=self.search.include)
+        with self.run.bar(name, len(mutations)) as advance:
+            self.last = race(
+                parent,
+                mutations,
+                score=right(data),
+                samples=len(data),
+                k=self.search.ensemble_size,
+                rules=self.rules,
+                strata=halves_by_doubt(parent, data),
+                seed=derive_seed(seed, "generation", generation) if generation else seed,
+                include=self.search.include,
+                on_child=lambda child: advance(1, f"accuracy {100 * child.fitness:.2f}"),
+            )
+        return list(self.last.children)
 
 
 def halves_by_doubt(parent: nn.Module, data: Any) -> Tensor:

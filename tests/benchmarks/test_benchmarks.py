@@ -146,7 +146,7 @@ def test_every_side_evolves_both_tasks_and_has_its_cost():
             (value,) = evolution.curve(side, grid[1], task, 0, few, [2])
             assert math.isfinite(value)
             assert value != start, side
-    few = replace(few, seeds=1, tuning_seeds=1)
+    few = replace(few, seeds=1, tuning_seeds=1, width=32)
     text = evolution.fitness_of(evolution.TASKS["digits"], few)
     assert re.search(r"^ours +tuned: noise", text, re.MULTILINE)
     found = {side: evolution.cost(side, few) for side in evolution.GRIDS}

@@ -15,6 +15,7 @@ from evo_subnets.methods import Noisy
 from evo_subnets.methods.apart import apart
 from evo_subnets.outputs import Values
 from evo_subnets.prediction import Validation, predict
+from evo_subnets.racing import Rules
 from evo_subnets.schedules import Constant
 from evo_subnets.streams import derive_seed
 from evo_subnets.subnetworks import parameters
@@ -96,6 +97,21 @@ def test_no_generation_sees_what_the_choice_is_made_on():
     last = max(i for i, each in enumerate(seen) if each == others)
     first = min(i for i, each in enumerate(seen) if each == held_out)
     assert last < first, "chosen when all is judged"
+
+
+def test_generations_of_races_to_the_end_move_as_those_that_judge_on_everything():
+    module, task = parent(), Task(pictures(), pictures(200, seed=5))
+    whole = Noisy(Search(8, 2, seed=3), generations=3, moving=Moving(step=0.02))
+    full = whole(module, task)
+    slow = replace(whole, racing=True, rules=Rules(margin=0, block=400))(module, task)
+    assert len(set(slow.seen)) == 1
+    assert slow.lineage == full.lineage
+    assert [child.mutation for child in slow.elites] == [child.mutation for child in full.elites]
+    fast = replace(whole, racing=True, rules=Rules(block=10))(module, task)
+    assert sum(fast.seen) < sum(slow.seen)
+    assert len(fast.lineage.steps) == 3
+    raced = {(child.mutation, child.fitness) for child in fast.children}
+    assert {(child.mutation, child.fitness) for child in fast.elites} < raced
 
 
 def test_a_stream_of_one_batch_is_divided_as_well():

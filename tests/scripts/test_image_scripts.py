@@ -100,7 +100,7 @@ def test_generations_choose_before_the_test_and_go_on_where_they_were_killed(ser
     assert result.status == 0, result.stderr
     report = json.loads((tmp_path / "results.json").read_text())
     names = ["best child", "ensemble of 2", "soup of 2", "evolved parent",
-             "2 around the evolved parent"]  # fmt: skip
+             "2 around the evolved parent", "last 2 parents"]  # fmt: skip
     assert list(report["held_out"]) == ["parent", *names]
     chosen = report["chosen"]
     assert report["held_out"][chosen] == max(report["held_out"][name] for name in names)
@@ -114,7 +114,7 @@ def test_generations_choose_before_the_test_and_go_on_where_they_were_killed(ser
     assert list(report["test"]) == ["parent", *others, *controls, f"{chosen} (chosen)"]
     assert report["test"]["parent"]["inference"] == 1
     assert [report["test"][name]["inference"] for name in others] == [
-        2 if name.startswith(("ensemble", "2")) else 1 for name in others
+        2 if name.startswith(("ensemble", "2", "last")) else 1 for name in others
     ]
     held_out = result.stdout.index("metric, held out")
     assert held_out < result.stdout.index(f"before the test: {chosen}")
@@ -249,7 +249,6 @@ def test_a_parent_of_another_run_can_be_given(server, tmp_path):
         ("noisy", ["--step-kl", "0.1"], ["step has no effect with one generation"]),
         ("noisy", ["--generations", "0"], ["generations must be at least 1, got 0"]),
         ("noisy", ["--generations", "2", "--stop"], ["stop has no effect with the accuracy"]),
-        ("noisy", ["--generations", "2", "--racing"], ["leave out racing or generations"]),
         ("noisy", ["--generations", "2", "--include-parent"], ["include_parent has no effect"]),
         ("noisy", ["--densities", "0.2", "0.2"], ["densities has 0.2 twice"]),
         ("noisy", ["--densities", "0.2", "2"], ["density must be in (0, 1], got 2"]),

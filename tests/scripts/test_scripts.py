@@ -253,7 +253,7 @@ def test_generations_move_the_parent_and_leave_their_lineage(server, parent, tmp
     assert [generation["spread"]["cases"] for generation in results["generations"]] == [2, 2]
     policies = [row["policy"] for row in results["test"]]
     assert policies[-4:] == [
-        "evolved parent", "2 around the evolved parent", "2 random children", "random walk"
+        "2 around the evolved parent", "last 2 parents", "2 random children", "random walk"
     ]  # fmt: skip
     root = parameters(load_parent(parent, game=GAME))
     lineage, _ = Lineage.load(tmp_path / "lineage.json", root)
