@@ -139,7 +139,7 @@ def likelihood_of_test(model: nn.Module, seed: int) -> float:
 
 
 def wide_mlp(width: int, depth: int = 2) -> tuple[nn.Module, Tensor]:
-    """An MLP with `depth` square layers, and inputs; two of width 1,400 are four million weights."""
+    """An MLP with `depth` square layers, and inputs; two of width 1,400 are 4.0 M weights."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         layers = [nn.Linear(64, width), nn.ReLU()]
