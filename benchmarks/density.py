@@ -53,7 +53,7 @@ class Args:
     """Searches of the others."""
     target: float = 0.02
     """KL divergence, in nats."""
-    fresh: int = 400
+    fresh: int = 1600
     """Children that each found sigma is tried on."""
     inputs: int = 256
     """Pictures or observations."""
@@ -119,8 +119,8 @@ def searched(
     work, shares = WorkCopy(module), torch.split(inputs, 16)
     parent = [outputs_of(work.parent(), share) for share in shares]
     values: dict[bool, list[float]] = {True: [], False: []}
-    for number, mutation in enumerate(islice(fresh, args.fresh)):
-        share = number % len(shares)
+    for mutation in islice(fresh, args.fresh):
+        share = len(values[mutation.low == 0]) % len(shares)
         after = outputs_of(work.child(mutation), shares[share])
         values[mutation.low == 0].append(divergence(parent[share], after))
     # the halves of a quad are bounded both

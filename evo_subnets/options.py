@@ -24,7 +24,7 @@ def refuse_idle(options: Any, names: Sequence[str], *, because: str) -> None:
             )
 
 
-def check_distinct(name: str, values: Sequence[float]) -> None:
+def check_distinct(name: str, values: Sequence[Any]) -> None:
     """A ValueError where a value is there twice."""
     for value in values:
         if values.count(value) > 1:

@@ -2,7 +2,8 @@
 
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
@@ -197,12 +198,13 @@ class _Trials:
         mutations = list(islice(self.search.measured(sigma, density), children))
         known = self._last[2] if self._last and self._last[:2] == (sigma, density) else []
         values = known[:children]
-        for mutation in mutations[len(values) :]:
-            share = len(values) % len(self.shares)
+        turns = list(_turns(mutations))
+        for mutation, (_, turn) in list(zip(mutations, turns, strict=True))[len(values) :]:
+            share = turn % len(self.shares)  # each group goes through all inputs
             found = outputs_of(self.work.child(mutation), self.shares[share], outputs=self.outputs)
             values.append(divergence(self.parents[share], found, outputs=self.outputs))
         self._last = sigma, density, values
-        means = [_mean(group) for group in _groups(mutations, values)]
+        means = [_mean(group) for group in _groups(turns, values)]
         worst = max(means, key=lambda mean: math.inf if math.isnan(mean[0]) else mean[0])
         return self._noted(Trial(sigma, density, *worst, children))
 
@@ -219,13 +221,22 @@ class _Trials:
         return trial
 
 
-def _groups(mutations: Sequence[Mutation], values: Sequence[float]) -> list[list[float]]:
-    """The values of firsts, and of siblings of theirs that perturb another fraction."""
-    first: dict[int, float] = {}
-    groups: tuple[list[float], list[float]] = [], []
-    for mutation, value in zip(mutations, values, strict=True):
+def _turns(mutations: Sequence[Mutation]) -> Iterator[tuple[bool, int]]:
+    """Whether each is a first, or a sibling that perturbs another fraction, and how many of its
+    group come before it."""
+    first, counts = dict[int, float](), Counter[bool]()
+    for mutation in mutations:
         density = first.setdefault(mutation.seed, mutation.density)
-        groups[not math.isclose(density, mutation.density, abs_tol=1e-6)].append(value)
+        group = not math.isclose(density, mutation.density, abs_tol=1e-6)
+        yield group, counts[group]
+        counts[group] += 1
+
+
+def _groups(turns: Sequence[tuple[bool, int]], values: Sequence[float]) -> list[list[float]]:
+    """The values of either group, where there are any."""
+    groups: tuple[list[float], list[float]] = [], []
+    for (group, _), value in zip(turns, values, strict=True):
+        groups[group].append(value)
     return [group for group in groups if group]
 
 

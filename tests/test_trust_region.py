@@ -149,6 +149,26 @@ def test_it_measures_what_will_be_used_with_noise_of_its_own():
     assert total / 7 == pytest.approx(region.divergence, rel=1e-4)
 
 
+def test_both_halves_of_siblings_are_asked_all_inputs(monkeypatch):
+    """They take turns: by their numbers alone either half would see every other share."""
+    made, asked = [], {False: set(), True: set()}
+    child, outputs = trust_region.WorkCopy.child, trust_region.outputs_of
+
+    def noting_child(work, mutation):
+        made.append(mutation.low > 0)
+        return child(work, mutation)
+
+    def noting_outputs(module, share, **others):
+        if made:
+            asked[made[-1]] |= {tuple(row) for batch in share for row in batch.tolist()}
+        return outputs(module, share, **others)
+
+    monkeypatch.setattr(trust_region.WorkCopy, "child", noting_child)
+    monkeypatch.setattr(trust_region, "outputs_of", noting_outputs)
+    search_trust_region(mlp(), noise(64, 5), search=Search(8, 4, density=0.2))
+    assert len(asked[False]) == len(asked[True]) == 64
+
+
 def test_mirrors_are_not_measured_twice():
     search = Search(8, 2, density=0.2)
     children = list(islice(search.measured(0.1, 0.2), 24))

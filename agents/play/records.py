@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 from agents.play.course import Course, Episodes
@@ -67,3 +68,12 @@ def write_episodes(path: Path, played: Mapping[str, Episodes]) -> None:
         ):
             writer.writerow([name, number, int(level), float(value), int(length)])
     files.write_atomically(path, text.getvalue().encode())
+
+
+def read_returns(path: Path) -> dict[str, npt.NDArray[np.float64]]:
+    """(episodes,) returns by policy, of a file that `write_episodes` wrote."""
+    found: dict[str, list[float]] = {}
+    with path.open(newline="") as lines:
+        for line in csv.DictReader(lines):
+            found.setdefault(line["policy"], []).append(float(line["return"]))
+    return {policy: np.array(returns) for policy, returns in found.items()}
