@@ -27,6 +27,7 @@ from agents.parents import load_actor, save_actor
 from benchmarks.memory import peak_bytes
 from configs.command_line import run
 from evo_subnets import Child, Ensemble, files, quads
+from evo_subnets.bindings import Binding
 from evo_subnets.evolution import keep_child, kept_children
 from evo_subnets.files.checkpoints import Checkpoint
 from evo_subnets.files.parents import load_parent, save_parent
@@ -87,8 +88,8 @@ def kinds(folder: Path) -> list[Kind]:
     sum(weight.sum() for weight in module.parameters()).backward()  # type: ignore[union-attr]
     optimizer.step()
     Checkpoint(folder / "checkpoint", tuning).save(
-        module, optimizer, generators=[generator], device=torch.device("cpu"), losses=[0.5],
-        last=True,
+        module, optimizer, binding=Binding(), generator=generator, device=torch.device("cpu"),
+        losses=[0.5], last=True,
     )  # fmt: skip
 
     def load_ensemble(name: str, restore: bool) -> Any:
@@ -113,7 +114,11 @@ def kinds(folder: Path) -> list[Kind]:
         module = network(6)
         optimizer = Tuning(2).make_optimizer(module)
         losses = Checkpoint(folder / "checkpoint", tuning).restore(
-            module, optimizer, generators=[], device=torch.device("cpu")
+            module,
+            optimizer,
+            binding=Binding(),
+            generator=torch.Generator(),
+            device=torch.device("cpu"),
         )
         return files.fingerprint(module.state_dict()), losses
 

@@ -301,21 +301,28 @@ def tiny(preset: Preset) -> Preset:
 
 def shrunk(method: Method) -> Method:
     """The same method at its cheapest: whatever options it has of the kinds that cost."""
+    names = {field.name for field in dataclasses.fields(method)}  # type: ignore[arg-type]
+    sizes: Sequence[dict[str, int]] = [{}]
+    if "ensemble_size" in names:
+        most = method.ensemble_size
+        sizes = [{"ensemble_size": size} for size in range(min(2, most), most + 1)]
+    for epochs in (1, 2, 4, 8):  # some phases take one each
+        for size in sizes:
+            try:
+                return replace(method, **_small(method, epochs), **size)  # type: ignore[type-var]
+            except ValueError:  # parts come in sets
+                continue
+    return method
+
+
+def _small(method: Method, epochs: int) -> dict[str, Any]:
     small: dict[str, Any] = {}
     for field in dataclasses.fields(method):  # type: ignore[arg-type]
         option = getattr(method, field.name)
         if isinstance(option, Tuning):
-            small[field.name] = replace(option, epochs=1)
+            small[field.name] = replace(option, epochs=epochs)
         elif isinstance(option, Annealing) and option.start != "one-shot":
-            small[field.name] = replace(option, annealing_epochs=1)
+            small[field.name] = replace(option, annealing_epochs=epochs)
         elif isinstance(option, Search):
             small[field.name] = replace(option, population_size=4, ensemble_size=2)
-    names = {field.name for field in dataclasses.fields(method)}  # type: ignore[arg-type]
-    if "ensemble_size" not in names:
-        return replace(method, **small)  # type: ignore[type-var]
-    for size in range(min(2, method.ensemble_size), method.ensemble_size):
-        try:
-            return replace(method, **small, ensemble_size=size)  # type: ignore[type-var]
-        except ValueError:  # parts come in sets
-            continue
-    return replace(method, **small)  # type: ignore[type-var]
+    return small

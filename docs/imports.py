@@ -13,7 +13,8 @@ READING_ORDER = (
     "streams", "draws", "copies", "weights", "subnetworks", "mutation", "recipes", "lineage",
     "options", "search", "inputs", "outputs", "actions", "kinds", "ensemble", "views", "roots",
     "trust_region", "spread", "evolution", "descendants", "walk", "generations",
-    "racing", "pruning", "annealing", "task", "schedules", "tuning", "prediction",
+    "racing", "bindings", "pruning", "rewiring", "annealing", "task", "schedules", "tuning",
+    "prediction",
 )  # fmt: skip
 """The flat files of the library: each imports only those before it. A new one is placed here."""
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from evo_subnets import files
+from evo_subnets.bindings import Binding, State
 from evo_subnets.pruning import Masks, Pruned
 from evo_subnets.streams import derive_seed, normal, uniform
 from evo_subnets.subnetworks import Params
@@ -84,7 +85,7 @@ def gaussian_probabilities(
     return start
 
 
-class Annealed:
+class Annealed(Binding):
     """Puts weights on probation, until only the subnetwork is left: a `tuning.Binding`.
 
     Before every forward pass each weight is kept with a probability of its own, a Bernoulli draw.
@@ -114,7 +115,7 @@ class Annealed:
             probabilities[name] - target for name, target in zip(masks, self.targets, strict=True)
         ]
         device = self.weights[0].device
-        self.generator: torch.Generator | None = torch.Generator(device)
+        self.generator = torch.Generator(device)
         self.generator.manual_seed(derive_seed(seed, "masks"))
         self.kept: list[Tensor] = []
         self.drawn: list[Tensor] = []
@@ -138,6 +139,14 @@ class Annealed:
         ]
         self.kept = [weight.detach().clone() for weight in self.weights]
         torch._foreach_mul_([weight.data for weight in self.weights], self.drawn)
+
+    def state_dict(self) -> State:
+        """Where its draws are."""
+        return {"generator": self.generator.get_state()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """The inverse."""
+        self.generator.set_state(state["generator"])
 
     @torch.no_grad()
     def before_step(self) -> None:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from evo_subnets import files
+from evo_subnets.bindings import Binding
 from evo_subnets.streams import in_double
 from evo_subnets.subnetworks import Include, Params, included
 
@@ -51,23 +52,18 @@ def density_of(masks: Mapping[str, Tensor]) -> dict[str, float]:
     return {name: in_double(mask).mean().item() for name, mask in masks.items()}
 
 
-class Pruned:
+class Pruned(Binding):
     """Holds weights outside the masks at exactly zero: a `tuning.Binding`.
 
     Their gradients are zeroed before the optimizer sees them, so that its state stays zero too.
     Weight decay does not move a zero.
     """
 
-    generator: torch.Generator | None = None
-
     def __init__(self, module: nn.Module, masks: Mapping[str, Tensor]) -> None:
         named = files.parameters_of(module)
         self.weights = [named[name] for name in masks]
         self.names = list(masks)
         self.hold(masks, None)
-
-    def before_pass(self, epoch: float, optimizer: torch.optim.Optimizer) -> None:
-        """Nothing: the weights are zero already."""
 
     def before_step(self) -> None:
         """Zeroes the gradients outside."""

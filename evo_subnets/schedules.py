@@ -66,3 +66,59 @@ class Cosine:
 
 def _half_cosine(first: float, last: float, fraction: float) -> float:
     return last + (first - last) * (1 + math.cos(math.pi * fraction)) / 2
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Constant rates, one after the other."""
+
+    rates: tuple[float, ...] = (0.1, 0.01, 0.001)
+    """From the first on."""
+    ends: tuple[float, ...] = (0.5, 0.75)
+    """Parts of the budget after which the next one begins."""
+
+    def __post_init__(self) -> None:
+        rising = all(a < b for a, b in zip((0.0, *self.ends), (*self.ends, 1.0), strict=True))
+        if len(self.rates) != len(self.ends) + 1 or not rising:
+            raise ValueError(
+                "steps need one rate more than ends, which rise between 0 and 1, got "
+                f"rates={self.rates}, ends={self.ends}"
+            )
+
+    def __call__(self, progress: float) -> float:
+        return self.rates[sum(progress >= end for end in self.ends)]
+
+
+@dataclass(frozen=True)
+class Restarts:
+    """A half cosine from `maximum` to 0, so many times (Huang et al. 2017, eq. 2)."""
+
+    maximum: float = 0.1
+    cycles: int = 8
+
+    def __post_init__(self) -> None:
+        if self.cycles < 1:
+            raise ValueError(f"cycles must be at least 1, got {self.cycles}")
+
+    def __call__(self, progress: float) -> float:
+        cycle = progress * self.cycles
+        return _half_cosine(
+            self.maximum, 0.0, cycle - math.floor(cycle) if cycle < self.cycles else 1.0
+        )
+
+
+@dataclass(frozen=True)
+class Triangles:
+    """From `maximum` to `minimum` and back, so many times (Garipov et al. 2018, section 4)."""
+
+    maximum: float = 0.05
+    minimum: float = 0.0005
+    cycles: int = 8
+
+    def __post_init__(self) -> None:
+        if self.cycles < 1:
+            raise ValueError(f"cycles must be at least 1, got {self.cycles}")
+
+    def __call__(self, progress: float) -> float:
+        part = (progress * self.cycles) % 1.0
+        return self.minimum + (self.maximum - self.minimum) * abs(1 - 2 * part)

@@ -4,11 +4,12 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
+from evo_subnets.bindings import Binding
 from evo_subnets.files.checkpoints import Checkpoint
 from evo_subnets.files.parents import load_parent, save_parent
 from evo_subnets.inputs import ask, device_of, moved
@@ -91,19 +92,6 @@ class Tuning:
                 )
 
 
-class Binding(Protocol):
-    """What holds a child to its subnetwork while it is tuned (see `subnetworks`, `annealing`)."""
-
-    generator: torch.Generator | None
-    """Of its own draws, if it draws: checkpoints keep its state."""
-
-    def before_pass(self, epoch: float, optimizer: torch.optim.Optimizer) -> None:
-        """Gives the weights the values for the next forward and backward pass."""
-
-    def before_step(self) -> None:
-        """Corrects gradients, and weights where `before_pass` changed them, after `backward`."""
-
-
 def tune(
     module: nn.Module,
     task: Task,
@@ -138,12 +126,14 @@ def tune(
     about = {"tuning": repr(tuning), "seed": seed, "steps": steps}
     kept = None if checkpoint is None else Checkpoint(checkpoint, about)
     normed = any(isinstance(layer, BATCH_NORMS) for layer in module.modules())
-    drawing = [generator, *([binding.generator] if binding and binding.generator else [])]
+    binding = binding or Binding()
     losses: list[float] = []
     module.train()
     with own_randomness(derive_seed(seed, "dropout"), device):
         if kept:
-            losses = kept.restore(module, optimizer, generators=drawing, device=device)
+            losses = kept.restore(
+                module, optimizer, binding=binding, generator=generator, device=device
+            )
         if on_epoch is not None:
             for epoch, mean in enumerate(losses):
                 on_epoch(epoch + 1, mean)
@@ -155,16 +145,15 @@ def tune(
                     continue  # one sample has no batch statistics
                 passed = epoch + step / steps
                 tuning.set_rates(optimizer, passed / tuning.epochs)
-                if binding is not None:
-                    binding.before_pass(passed, optimizer)
+                binding.before_pass(passed, optimizer)
                 with torch.autocast(device.type, torch.bfloat16, enabled=tuning.bf16):
                     outputs = ask(module, inputs)
                 loss = task.loss_of(outputs, targets)
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()  # type: ignore[no-untyped-call]
-                if binding is not None:
-                    binding.before_step()
+                binding.before_step()
                 optimizer.step()
+                binding.after_step()
                 count = samples_in(targets)
                 total += loss.detach() * count  # no host synchronisation inside an epoch
                 samples += count
@@ -176,13 +165,15 @@ def tune(
             check_finite(losses[-1], epoch + 1)
             if kept:
                 last = epoch + 1 == tuning.epochs
+                if last:
+                    binding.before_pass(float(tuning.epochs), optimizer)
                 kept.save(
-                    module, optimizer, generators=drawing, device=device, losses=losses, last=last
+                    module, optimizer, binding=binding, generator=generator, device=device,
+                    losses=losses, last=last,
                 )  # fmt: skip
             if on_epoch is not None:
                 on_epoch(epoch + 1, losses[-1])
-    if binding is not None:
-        binding.before_pass(float(tuning.epochs), optimizer)
+    binding.before_pass(float(tuning.epochs), optimizer)
     module.eval()
 
 

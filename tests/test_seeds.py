@@ -28,6 +28,7 @@ from agents.distillation import Lessons, distil
 from agents.evaluation import bootstrap_interval
 from agents.impala import impala_actor
 from agents.play.course import Course
+from agents.scores import Played, resampled
 from agents.small import train_further, train_small
 from envs.games import Levels
 from evo_subnets import annealing, evolution, racing, streams, task, tuning
@@ -37,6 +38,8 @@ from evo_subnets.data.splits import stratified_order
 from evo_subnets.ensemble import Ensemble
 from evo_subnets.lineage import Lineage, Step
 from evo_subnets.methods.apart import apart
+from evo_subnets.methods.dst import DST, StaticSparse, first_masks
+from evo_subnets.methods.edst import EDST
 from evo_subnets.methods.independent import Bagging, Independent
 from evo_subnets.methods.result import with_seed
 from evo_subnets.methods.sparse import Pruning, Sparse
@@ -44,11 +47,12 @@ from evo_subnets.methods.stochastic import Annealing, Stochastic
 from evo_subnets.metrics import contest, predictive, robustness
 from evo_subnets.models import build
 from evo_subnets.mutation import Mutation, quads, singles
+from evo_subnets.rewiring import Rewired, Rewiring, random_masks
 from evo_subnets.rl import Actor, MeanReturn, episode_returns, mean_return, observations
 from evo_subnets.rl.policy import EnsemblePolicy
 from evo_subnets.runs import Run
 from evo_subnets.search import Search
-from evo_subnets.subnetworks import Subnetwork, halves, parts
+from evo_subnets.subnetworks import Subnetwork, halves, parameters, parts
 from evo_subnets.task import seeded
 
 from stable_baselines3 import A2C  # isort: skip
@@ -97,6 +101,20 @@ def bound(seed):
     kind = Annealing(start="random")
     half = Subnetwork(1, 0, 0.5)
     return kind.bind(mlp(), Pruning(), subnetwork=half, seed=seed).generator.get_state()
+
+
+def rewired(seed):
+    bound = Rewired(mlp(), MASKS, rewiring=Rewiring("random"), steps=9, seed=seed)
+    some = torch.zeros(8, 5, dtype=torch.bool)
+    some[:4] = True
+    bound.hold({"0.weight": some}, None)
+    bound.rewire(0.5, [noise(8, 5)])
+    return bound.masks["0.weight"]
+
+
+def resampled_scores(seed):
+    run = Played("maze", {"parent": np.arange(5.0)})
+    return resampled([run], ["parent"], normalized=lambda returns, _: returns, seed=seed)
 
 
 def raced(seed):
@@ -238,6 +256,14 @@ TABLE: dict[str, Callable[[Any], Any]] = {
         lambda seed: stratified_order(torch.arange(20) % 3, seed, purpose="train"),
     "evo_subnets.evolution.select": selected,
     "evo_subnets.lineage.Lineage.at_random": wandering,
+    "evo_subnets.methods.dst.DST": lambda seed: DST(seed=seed),
+    "evo_subnets.methods.dst.StaticSparse": lambda seed: StaticSparse(seed=seed),
+    "evo_subnets.methods.dst.first_masks":
+        lambda seed: first_masks(mlp(), 0.5, distribution="erk", seed=seed)["0.weight"],
+    "evo_subnets.methods.edst.EDST": lambda seed: EDST(seed=seed),
+    "evo_subnets.rewiring.Rewired": rewired,
+    "evo_subnets.rewiring.random_masks":
+        lambda seed: random_masks(parameters(mlp()), {"0.weight": 0.5}, seed=seed)["0.weight"],
     "evo_subnets.methods.independent.Bagging": lambda seed: Bagging(seed=seed),
     "evo_subnets.methods.independent.Independent": lambda seed: Independent(seed=seed),
     "evo_subnets.methods.result.with_seed": lambda seed: with_seed(Independent(), seed),
@@ -286,6 +312,7 @@ TABLE: dict[str, Callable[[Any], Any]] = {
     "agents.distillation.distil": distilled,
     "agents.ppo.make_training_env": training_env,
     "agents.ppo.train": trained,
+    "agents.scores.resampled": resampled_scores,
     "agents.small.train_further": further,
     "agents.small.train_small": small_parent,
 }  # fmt: skip

@@ -16,7 +16,16 @@ from evo_subnets.data import Augmentation, batches
 from evo_subnets.files import StorageError
 from evo_subnets.prediction import predict, reestimate_norms
 from evo_subnets.pruning import IterativelyPruned, Pruned, keep_highest, magnitudes
-from evo_subnets.schedules import Constant, Cosine, OneCycle, StepLinear
+from evo_subnets.rewiring import Rewired, Rewiring
+from evo_subnets.schedules import (
+    Constant,
+    Cosine,
+    OneCycle,
+    Restarts,
+    StepLinear,
+    Steps,
+    Triangles,
+)
 from evo_subnets.streams import derive_seed
 from evo_subnets.subnetworks import Subnetwork, parameters
 from evo_subnets.task import Task
@@ -30,11 +39,28 @@ from evo_subnets.tuning import Tuning, tune
         (StepLinear(), {0: 0.1, 0.5: 0.1, 0.7: 0.0505, 0.9: 0.001, 1: 0.001}),
         (OneCycle(), {0: 0.001, 0.05: 0.0505, 0.1: 0.1, 0.55: 0.05000005, 1: 1e-7}),
         (Cosine(0.2), {0: 0.2, 0.5: 0.1, 1: 0.0}),
+        (Steps(), {0: 0.1, 0.49: 0.1, 0.5: 0.01, 0.74: 0.01, 0.75: 0.001, 1: 0.001}),
+        (Restarts(0.2, 4), {0: 0.2, 0.125: 0.1, 0.25: 0.2, 0.999999: 0.0, 1: 0.0}),
+        (Triangles(0.05, 0.01, 2), {0: 0.05, 0.125: 0.03, 0.25: 0.01, 0.5: 0.05, 0.75: 0.01}),
     ],
 )
 def test_schedules_pass_through_the_printed_rates(schedule, points):
     for progress, rate in points.items():
-        assert schedule(progress) == pytest.approx(rate, abs=1e-12)
+        assert schedule(progress) == pytest.approx(rate, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: Steps((0.1,)), "one rate more than ends"),
+        (lambda: Steps((0.1, 0.01, 0.001), (0.7, 0.7)), "which rise"),
+        (lambda: Restarts(cycles=0), "cycles must be at least 1"),
+        (lambda: Triangles(cycles=0), "cycles must be at least 1"),
+    ],
+)
+def test_schedules_that_cannot_be_are_refused(make, words):
+    with pytest.raises(ValueError, match=words):
+        make()
 
 
 def test_one_cycle_is_continuous_and_has_one_maximum():
@@ -192,6 +218,10 @@ BINDINGS = {
                                              scope="layer"), density=0.3, epochs=3),
     "annealed": lambda module, masks: Annealed(
         module, masks, probabilities=temperature_probabilities(masks, 0.5), epochs=3, seed=4),
+    "rewired": lambda module, masks: Rewired(
+        module, masks, rewiring=Rewiring(interval=3), steps=12, restarts=(1.5, 3)),
+    "rewired at random": lambda module, masks: Rewired(
+        module, masks, rewiring=Rewiring("random", interval=2, decay="cosine"), steps=12, seed=4),
 }  # fmt: skip
 
 

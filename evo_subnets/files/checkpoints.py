@@ -3,7 +3,7 @@
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from evo_subnets import files
 
 KIND = "evo_subnets.checkpoint"
+PARTS = ("module", "optimizer", "binding", "random")
 SECONDS = 10.0
 """Between two writes at least: a small network's epochs are shorter than writing them down."""
 
@@ -34,6 +35,13 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Te
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
 
 
+class Stateful(Protocol):
+    """What is kept beside network and optimizer, as a `bindings.Binding`."""
+
+    def state_dict(self) -> dict[str, Tensor]: ...
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None: ...
+
+
 class Checkpoint:
     """The file of one training run; `about` says which run it is.
 
@@ -49,7 +57,8 @@ class Checkpoint:
         module: nn.Module,
         optimizer: torch.optim.Optimizer,
         *,
-        generators: Sequence[torch.Generator],
+        binding: Stateful,
+        generator: torch.Generator,
         device: torch.device,
     ) -> list[float]:
         """The losses of the epochs that are done, none where there is no file; all else as then.
@@ -61,16 +70,16 @@ class Checkpoint:
         tensors, description = files.load_tensors(self.path, KIND)
         try:
             self._check(description["about"])
-            parts: dict[str, dict[str, Tensor]] = {"module": {}, "optimizer": {}, "random": {}}
+            parts: dict[str, dict[str, Tensor]] = {name: {} for name in PARTS}
             for key, value in tensors.items():
                 part, _, name = key.partition(".")
                 parts[part][name] = value
             losses = [float(loss) for loss in description["losses"]]
             files.load_state(self.path, module, tensors=parts["module"])
             restore_optimizer(optimizer, parts["optimizer"])
+            binding.load_state_dict({name: kept.clone() for name, kept in parts["binding"].items()})
             if states := parts["random"]:
-                for index, generator in enumerate(generators):
-                    generator.set_state(states[str(index)])
+                generator.set_state(states["0"])
                 torch.set_rng_state(states["cpu"])
                 if device.type == "cuda" and "cuda" in states:
                     torch.cuda.set_rng_state(states["cuda"], device)
@@ -92,22 +101,21 @@ class Checkpoint:
         module: nn.Module,
         optimizer: torch.optim.Optimizer,
         *,
-        generators: Sequence[torch.Generator],
+        binding: Stateful,
+        generator: torch.Generator,
         device: torch.device,
         losses: Sequence[float],
         last: bool,
     ) -> None:
-        """Writes the state after an epoch; after the last one the weights alone."""
+        """Writes the state after an epoch; after the last one the weights and the binding's."""
         if not last and time.monotonic() - self.written < SECONDS:
             return
         tensors = {f"module.{name}": value for name, value in files.state_of(module).items()}
+        tensors |= {f"binding.{name}": value for name, value in binding.state_dict().items()}
         if not last:
             states = optimizer_tensors(optimizer).items()
             tensors |= {f"optimizer.{name}": value for name, value in states}
-            tensors |= {
-                f"random.{index}": generator.get_state()
-                for index, generator in enumerate(generators)
-            }
+            tensors["random.0"] = generator.get_state()
             tensors["random.cpu"] = torch.get_rng_state()
             if device.type == "cuda":
                 tensors["random.cuda"] = torch.cuda.get_rng_state(device)

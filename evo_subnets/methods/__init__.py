@@ -1,5 +1,7 @@
 """One file for each published method; `METHODS` lists them for whoever runs any of them."""
 
+from evo_subnets.methods.dst import DST, StaticSparse
+from evo_subnets.methods.edst import EDST
 from evo_subnets.methods.independent import Bagging, Independent
 from evo_subnets.methods.noisy import Noisy
 from evo_subnets.methods.result import Build, Method, Result, with_seed
@@ -12,9 +14,14 @@ METHODS: dict[str, type[Method]] = {
     "stochastic": Stochastic,
     "independent": Independent,
     "bagging": Bagging,
+    "static_sparse": StaticSparse,
+    "dst": DST,
+    "edst": EDST,
 }
 
 __all__ = [
+    "DST",
+    "EDST",
     "METHODS",
     "Annealing",
     "Bagging",
@@ -25,6 +32,7 @@ __all__ = [
     "Pruning",
     "Result",
     "Sparse",
+    "StaticSparse",
     "Stochastic",
     "with_seed",
 ]

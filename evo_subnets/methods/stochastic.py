@@ -14,6 +14,7 @@ from evo_subnets.annealing import (
     random_probabilities,
     temperature_probabilities,
 )
+from evo_subnets.bindings import Binding
 from evo_subnets.copies import copied
 from evo_subnets.inputs import Inputs
 from evo_subnets.methods.result import HERE, NOTHING_KEPT, Result, begin, train_members
@@ -26,7 +27,7 @@ from evo_subnets.schedules import Constant
 from evo_subnets.streams import check_seed, derive_seed
 from evo_subnets.subnetworks import Params, Subnetwork
 from evo_subnets.task import Task
-from evo_subnets.tuning import Binding, Tuning, tune
+from evo_subnets.tuning import Tuning, tune
 from evo_subnets.workers import Workers
 
 
