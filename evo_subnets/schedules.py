@@ -113,11 +113,12 @@ class Triangles:
 
     maximum: float = 0.05
     minimum: float = 0.0005
-    cycles: int = 8
+    cycles: float = 8
+    """Half of one more ends at the minimum."""
 
     def __post_init__(self) -> None:
-        if self.cycles < 1:
-            raise ValueError(f"cycles must be at least 1, got {self.cycles}")
+        if not self.cycles > 0:
+            raise ValueError(f"cycles must be more than 0, got {self.cycles}")
 
     def __call__(self, progress: float) -> float:
         part = (progress * self.cycles) % 1.0

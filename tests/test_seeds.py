@@ -41,9 +41,12 @@ from evo_subnets.methods.apart import apart
 from evo_subnets.methods.dst import DST, StaticSparse, first_masks
 from evo_subnets.methods.edst import EDST
 from evo_subnets.methods.independent import Bagging, Independent
+from evo_subnets.methods.pep import PEP
 from evo_subnets.methods.result import with_seed
+from evo_subnets.methods.soup import Soup
 from evo_subnets.methods.sparse import Pruning, Sparse
 from evo_subnets.methods.stochastic import Annealing, Stochastic
+from evo_subnets.methods.trajectory import SWA, FastGeometric, Snapshot
 from evo_subnets.metrics import contest, predictive, robustness
 from evo_subnets.models import build
 from evo_subnets.mutation import Mutation, quads, singles
@@ -266,6 +269,11 @@ TABLE: dict[str, Callable[[Any], Any]] = {
         lambda seed: random_masks(parameters(mlp()), {"0.weight": 0.5}, seed=seed)["0.weight"],
     "evo_subnets.methods.independent.Bagging": lambda seed: Bagging(seed=seed),
     "evo_subnets.methods.independent.Independent": lambda seed: Independent(seed=seed),
+    "evo_subnets.methods.pep.PEP": lambda seed: PEP(seed=seed),
+    "evo_subnets.methods.soup.Soup": lambda seed: Soup(seed=seed),
+    "evo_subnets.methods.trajectory.FastGeometric": lambda seed: FastGeometric(seed=seed),
+    "evo_subnets.methods.trajectory.SWA": lambda seed: SWA(seed=seed),
+    "evo_subnets.methods.trajectory.Snapshot": lambda seed: Snapshot(seed=seed),
     "evo_subnets.methods.result.with_seed": lambda seed: with_seed(Independent(), seed),
     "evo_subnets.methods.sparse.Pruning.subnetworks": lambda seed: Pruning().subnetworks(2, seed),
     "evo_subnets.methods.sparse.Sparse": lambda seed: Sparse(seed=seed),

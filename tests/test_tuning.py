@@ -55,7 +55,7 @@ def test_schedules_pass_through_the_printed_rates(schedule, points):
         (lambda: Steps((0.1,)), "one rate more than ends"),
         (lambda: Steps((0.1, 0.01, 0.001), (0.7, 0.7)), "which rise"),
         (lambda: Restarts(cycles=0), "cycles must be at least 1"),
-        (lambda: Triangles(cycles=0), "cycles must be at least 1"),
+        (lambda: Triangles(cycles=0), "cycles must be more than 0"),
     ],
 )
 def test_schedules_that_cannot_be_are_refused(make, words):

@@ -4,9 +4,12 @@ from evo_subnets.methods.dst import DST, StaticSparse
 from evo_subnets.methods.edst import EDST
 from evo_subnets.methods.independent import Bagging, Independent
 from evo_subnets.methods.noisy import Noisy
+from evo_subnets.methods.pep import PEP
 from evo_subnets.methods.result import Build, Method, Result, with_seed
+from evo_subnets.methods.soup import Soup
 from evo_subnets.methods.sparse import Pruning, Sparse
 from evo_subnets.methods.stochastic import Annealing, Stochastic
+from evo_subnets.methods.trajectory import SWA, FastGeometric, Snapshot
 
 METHODS: dict[str, type[Method]] = {
     "noisy": Noisy,
@@ -17,20 +20,30 @@ METHODS: dict[str, type[Method]] = {
     "static_sparse": StaticSparse,
     "dst": DST,
     "edst": EDST,
+    "snapshot": Snapshot,
+    "fast_geometric": FastGeometric,
+    "swa": SWA,
+    "soup": Soup,
+    "pep": PEP,
 }
 
 __all__ = [
     "DST",
     "EDST",
     "METHODS",
+    "PEP",
+    "SWA",
     "Annealing",
     "Bagging",
     "Build",
+    "FastGeometric",
     "Independent",
     "Method",
     "Noisy",
     "Pruning",
     "Result",
+    "Snapshot",
+    "Soup",
     "Sparse",
     "StaticSparse",
     "Stochastic",
