@@ -6,7 +6,16 @@ import tyro
 
 from configs.moving import StepArgs
 from evo_subnets import quads, singles
-from evo_subnets.schedules import Constant, Cosine, OneCycle, Schedule, StepLinear
+from evo_subnets.schedules import (
+    Constant,
+    Cosine,
+    OneCycle,
+    Restarts,
+    Schedule,
+    StepLinear,
+    Steps,
+    Triangles,
+)
 from evo_subnets.search import Sampler
 from evo_subnets.subnetworks import Include
 from evo_subnets.walk import Moving
@@ -17,6 +26,9 @@ SCHEDULES: dict[str, type[Schedule]] = {
     "step-linear": StepLinear,
     "one-cycle": OneCycle,
     "cosine": Cosine,
+    "steps": Steps,
+    "restarts": Restarts,
+    "triangles": Triangles,
 }
 REGISTRY = tyro.constructors.ConstructorRegistry()
 """For `with REGISTRY: tyro.cli(...)`."""
@@ -65,12 +77,19 @@ def _moving(
 
 
 def schedule(text: str) -> Schedule:
-    """The schedule of a NAME or NAME:NUMBER,NUMBER,...; the numbers are its fields, in order."""
+    """The schedule of a NAME or NAME:NUMBER,NUMBER,...; the numbers are its fields, in order, and
+    those of a field of several stand between slashes: steps:0.1/0.01/0.001,0.5/0.75."""
     name, _, numbers = text.partition(":")
     if name not in SCHEDULES:
         raise ValueError(f"expected a schedule of {', '.join(SCHEDULES)}, got {text!r}")
+    kind = SCHEDULES[name]
+
+    def value(field: str) -> float | tuple[float, ...]:
+        several = tuple(map(float, field.split("/")))
+        return several if kind is Steps else several[0] if len(several) == 1 else float(field)
+
     try:
-        return SCHEDULES[name](*map(float, numbers.split(",") if numbers else ()))
+        return kind(*map(value, numbers.split(",") if numbers else ()))
     except (TypeError, ValueError):
         raise ValueError(f"expected numbers for the fields of {name}, got {text!r}") from None
 
@@ -78,5 +97,6 @@ def schedule(text: str) -> Schedule:
 def written(found: Schedule) -> str:
     """The inverse of `schedule`."""
     names = {kind: name for name, kind in SCHEDULES.items()}
-    numbers = ",".join(f"{value:g}" for value in vars(found).values())
+    fields = (value if isinstance(value, tuple) else (value,) for value in vars(found).values())
+    numbers = ",".join("/".join(f"{each:g}" for each in field) for field in fields)
     return f"{names[type(found)]}:{numbers}"

@@ -85,8 +85,9 @@ class Rewiring:
     decay: Decay = "constant"
     """Whether that fraction stays, or falls to 0 by a half cosine until the last update."""
     interval: int | None = None
-    """ΔT: training steps between two updates. None: a hundredth of the training, at least 1 (Liu et
-    al. 2022 have 1,000 of 97,750)."""
+    """ΔT: training steps between two updates. None: a hundredth of the training (Liu et al. 2022
+    have 1,000 of 97,750), or 100 where that is more, for what was grown must have time to grow; but
+    a quarter of a training shorter than that."""
     until: float = 1.0
     """T_end: no updates after this fraction of the training (RigL has 0.75)."""
 
@@ -102,7 +103,7 @@ class Rewiring:
 
     def every(self, steps: int) -> int:
         """The interval, of a training of so many steps; a ValueError where it is longer."""
-        interval = self.interval or max(1, round(steps / 100))
+        interval = self.interval or max(1, round(steps / 100), min(100, steps // 4))
         if interval > steps:
             raise ValueError(
                 f"an interval of {interval} steps is longer than the training, {steps} steps: "

@@ -74,22 +74,28 @@ def main(args: BuilderArgs | ParentArgs) -> None:
 
         # The test
         members = list(result.ensemble.members)
-        alone, unit = parent or members[0], float(epochs or result.epochs / len(members))
+        alone, count = parent or members[0], len(members)
+        tuning: Any = getattr(method, "tuning", None)  # of a parent's child it is no unit
+        unit = float(epochs) if parent is not None else tuning.epochs * tuning.bagging
         contest = Contest(data.test, unit)
 
         def cost(size: int = 1) -> dict[str, Any]:
             found = {"inference": float(size), "parameters": size * count_parameters(alone)}
             return {"epochs": unit, "dense_epochs": unit, **found}
 
+        share = {
+            "epochs": result.epochs / count, "dense_epochs": result.training / count,
+            "inference": result.inference / count, "parameters": result.parameters // count,
+        }  # fmt: skip
         against = "parent" if parent is not None else "one network"
-        contest.judge(against, Ensemble([alone]), **cost())
+        contest.judge(against, Ensemble([alone]), **(cost() if parent is not None else share))
         if result.reference is not None:
             against = "parent, norms anew"
             contest.judge(against, Ensemble([result.reference]), **cost())
         if result.children and not result.candidates:
             best = members[-len(result.elites)]
             contest.judge("best child", Ensemble([copy.deepcopy(best)]), **cost())
-        last = name if len(members) == 1 else f"{name} ensemble of {len(members)}"
+        last = name if count == 1 else f"{name} ensemble of {count}"
         for other, model in result.candidates.items():
             if other == result.chosen:
                 last = f"{other} (chosen)"

@@ -24,7 +24,16 @@ COMMANDS = {
     "stochastic": [*TINY, "--ensemble-size", "2", "--epochs", "2", "--annealing-epochs", "1"],
     "independent": [*DIGITS, "--epochs", "2"],
     "bagging": [*DIGITS, "--ensemble-size", "2"],
+    "static_sparse": [*DIGITS, "--epochs", "2", "--ensemble-size", "2"],
+    "dst": [*DIGITS, "--epochs", "2", "--ensemble-size", "2", "--schedule", "steps:0.1/0.01,0.5"],
+    "edst": [*DIGITS, "--epochs", "3", "--ensemble-size", "2"],
+    "snapshot": [*DIGITS, "--epochs", "2", "--ensemble-size", "2"],
+    "fast_geometric": [*TINY, "--epochs", "2", "--ensemble-size", "2"],
+    "swa": [*TINY, "--epochs", "1"],
+    "soup": [*TINY, "--ingredients", "2"],
+    "pep": [*TINY, "--ensemble-size", "2"],
 }
+SPARSE = ("static_sparse", "dst", "edst")
 
 
 def command(method, *more):
@@ -46,17 +55,21 @@ def test_every_method_leaves_whole_results(method, server, tmp_path):
     assert f"{100 * last['accuracy']:.2f}" in result.stdout
     network = build("mlp-32", (1, 32, 32), classes=10, seed=0)
     path = out / "ensemble.safetensors"
-    loaded = Ensemble.load(path, network, restore=METHODS[method].selects)
-    assert len(loaded.members) == (1 if method == "independent" else 2)
+    loaded = Ensemble.load(path, network, restore=method in ("noisy", "pep"))
+    assert len(loaded.members) == (1 if method in ("independent", "swa", "soup") else 2)
     assert loaded(torch.zeros(3, 1, 32, 32)).shape == (3, 10)
     assert list(out.glob("events.out.tfevents*"))
     parented = METHODS[method].starts_from == "parent"
     first = "parent" if parented else "one network"
     assert next(iter(report["test"])) == report["against"] == first
-    assert report["test"][first]["training"] == report["test"][first]["inference"] == 1
-    assert last["inference"] == pytest.approx(
-        len(loaded.members) * (0.5 if method in ("sparse", "stochastic") else 1), rel=0.05
-    )
+    density = {"sparse": 0.5, "stochastic": 0.5, **dict.fromkeys(SPARSE, 0.2)}.get(method, 1)
+    assert last["inference"] == pytest.approx(len(loaded.members) * density, rel=0.05)
+    one = report["test"][first]
+    if parented:
+        assert one["training"] == one["inference"] == 1
+    else:  # one of its members
+        assert one["training"] == pytest.approx(last["training"] / len(loaded.members))
+        assert one["inference"] == pytest.approx(last["inference"] / len(loaded.members))
     assert f"Against the {first}, paired" not in result.stdout, "30 test images are too few"
     assert "are too few to tell models apart" in result.stdout
     assert report["arguments"]["limit"] == 150, "typed"
