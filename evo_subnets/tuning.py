@@ -78,6 +78,11 @@ class Tuning:
             nesterov=self.momentum > 0,
         )
 
+    def steps(self, data: Data) -> int:
+        """Training steps on this data, in all."""
+        seen = data if self.bagging == 1 else data.bag(self.bagging, 0)
+        return seen.steps(self.batch_size) * self.epochs
+
     def set_rates(self, optimizer: torch.optim.Optimizer, progress: float) -> None:
         """Sets the learning rate, and the momentum where it cycles."""
         for group in optimizer.param_groups:

@@ -12,6 +12,7 @@ from networks import small_classifier as network
 from torch import nn
 
 from evo_subnets.annealing import Annealed, temperature_probabilities
+from evo_subnets.bindings import Binding
 from evo_subnets.data import Augmentation, batches
 from evo_subnets.files import StorageError
 from evo_subnets.prediction import predict, reestimate_norms
@@ -69,6 +70,19 @@ def test_one_cycle_is_continuous_and_has_one_maximum():
     assert peak == 100
     assert rates[:101] == sorted(rates[:101])
     assert rates[100:] == sorted(rates[100:], reverse=True)
+
+
+def test_steps_are_those_that_are_taken():
+    for bagging in (1.0, 0.6):
+        taken = []
+
+        class Counting(Binding):
+            def after_step(self):
+                taken.append(1)  # noqa: B023
+
+        tuning = Tuning(3, batch_size=16, bagging=bagging)
+        tune(network(norm=False), Task(pictures(70)), tuning=tuning, binding=Counting())
+        assert tuning.steps(Task(pictures(70)).train) == len(taken)
 
 
 def test_momentum_cycles_inversely():

@@ -114,7 +114,7 @@ def _trained(
 ) -> Result:
     begin(run, method, start=build)
     tuning = method.tuning
-    steps = task.train.steps(tuning.batch_size) * tuning.epochs
+    steps = tuning.steps(task.train)
 
     def start(index: int) -> tuple[nn.Module, Masks]:
         seed = derive_seed(method.seed, "network", index)

@@ -101,10 +101,7 @@ class EDST:
         """The networks that one training of what `build` makes leaves behind."""
         begin(run, self, start=build)
         tuning, phases = replace(self.tuning, schedule=self.phases), self.phases
-        steps, ends = (
-            task.train.steps(tuning.batch_size) * tuning.epochs,
-            phases.ends(tuning.epochs),
-        )
+        steps, ends = tuning.steps(task.train), phases.ends(tuning.epochs)
         first = derive_seed(self.seed, "network", 0)
         dense = build(first)
         masks = first_masks(dense, self.sparsity, distribution=self.distribution, seed=first)
