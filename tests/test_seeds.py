@@ -37,6 +37,7 @@ from evo_subnets.data.corruptions import corrupt
 from evo_subnets.data.splits import stratified_order
 from evo_subnets.ensemble import Ensemble
 from evo_subnets.lineage import Lineage, Step
+from evo_subnets.methods import distillation
 from evo_subnets.methods.apart import apart
 from evo_subnets.methods.dst import DST, StaticSparse, first_masks
 from evo_subnets.methods.edst import EDST
@@ -73,6 +74,12 @@ def tuned(seed):
     module = mlp()
     tuning.tune(module, batches(), tuning=ONE_EPOCH, seed=seed)
     return module[0].weight
+
+
+def taught(seed):
+    student, teacher = mlp(), Ensemble([mlp(), mlp()])
+    distillation.distil(student, batches(), teacher=teacher, tuning=ONE_EPOCH, seed=seed)
+    return student[0].weight
 
 
 def tuned_once(seed):
@@ -259,6 +266,11 @@ TABLE: dict[str, Callable[[Any], Any]] = {
         lambda seed: stratified_order(torch.arange(20) % 3, seed, purpose="train"),
     "evo_subnets.evolution.select": selected,
     "evo_subnets.lineage.Lineage.at_random": wandering,
+    "evo_subnets.methods.distillation.Distillation":
+        lambda seed: distillation.Distillation(seed=seed),
+    "evo_subnets.methods.distillation.Lessons.bag":
+        lambda seed: distillation.Lessons(IMAGES, mlp()).bag(0.5, seed).data.pixels,
+    "evo_subnets.methods.distillation.distil": taught,
     "evo_subnets.methods.dst.DST": lambda seed: DST(seed=seed),
     "evo_subnets.methods.dst.StaticSparse": lambda seed: StaticSparse(seed=seed),
     "evo_subnets.methods.dst.first_masks":

@@ -1,5 +1,6 @@
 """One file for each published method; `METHODS` lists them for whoever runs any of them."""
 
+from evo_subnets.methods.distillation import Distillation, distil
 from evo_subnets.methods.dst import DST, StaticSparse
 from evo_subnets.methods.edst import EDST
 from evo_subnets.methods.independent import Bagging, Independent
@@ -25,6 +26,7 @@ METHODS: dict[str, type[Method]] = {
     "swa": SWA,
     "soup": Soup,
     "pep": PEP,
+    "distillation": Distillation,
 }
 
 __all__ = [
@@ -36,6 +38,7 @@ __all__ = [
     "Annealing",
     "Bagging",
     "Build",
+    "Distillation",
     "FastGeometric",
     "Independent",
     "Method",
@@ -47,5 +50,6 @@ __all__ = [
     "Sparse",
     "StaticSparse",
     "Stochastic",
+    "distil",
     "with_seed",
 ]

@@ -129,7 +129,9 @@ def test_methods_are_frozen_dataclasses_that_say_what_they_are(name):
 def test_costs_are_counted(name):
     method = VARIANTS[name]
     result = called(method)
-    assert result.epochs >= result.training >= 0
+    assert result.training >= 0
+    if name != "distillation":  # whose teachers are asked besides
+        assert result.epochs >= result.training
     assert 0 < result.inference <= method.ensemble_size
     assert (
         0

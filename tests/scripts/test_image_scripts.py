@@ -32,7 +32,9 @@ COMMANDS = {
     "swa": [*TINY, "--epochs", "1"],
     "soup": [*TINY, "--ingredients", "2"],
     "pep": [*TINY, "--ensemble-size", "2"],
+    "distillation": [*DIGITS, "--epochs", "2", "--teachers", "2"],
 }
+SINGLE = ("independent", "swa", "soup", "distillation")
 SPARSE = ("static_sparse", "dst", "edst")
 
 
@@ -56,7 +58,7 @@ def test_every_method_leaves_whole_results(method, server, tmp_path):
     network = build("mlp-32", (1, 32, 32), classes=10, seed=0)
     path = out / "ensemble.safetensors"
     loaded = Ensemble.load(path, network, restore=method in ("noisy", "pep"))
-    assert len(loaded.members) == (1 if method in ("independent", "swa", "soup") else 2)
+    assert len(loaded.members) == (1 if method in SINGLE else 2)
     assert loaded(torch.zeros(3, 1, 32, 32)).shape == (3, 10)
     assert list(out.glob("events.out.tfevents*"))
     parented = METHODS[method].starts_from == "parent"
