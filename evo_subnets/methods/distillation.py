@@ -139,8 +139,8 @@ class Distillation:
             student = build(derive_seed(self.seed, "student"))
             distil(
                 student, task, teacher=learned.ensemble, tuning=self.tuning,
-                temperature=self.temperature, labels=self.labels, seed=derive_seed(self.seed, "tuning", 0), on_epoch=on_epoch,
-                checkpoint=checkpoint,
+                temperature=self.temperature, labels=self.labels,
+                seed=derive_seed(self.seed, "tuning", 0), on_epoch=on_epoch, checkpoint=checkpoint,
             )  # fmt: skip
             return student
 
