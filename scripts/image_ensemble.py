@@ -75,8 +75,9 @@ def main(args: BuilderArgs | ParentArgs) -> None:
         # The test
         members = list(result.ensemble.members)
         alone, count = parent or members[0], len(members)
-        tuning: Any = getattr(method, "tuning", None)  # of a parent's child it is no unit
-        unit = float(epochs) if parent is not None else tuning.epochs * tuning.bagging
+        unit, tuning = float(epochs or result.epochs / count), getattr(method, "tuning", None)
+        if parent is None and tuning is not None:  # however many networks one training leaves
+            unit = tuning.epochs * tuning.bagging
         contest = Contest(data.test, unit)
 
         def cost(size: int = 1) -> dict[str, Any]:

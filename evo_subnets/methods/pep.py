@@ -56,7 +56,7 @@ class PEP:
         begin(run, self, start=parent)
         sigma = self.sigma
         if sigma is None:
-            sigma = run.once("sigma", partial(self._search, parent, task))
+            sigma = run.once("sigma", partial(self._search, parent, task, run))
         ensemble = self._around(parent, task, sigma)
         return untrained(parent, ensemble, search=self._noise(sigma))
 
@@ -68,7 +68,7 @@ class PEP:
         mutations = self._noise(sigma).mutations()
         return Ensemble.from_mutations(parent, mutations, outputs=task.outputs)
 
-    def _search(self, parent: nn.Module, task: Task) -> float:
+    def _search(self, parent: nn.Module, task: Task, run: Run) -> float:
         def log_likelihood(outputs: Tensor, targets: Tensor) -> float:
             return -float(task.outputs.loss(outputs, targets))
 
@@ -77,10 +77,14 @@ class PEP:
         weights = [params[name].detach().float() for name in params.weights]
         square = sum(float(weight.square().sum()) for weight in weights)
         scale = math.sqrt(square / sum(weight.numel() for weight in weights))
-        return golden_section(
-            lambda sigma: fitness(self._around(parent, task, sigma)),
-            [scale * strength for strength in GRID],
-        )
+        with run.bar("sigma", len(GRID) + SECTIONS + 1) as advance:
+
+            def likelihood(sigma: float) -> float:
+                found = fitness(self._around(parent, task, sigma))
+                advance(1, f"{sigma:.4g}: log-likelihood {found:.4g}")
+                return found
+
+            return golden_section(likelihood, [scale * strength for strength in GRID])
 
 
 def golden_section(value: Callable[[float], float], grid: list[float]) -> float:

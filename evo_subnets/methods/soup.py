@@ -1,5 +1,6 @@
 """Model soups: one network out of many that were tuned from one parent (Wortsman et al. 2022)."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -75,7 +76,7 @@ class Soup:
         networks = train_members(train, tunings, what="soup", run=run, workers=workers)
         chosen = list(range(len(networks)))
         if self.recipe == "greedy":
-            chosen = run.once("greedy", partial(greedy, networks, task))
+            chosen = run.once("greedy", partial(greedy, networks, task, run=run))
         soup = mean_of([networks[index] for index in chosen], task)
         epochs = self.ingredients * self.tuning.epochs * self.tuning.bagging
         ensemble = Ensemble([soup], outputs=task.outputs)
@@ -94,14 +95,24 @@ def mean_of(networks: Sequence[nn.Module], task: Task) -> nn.Module:
     return soup.eval()
 
 
-def greedy(networks: Sequence[nn.Module], task: Task) -> list[int]:
-    """The numbers of those in the greedy soup, in the order in which they were added."""
+def greedy(networks: Sequence[nn.Module], task: Task, *, run: Run = NOTHING_KEPT) -> list[int]:
+    """The numbers of those in the greedy soup, in the order in which they were added.
+
+    One whose metric is NaN is in none; a ValueError where it is NaN of all.
+    """
     fitness = Validation(task.selection, task.metric, None, task.outputs)
     alone = [fitness(network) for network in networks]
-    order = sorted(range(len(networks)), key=lambda index: -alone[index])
+    able = [index for index, value in enumerate(alone) if not math.isnan(value)]
+    if not able:
+        raise ValueError(
+            f"on validation samples the metric is NaN for all of {len(alone)} networks"
+        )
+    order = sorted(able, key=lambda index: -alone[index])
     chosen, best = [order[0]], alone[order[0]]
-    for index in order[1:]:
-        value = fitness(mean_of([networks[each] for each in (*chosen, index)], task))
-        if value >= best:
-            chosen, best = [*chosen, index], value
+    with run.bar("greedy", len(order) - 1) as advance:
+        for index in order[1:]:
+            value = fitness(mean_of([networks[each] for each in (*chosen, index)], task))
+            if value >= best:
+                chosen, best = [*chosen, index], value
+            advance(1, f"{len(chosen)} in the mean: {best:.4g}")
     return chosen

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -41,7 +42,12 @@ class Snapshot:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "seed", check_seed(self.seed))
-        _check(self.ensemble_size, self.tuning, cycle=1.0)
+        _check(self.ensemble_size, self.tuning)
+        if self.ensemble_size > self.tuning.epochs:
+            raise ValueError(
+                f"{self.ensemble_size} cycles of an epoch at least do not fit into "
+                f"{self.tuning.epochs} epochs: take fewer members or more epochs"
+            )
 
     @property
     def schedule(self) -> Restarts:
@@ -82,7 +88,7 @@ class FastGeometric:
     def __post_init__(self) -> None:
         object.__setattr__(self, "seed", check_seed(self.seed))
         object.__setattr__(self, "rates", tuple(self.rates))
-        _check(self.ensemble_size, self.tuning, cycle=0.0)
+        _check(self.ensemble_size, self.tuning)
 
     @property
     def schedule(self) -> Triangles:
@@ -98,8 +104,7 @@ class FastGeometric:
         cycle = self.tuning.epochs / self.schedule.cycles
         middles = [(number + 0.5) * cycle for number in range(self.ensemble_size - 1)]
         ends = [*middles, float(self.tuning.epochs)]
-        start = _copier(parent)
-        return _passed(self, start, self.schedule, ends, task, run, workers)
+        return _passed(self, partial(copied, parent), self.schedule, ends, task, run, workers)
 
 
 @dataclass(frozen=True)
@@ -153,19 +158,10 @@ class SWA:
         return Result(ensemble, passed, passed, 1.0, count_parameters(mean))
 
 
-def _check(ensemble_size: int, tuning: Tuning, *, cycle: float) -> None:
+def _check(ensemble_size: int, tuning: Tuning) -> None:
     if ensemble_size < 1:
         raise ValueError(f"ensemble_size must be at least 1, got {ensemble_size}")
     refuse_idle(tuning, ("schedule",), because="cycles with rates of their own")
-    if cycle * ensemble_size > tuning.epochs:
-        raise ValueError(
-            f"{ensemble_size} cycles of an epoch at least do not fit into {tuning.epochs} epochs: "
-            "take fewer members or more epochs"
-        )
-
-
-def _copier(parent: nn.Module) -> Callable[[], nn.Module]:
-    return lambda: copied(parent)
 
 
 def _passed(
@@ -179,6 +175,11 @@ def _passed(
 ) -> Result:
     """The networks at the epochs `ends` of one training."""
     tuning = replace(method.tuning, schedule=schedule)
+    if len(ends) > (steps := tuning.steps(task.train)):
+        raise ValueError(
+            f"{len(ends)} networks out of {steps} training steps would not all be others: take "
+            "fewer members or more epochs"
+        )
 
     def train(
         index: int, checkpoint: Path | None, on_epoch: Callable[[int, float], None]

@@ -15,6 +15,7 @@ from evo_subnets.methods import (
     DST,
     METHODS,
     Annealing,
+    FastGeometric,
     Independent,
     Noisy,
     Pruning,
@@ -45,6 +46,7 @@ VARIANTS = {
     **{name: shrunk(method()) for name, method in METHODS.items()},
     "deep ensemble": Independent(2, TUNING),
     "random": Sparse(2, Pruning("random", 0.6), TUNING),
+    "fast_geometric": FastGeometric(2, tuning=Tuning(2, batch_size=16)),  # in one step none fit
     "soup, uniform": Soup(3, "uniform", TUNING),
     "dst, random growth": DST(2, rewiring=Rewiring("random", interval=2), tuning=TUNING),
     "neurons": Sparse(2, Pruning("random", 0.3, "neurons"), TUNING),

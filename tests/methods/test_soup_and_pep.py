@@ -61,6 +61,16 @@ def test_the_greedy_soup_begins_with_the_best_and_never_gets_worse():
         assert fitness(mean_of([networks[each] for each in (*before, index)], TASK)) < best
 
 
+def test_a_network_without_a_metric_is_in_no_soup():
+    networks = [network(seed) for seed in range(3)]
+    values = iter([math.nan, 0.5, 0.7, 0.6])
+    task = Task(pictures(), pictures(), metric=lambda outputs, targets: next(values))
+    assert greedy(networks, task) == [2], "the mean with the second is worse, the first is left out"
+    nan = Task(pictures(), pictures(), metric=lambda outputs, targets: math.nan)
+    with pytest.raises(ValueError, match="the metric is NaN for all of 3 networks"):
+        greedy(networks, nan)
+
+
 def test_the_golden_section_finds_a_maximum_between_points_of_the_grid():
     found = golden_section(lambda x: -(math.log(x / 0.05) ** 2), [0.003, 0.01, 0.03, 0.1, 0.3])
     assert found == pytest.approx(0.05, rel=0.05)

@@ -90,6 +90,10 @@ def test_swa_is_the_mean_with_norms_of_its_own():
         (lambda: Snapshot(17), "17 cycles of an epoch at least do not fit into 16 epochs"),
         (lambda: Snapshot(tuning=Tuning(16, Constant(0.1))), "schedule has no effect with cycles"),
         (lambda: FastGeometric(tuning=Tuning(8, Constant(0.1))), "schedule has no effect with"),
+        (
+            lambda: FastGeometric(30, tuning=TUNING)(network(1), TASK),
+            "30 networks out of 24 training",
+        ),
         (lambda: SWA(0.0), "every must be above 0"),
         (lambda: SWA(9.0), "at most the epochs, 8"),
     ],
