@@ -306,3 +306,10 @@ def test_the_picture_is_what_the_imports_say():
 
 def test_every_arrow_of_the_picture_points_down():
     assert not [arrow for arrow in draw_architecture.arrows() if draw_architecture.up(arrow)]
+
+
+def test_no_two_test_files_share_a_name():
+    """pytest imports them by their bare names: a second one is an error of collection."""
+    names = [path.name for path in (ROOT / "tests").rglob("*.py")]
+    shared = {name for name in names if names.count(name) > 1}
+    assert shared <= {"conftest.py", "__init__.py"}
